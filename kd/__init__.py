@@ -1,0 +1,47 @@
+"""Knowledge distillation for image classification: a frozen teacher, a student, an objective of named losses.
+
+The public names are imported on first use, so that ``import kd`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+# In a wheel the configurations lie inside the package, in a checkout beside it.
+_here = Path(__file__).resolve().parent
+CONFIG_DIR = next(p for p in (_here / "configs", _here.parent / "configs") if (p / "train.yaml").is_file())
+
+_PUBLIC = {
+    "Batch": "kd.data.batch",
+    "Arrays": "kd.data.batch",
+    "Data": "kd.data.module",
+    "Memory": "kd.data.memory",
+    "Distiller": "kd.distiller",
+    "Frozen": "kd.teacher",
+    "InputError": "kd.errors",
+    "Normalized": "kd.models.normalized",
+    "Objective": "kd.objective",
+    "Optim": "kd.optim",
+    "Taps": "kd.taps",
+    "Term": "kd.objective",
+    "load": "kd.run",
+}
+_PACKAGES = ("data", "losses", "models")
+
+__all__ = ["CONFIG_DIR", "__version__", *_PUBLIC, *_PACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _PACKAGES:
+        return import_module(f"kd.{name}")
+    raise AttributeError(f"module 'kd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

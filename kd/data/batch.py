@@ -1,0 +1,37 @@
+"""What data is made of: the batch that travels, and the arrays that a source answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One step's worth of samples.
+
+    ``images`` [B, C, H, W] as uint8 or float in [0, 1], never normalised in transit; ``labels`` [B] class
+    numbers or [B, C] probabilities; ``index`` [B] the position in the training set; ``view`` [B] which
+    augmentation each image got.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor | None = None
+    view: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """An image data set in memory: uint8 images [N, C, H, W] and int64 labels [N], for training and for test.
+
+    ``names`` are the classes; ``mean`` and ``std`` per channel on the [0, 1] scale, computed from the
+    training images where absent.
+    """
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    names: tuple[str, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None

@@ -1,0 +1,159 @@
+"""The distiller: a student, perhaps a teacher, an objective, and one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.errors import InputError
+from kd.losses.hard import entropy
+from kd.losses.logits import kl, soft_cross_entropy
+from kd.metrics import Scores
+from kd.objective import Objective
+from kd.optim import Optim
+from kd.taps import Taps
+from kd.teacher import Frozen
+
+
+class Distiller(pl.LightningModule):
+    """Trains ``student`` and whatever ``objective`` has trainable, with ``teacher`` frozen beside it.
+
+    Args:
+        student: images [B, C, H, W] to logits [B, classes].
+        teacher: answers ``teacher(batch)``; None if no term names it.
+        objective: the weighted terms; built here, with one example batch.
+        optim: the optimiser and its schedule; None for a distiller that only evaluates.
+        shape: [C, H, W] of the images.
+        classes: how many there are.
+        T: the temperature of the logged ``train/kl``, ``train/soft_ce`` and ``teacher/entropy``, for which
+            kl = soft_ce - entropy.
+        config: plain containers, kept in checkpoints as hyper-parameters.
+
+    Raises:
+        InputError: a term needs a teacher and there is none, a layer that does not exist, or networks whose
+            outputs are not [B, classes].
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Frozen | None,
+        objective: Objective,
+        optim: Optim | None = None,
+        shape: Sequence[int] = (3, 32, 32),
+        classes: int = 10,
+        T: float = 4.0,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(dict(config or {}), logger=False)
+        self.student, self.teacher, self.objective = student, teacher, objective
+        self.optim, self.T = optim, T
+        self.taps = Taps(student, objective.layers("student"))
+        self._build(shape, classes)
+        self.scores = nn.ModuleDict({part: Scores(classes, teacher is not None) for part in ("val", "test")})
+        self._teacher_logits: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def _build(self, shape: Sequence[int], classes: int) -> None:
+        """One dry batch through both networks, in eval mode: checks them, and sizes what depends on shapes."""
+        if self.objective.uses_teacher and self.teacher is None:
+            names = [name for name, term in self.objective.named_terms() if "teacher" in term.needs]
+            raise InputError(f"teacher=none, but the term {names[0]!r} needs a teacher; try objective=ce")
+        images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        self.student.eval()
+        tapped = self.taps(images)
+        _check_output("student", tapped[""], classes)
+        self.student.train()
+        answer = None
+        if self.teacher is not None:
+            self.teacher.tap(self.objective.layers("teacher"))
+            answer = self.teacher(Batch(images, torch.zeros(2, dtype=torch.long)))
+            _check_output("teacher", answer[""], classes)
+        self.objective.build(tapped, answer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The student's logits [B, classes] for uint8 images, or float ones in [0, 1]."""
+        return self.student(images)
+
+    def configure_optimizers(self) -> Any:
+        if self.optim is None:
+            raise InputError("this distiller has no optim and cannot train")
+        return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def on_fit_start(self) -> None:
+        self.student.train()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = Batch(*batch)
+        student = self.taps(batch.images)
+        teacher = self.teacher(batch) if self.teacher is not None and self.objective.uses_teacher else None
+        total, parts = self.objective(student, batch.labels, teacher, batch.index, self.current_epoch)
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": part for name, part in parts.items()})
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+            self.log("train/acc", (student[""].argmax(-1) == labels).float().mean(), prog_bar=True)
+            if teacher is not None:
+                identity = self._identity(student[""].detach().float(), teacher[""].float())
+                self.log_dict({tag: value for tag, value in identity.items() if tag[6:] not in parts})
+        return total
+
+    def _identity(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """KL(p || q) = H(p, q) - H(p) in numbers, without T^2."""
+        p = (teacher / self.T).softmax(-1)
+        return {
+            "train/kl": kl(student, teacher, self.T) / self.T**2,
+            "train/soft_ce": soft_cross_entropy(student / self.T, p),
+            "teacher/entropy": entropy(teacher, self.T),
+        }
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", Batch(*batch), batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("test", Batch(*batch), batch_idx)
+
+    def _evaluate(self, part: str, batch: Batch, batch_idx: int) -> None:
+        scores = self.scores[part]
+        assert isinstance(scores, Scores)
+        student = self.student(batch.images)
+        scores.update(student, batch.labels, self._answer(part, batch, batch_idx))
+        for name, metric in scores.named().items():
+            tag = f"{part}/{name}" if part == "test" else f"{part}/{name}".replace("val/teacher_", "teacher/")
+            self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=tag == "val/acc")
+
+    def _answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The teacher's logits; those of a batch met before are remembered, as neither of them changes."""
+        if self.teacher is None:
+            return None
+        known = self._teacher_logits.get((part, batch_idx))
+        if known is not None and batch.index is not None and torch.equal(known[0], batch.index):
+            return known[1]
+        logits = self.teacher(batch)[""]
+        if batch.index is not None:
+            self._teacher_logits[part, batch_idx] = (batch.index, logits)
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        self._reset_confusion("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._reset_confusion("test")
+
+    def _reset_confusion(self, part: str) -> None:
+        scores = self.scores[part]
+        assert isinstance(scores, Scores)
+        self.confusion = scores.confusion.compute()
+        scores.confusion.reset()
+
+
+def _check_output(side: str, output: Any, classes: int) -> None:
+    if not isinstance(output, Tensor) or output.shape != (2, classes):
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"the {side} must give logits [B, {classes}] for the data's {classes} classes, gives {shape}")

@@ -1,0 +1,27 @@
+"""The one exception for bad input, and how a near miss is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong: shown as one line ``error: ...``, exit code 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice most like ``name``, or None where nothing is alike."""
+    lowered = {choice.lower(): choice for choice in choices}
+    match = get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
+    return lowered[match[0]] if match else None
+
+
+def unknown(what: str, name: str, choices: Iterable[str], shown: int = 20) -> InputError:
+    """The error for a name that is not among ``choices``: says the nearest one and what there is."""
+    known = sorted(choices)
+    near = nearest(name, known)
+    hint = f"; did you mean {near!r}?" if near else ""
+    rest = f", ... ({len(known)} in all)" if len(known) > shown else ""
+    listed = ", ".join(known[:shown]) or "nothing"
+    return InputError(f"unknown {what} {name!r}{hint} (there is: {listed}{rest})")

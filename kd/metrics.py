@@ -1,0 +1,57 @@
+"""What is measured at validation and test: the student's accuracy and calibration, and its likeness to the teacher."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
+from kd.losses.logits import kl
+
+
+class Scores(nn.Module):
+    """Accumulates over a data set, over all processes, without counting any sample twice.
+
+    ``acc`` and ``top5`` (with more than 10 classes) are shares in [0, 1]; ``nll`` mean nats; ``ece`` the expected
+    calibration error in 15 equal bins (Guo et al. 2017, arXiv:1706.04599); with a teacher ``teacher_acc`` and
+    ``teacher_nll``, ``agreement`` the share of equal predictions and ``kl`` the mean KL(teacher || student) at
+    T = 1 in nats.
+    """
+
+    def __init__(self, classes: int, with_teacher: bool) -> None:
+        super().__init__()
+        self.student = nn.ModuleDict({"acc": MulticlassAccuracy(classes, average="micro"), "nll": MeanMetric()})
+        if classes > 10:
+            self.student["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
+        self.student["ece"] = MulticlassCalibrationError(classes, n_bins=15)
+        self.confusion = MulticlassConfusionMatrix(classes)
+        self.teacher = nn.ModuleDict()
+        if with_teacher:
+            self.teacher["teacher_acc"] = MulticlassAccuracy(classes, average="micro")
+            for name in ("teacher_nll", "agreement", "kl"):
+                self.teacher[name] = MeanMetric()
+
+    def update(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> None:
+        """Adds logits [B, C] and labels [B]."""
+        student = student.float()
+        for name in ("acc", "top5", "ece"):
+            if name in self.student:
+                self._metric(name).update(student.softmax(-1), labels)
+        self._metric("nll").update(F.cross_entropy(student, labels, reduction="none"))
+        self.confusion.update(student, labels)
+        if teacher is not None:
+            teacher = teacher.float()
+            self._metric("teacher_acc").update(teacher, labels)
+            self._metric("teacher_nll").update(F.cross_entropy(teacher, labels, reduction="none"))
+            self._metric("agreement").update((student.argmax(-1) == teacher.argmax(-1)).float())
+            self._metric("kl").update(kl(student, teacher, T=1.0, reduction="none").sum(-1))
+
+    def named(self) -> dict[str, Metric]:
+        """The metrics by name, without the confusion matrix."""
+        return {name: self._metric(name) for name in (*self.student, *self.teacher)}
+
+    def _metric(self, name: str) -> Metric:
+        metric = (self.student if name in self.student else self.teacher)[name]
+        assert isinstance(metric, Metric)
+        return metric

@@ -1,0 +1,18 @@
+"""The model zoo: ``kd.models["resnet20"]`` is a function, ``list(kd.models)`` the names.
+
+A model is any function or class that names what it needs out of ``classes``, ``num_classes``, ``channels`` and
+``in_channels`` and gives a network from images to logits.
+"""
+
+import sys
+
+from kd.models import hub, resnet, small
+from kd.models.normalized import Normalized
+from kd.models.weights import prepare
+from kd.registry import RegistryPackage
+from kd.registry import models as registry
+
+
+sys.modules[__name__].__class__ = RegistryPackage
+
+__all__ = ["Normalized", "hub", "prepare", "registry", "resnet", "small"]

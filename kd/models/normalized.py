@@ -1,0 +1,36 @@
+"""Pixels in, logits out: each network carries its own normalisation in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import InputError
+
+
+class Normalized(nn.Module):
+    """``net((images - mean) / std)`` for images as uint8 or as float in [0, 1], shape [B, C, H, W].
+
+    Mean and std are given per channel on the [0, 1] scale. They are no part of the state dict, so that the
+    weights are the bare network's.
+    """
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise InputError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
+        self.net = net
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        return self.net((images - self.mean) / self.std)
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"

@@ -1,0 +1,189 @@
+"""Callbacks that only watch: the record of scores, TensorBoard's layout and pictures, throughput."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from kd.data.batch import Batch
+
+LAYOUT = {
+    "distillation": {
+        "accuracy: student and teacher": ["Multiline", ["^val/acc$", "^teacher/acc$"]],
+        "train accuracy": ["Multiline", ["^train/acc$"]],
+        "KL = soft cross-entropy - entropy": ["Multiline", ["^train/kl$", "^train/soft_ce$", "^teacher/entropy$"]],
+        "calibration error": ["Multiline", ["^val/ece$"]],
+        "agreement with the teacher": ["Multiline", ["^val/agreement$"]],
+    }
+}
+
+
+def writer(trainer: pl.Trainer) -> SummaryWriter | None:
+    """The TensorBoard writer of a run, on the first process, if it has one."""
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return boards[0].experiment if boards and trainer.is_global_zero else None
+
+
+class Record(Callback):
+    """Keeps every epoch's validation scores; they travel with checkpoints."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            wanted = ("val/", "teacher/")
+            scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(wanted)}
+            self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
+
+    def best(self, monitor: str = "val/acc") -> dict[str, float]:
+        """The first epoch with the highest score."""
+        return max(self.epochs, key=lambda scores: scores.get(monitor, 0.0), default={})
+
+    def last(self) -> dict[str, float]:
+        """The last epoch."""
+        return self.epochs[-1] if self.epochs else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = list(state_dict["epochs"])
+
+
+class Charts(Callback):
+    """TensorBoard's custom-scalars layout, and an HPARAMS tab that names its metrics from the start.
+
+    Args:
+        hyperparameters: flat names to plain values.
+    """
+
+    METRICS = ("hp/val_acc", "hp/teacher_acc", "hp/agreement", "hp/val_nll")
+
+    def __init__(self, hyperparameters: dict[str, Any] | None = None) -> None:
+        self.hyperparameters = hyperparameters or {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hyperparameters, dict.fromkeys(self.METRICS, 0.0))
+            else:
+                logger.log_hyperparams(self.hyperparameters)
+        if board := writer(trainer):
+            board.add_custom_scalars(LAYOUT)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and (board := writer(trainer)):
+            for tag in self.METRICS:
+                name = tag.removeprefix("hp/")
+                source = {"val_acc": "val/acc", "teacher_acc": "teacher/acc", "val_nll": "val/nll"}.get(name, f"val/{name}")
+                if source in trainer.callback_metrics:
+                    board.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step)
+
+
+class Throughput(Callback):
+    """Logs ``time/images_per_s``, over all processes, since the last time it was logged."""
+
+    def __init__(self) -> None:
+        self._images, self._since = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[0]) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            rate = self._images / max(now - self._since, 1e-9)
+            pl_module.log("time/images_per_s", rate, prog_bar=True)
+            self._images, self._since = 0, now
+
+
+class Pictures(Callback):
+    """At the end of training: the confusion matrix, and the images on which teacher and student disagree most.
+
+    Args:
+        images: how many images of the validation set the grid shows.
+    """
+
+    def __init__(self, images: int = 32) -> None:
+        self.images = images
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        board = writer(trainer)
+        if board is None or not hasattr(pl_module, "confusion"):
+            return
+        board.add_image("pictures/confusion", confusion_picture(pl_module.confusion), trainer.global_step)
+        if pl_module.teacher is not None:
+            disagreed = self._disagreed(trainer, pl_module)
+            names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]
+            if disagreed is not None:
+                images, words = disagreed
+                board.add_image("pictures/disagreement", grid(images), trainer.global_step)
+                board.add_text("pictures/disagreement", caption(words, names), trainer.global_step)
+
+    @torch.no_grad()
+    def _disagreed(self, trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor] | None:
+        """The images with the largest KL, and for each [label, teacher's, student's class]."""
+        images, words, scores = [], [], []
+        module.eval()
+        for raw in trainer.val_dataloaders:  # type: ignore[union-attr]
+            batch = Batch(*(part.to(module.device) if isinstance(part, Tensor) else part for part in raw))
+            student, teacher = module(batch.images).float(), module.teacher(batch)[""].float()
+            p, q = teacher.softmax(-1), student.softmax(-1)
+            scores.append((p * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum(-1).cpu())
+            words.append(torch.stack([batch.labels, p.argmax(-1), q.argmax(-1)], 1).cpu())
+            images.append(batch.images.cpu())
+        if not scores:
+            return None
+        order = torch.cat(scores).argsort(descending=True)[: self.images]
+        return torch.cat(images)[order], torch.cat(words)[order]
+
+
+class Bar(RichProgressBar):
+    """Lightning's progress bar without the version number, with short names."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        short = {"train/loss": "loss", "train/acc": "acc", "val/acc": "val", "time/images_per_s": "img/s"}
+        metrics = super().get_metrics(trainer, pl_module)
+        shown = {short[name]: value for name, value in metrics.items() if name in short}
+        return {name: f"{value:.0f}" if name == "img/s" else value for name, value in shown.items()}
+
+
+def confusion_picture(counts: Tensor, size: int = 480) -> Tensor:
+    """A picture [3, size, size] of a confusion matrix [C, C]: rows are labels, darker is more of the row."""
+    shares = counts.float() / counts.sum(1, keepdim=True).clamp(min=1)
+    cell = max(1, size // len(shares))
+    blue = torch.tensor([0.03, 0.19, 0.42]).view(3, 1, 1)
+    picture = 1 - shares.cpu()[None] * (1 - blue)
+    return F.interpolate(picture[None], scale_factor=cell, mode="nearest")[0]
+
+
+def grid(images: Tensor, columns: int = 8, scale: int = 56) -> Tensor:
+    """Images [N, C, H, W] side by side as one picture, enlarged without smoothing."""
+    pixels = images.float() / (255 if images.dtype == torch.uint8 else 1)
+    pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
+    pixels = F.interpolate(pixels, scale_factor=max(1, round(scale / pixels.shape[-1])), mode="nearest")
+    pixels = F.pad(pixels, (2, 2, 2, 2), value=1.0)
+    blank = torch.ones_like(pixels[:1]).expand(-len(pixels) % columns, -1, -1, -1)
+    rows = torch.cat([pixels, blank]).split(columns)
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).clamp(0, 1)
+
+
+def caption(words: Tensor, names: tuple[str, ...] | None, columns: int = 8) -> str:
+    """A markdown table for the grid: label, teacher's and student's answer for each picture."""
+    name = (lambda c: names[c]) if names else str
+    cells = [f"**{name(y)}** teacher {name(t)}, student {name(s)}" for y, t, s in words.tolist()]
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    head = "|" + " |" * columns + "\n|" + "---|" * columns + "\n"
+    return head + "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,98 @@
+"""Optimisers and schedules: the schedule is a pure function of the share of the run that is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from kd.errors import InputError, unknown
+from kd.registry import optimisers
+
+SCHEDULES = ("cosine", "multistep", "constant")
+
+
+class Optim:
+    """An optimiser and the course of its learning rate.
+
+    Args:
+        make: from parameters to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
+        schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
+            ``multistep`` or ``constant``.
+        warmup: the share of the run over which the rate rises linearly from 0.
+        milestones: for ``multistep``, the shares of the run after which the rate is multiplied by ``gamma``;
+            150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
+        gamma: that factor.
+
+    Raises:
+        InputError: an unknown schedule, or shares outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: str = "cosine",
+        warmup: float = 0.0,
+        milestones: Sequence[float] = (0.625, 0.75, 0.875),
+        gamma: float = 0.1,
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        if not 0 <= warmup < 1 or not all(0 < m <= 1 for m in milestones):
+            raise InputError(f"warmup and milestones are shares of the run, got {warmup} and {list(milestones)}")
+        self.make, self.schedule, self.warmup = make, schedule, warmup
+        self.milestones, self.gamma = tuple(milestones), gamma
+
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate's factor at ``step`` of ``total``."""
+        done = step / max(total, 1)
+        if done < self.warmup:
+            return (step + 1) / max(round(self.warmup * total), 1)
+        if self.schedule == "cosine":
+            return (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
+        if self.schedule == "multistep":
+            return self.gamma ** sum(done >= m for m in self.milestones)
+        return 1.0
+
+    def configure(self, module: nn.Module, total: int) -> dict[str, Any]:
+        """Lightning's answer for ``configure_optimizers``: trains every parameter of ``module``."""
+        optimizer = self.make([p for p in module.parameters() if p.requires_grad])
+        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "optim/lr"},
+        }
+
+
+def _check_rate(lr: float, weight_decay: float) -> None:
+    if not 0 < lr < math.inf:
+        raise InputError(f"lr must be a finite number above 0, got {lr}")
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay must be a finite number from 0 up, got {weight_decay}")
+
+
+@optimisers.register("sgd")
+def sgd(
+    parameters: Iterable[nn.Parameter],
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+) -> Optimizer:
+    """Stochastic gradient descent with momentum."""
+    _check_rate(lr, weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+@optimisers.register("adamw")
+def adamw(
+    parameters: Iterable[nn.Parameter], lr: float = 1e-3, weight_decay: float = 0.05, betas: Sequence[float] = (0.9, 0.999)
+) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    _check_rate(lr, weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]))

@@ -1,0 +1,232 @@
+"""The registry: one decorator gives a name in Python and a typed Hydra node made from the signature.
+
+A class or function registered in a group can be written ``group=name`` on the command line. Its node holds
+``_target_``, every parameter with its type and default, and the parameters with defaults of whatever goes
+*around* it: a loss sits in a ``Term``, so its node also has ``weight``, ``student``, ``teacher`` and so on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from kd.errors import InputError, unknown
+
+MISSING = "???"  # OmegaConf's sign for a value that the user must give
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """Names of one kind of thing.
+
+    Args:
+        kind: what its entries are called in messages.
+        groups: Hydra group to the dotted path ``module:name`` of what goes around an entry there, or "".
+        given: parameters that kd supplies itself, so that they are no configuration keys.
+    """
+
+    def __init__(self, kind: str, groups: dict[str, str], given: tuple[str, ...] = ()) -> None:
+        self.kind, self.groups, self.given = kind, groups, given
+        self._entries: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
+        """Decorator: the class or function is ``registry[name]`` and the Hydra choice ``group=name``."""
+
+        def keep(entry: Callable[..., Any]) -> Callable[..., Any]:
+            known = self._entries.get(name)
+            if known is not None and target_of(known) != target_of(entry):
+                raise InputError(f"{self.kind} {name!r} is registered already, by {target_of(known)}")
+            self._entries[name] = entry
+            for group, around in self.groups.items():
+                _store(group, name, self._node(entry, around))
+            return entry
+
+        return keep
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def name_of(self, target: str | None) -> str | None:
+        """The name under which a dotted path is registered."""
+        return next((name for name, entry in self._entries.items() if target_of(entry) == target), None)
+
+    def _node(self, entry: Callable[..., Any], around: str) -> type:
+        fields = {"_target_": (str, target_of(entry)), **_fields(entry, skip=self.given)}
+        if around:
+            extra = _fields(locate(around), skip=())
+            fields |= {key: field for key, field in extra.items() if field[1] != MISSING}
+        typed = [(key, hint, _field(default)) for key, (hint, default) in fields.items()]
+        return dataclasses.make_dataclass(entry.__name__, typed)
+
+
+class RegistryPackage(types.ModuleType):
+    """A package that answers ``package["name"]`` from its ``registry``."""
+
+    registry: Registry
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.registry[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.registry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry)
+
+    def __len__(self) -> int:
+        return len(self.registry)
+
+    def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
+        """The registry's decorator."""
+        return self.registry.register(name)
+
+
+losses = Registry("loss", {"loss": "kd.objective:Term"})
+models = Registry(
+    "model",
+    {"student": "kd.models.weights:prepare", "teacher": "kd.teacher:Origin"},
+    given=("classes", "num_classes", "channels", "in_channels", "shape"),
+)
+sources = Registry("data set", {"source": "kd.data.memory:Memory"})
+optimisers = Registry("optimiser", {"optim": "kd.optim:Optim"}, given=("parameters",))
+
+
+def load_plugins() -> None:
+    """Imports every installed package that names an entry point in the group ``kd.plugins``."""
+    for plugin in entry_points(group="kd.plugins"):
+        try:
+            plugin.load()
+        except Exception as error:
+            raise InputError(f"the plugin {plugin.name!r} ({plugin.value}) cannot be loaded: {error}") from error
+
+
+def target_of(entry: Callable[..., Any]) -> str:
+    """The dotted path of a class or function."""
+    return f"{entry.__module__}.{entry.__qualname__}"
+
+
+def locate(path: str) -> Callable[..., Any]:
+    """What ``module:name`` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a function, or of a class's constructor."""
+    named = inspect.signature(function).parameters
+    return {name: p for name, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters that have a default, with it."""
+    return {name: p.default for name, p in parameters(function).items() if p.default is not p.empty}
+
+
+def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **given: Any) -> Any:
+    """Makes what a configuration node describes.
+
+    Args:
+        node: ``_target_`` and its arguments, plain containers.
+        at: the node's place in the configuration, for messages.
+        trust: whether ``_target_`` may be any path. What a user typed is trusted; what comes out of a run
+            folder or a checkpoint is not, and must be registered under exactly that path.
+        partial: answer a callable that still wants arguments.
+        given: arguments that kd supplies where the target names them and the node does not set them.
+
+    Raises:
+        InputError: no or unknown target, an unknown argument, or the target's own complaint.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_object, instantiate
+
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
+    if not trust:
+        _check_registered(node, at)
+    try:
+        function = get_object(target)
+        _check_arguments(function, node, at)
+        named = inspect.signature(function).parameters
+        supplied = {key: value for key, value in given.items() if key in named and key not in node}
+        return instantiate({**node, "_partial_": partial}, **supplied, _convert_="all")
+    except InputError:
+        raise
+    except (InstantiationException, ImportError, ValueError, TypeError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (ImportError, ValueError, TypeError, OSError, InstantiationException)):
+            raise InputError(f"{at}: {str(cause).strip().splitlines()[0]}") from error
+        raise cause from None
+
+
+def _check_registered(node: Any, at: str) -> None:
+    registries = (losses, models, sources, optimisers)
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not any(registry.name_of(target) for registry in registries):
+            raise InputError(f"{at} names {target!r}, which is not registered with kd; it is not run")
+        for key, value in node.items():
+            _check_registered(value, f"{at}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _check_registered(value, at)
+
+
+def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+        return
+    known = parameters(function)
+    for key in node:
+        if not key.startswith("_") and key not in known:
+            raise unknown("option", f"{at}.{key}", [f"{at}.{name}" for name in known])
+
+
+def _store(group: str, name: str, node: Any) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group=group, name=name, node=node, provider="kd")
+
+
+def _fields(function: Callable[..., Any], skip: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    return {
+        name: (_hint(hints.get(name, Any)), MISSING if p.default is p.empty else p.default)
+        for name, p in parameters(function).items()
+        if name not in skip
+    }
+
+
+def _field(default: Any) -> Any:
+    if isinstance(default, (list, dict, tuple)):
+        return dataclasses.field(default_factory=lambda: list(default) if isinstance(default, tuple) else default)
+    return dataclasses.field(default=default)
+
+
+def _hint(hint: Any) -> Any:
+    """The part of a type that OmegaConf can check: plain values and optional plain values."""
+    arguments = typing.get_args(hint)
+    plain = (str, int, float, bool)
+    if typing.get_origin(hint) is typing.Literal:
+        return str if all(isinstance(value, str) for value in arguments) else Any
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [_hint(a) for a in arguments if a is not type(None)]
+        if len(inner) == 1 and inner[0] in plain:
+            return typing.Optional[inner[0]] if type(None) in arguments else inner[0]
+        return Any
+    return hint if hint in plain else Any

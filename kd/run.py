@@ -1,0 +1,106 @@
+"""The run folder: what a run leaves behind, and how to get the student back out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd.errors import InputError
+from kd.models.hub import offered
+from kd.models.normalized import Normalized
+from kd.models.weights import prepare
+from kd.registry import build, defaults_of
+from kd.teacher import Origin
+
+FORMAT = 1
+STUDENT = "student.safetensors"
+SUMMARY = "summary.json"
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Writes ``summary.json``; its schema is in docs/run-folder.md."""
+    write(folder / SUMMARY, json.dumps({"format_version": FORMAT, **summary}, indent=2) + "\n")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Reads a run's ``summary.json``.
+
+    Raises:
+        InputError: no finished run in the folder, or one from a later version of kd.
+    """
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged") from error
+    if not isinstance(summary, dict) or summary.get("format_version", FORMAT + 1) > FORMAT:
+        raise InputError(f"{path} was written by a later version of kd")
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("kd-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "checkout"
+    return found
+
+
+def network_of(
+    node: Mapping[str, Any], at: str, classes: int, shape: list[int], mean: Any, std: Any, trust: bool = True
+) -> Normalized:
+    """A network from its configuration node, with its normalisation in front and its weights if it names any."""
+    around = {**defaults_of(prepare), **defaults_of(Origin)}
+    own = {key: value for key, value in node.items() if key not in around}
+    network = build(own, at, trust=trust, **offered(classes, shape))
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{at} gave a {type(network).__name__}, not an nn.Module")
+    return prepare(network, mean, std, **{key: node[key] for key in defaults_of(prepare) if key in node})
+
+
+def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
+    """Parameters, and multiply-accumulates of convolutions and matrix products for one image."""
+    training = network.training
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, *shape, device=device))
+    network.train(training)
+    parameters = sum(p.numel() for p in network.parameters())
+    return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
+
+
+def load(folder: str | Path, trust: bool = False) -> Normalized:
+    """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
+
+    Args:
+        folder: a run folder.
+        trust: whether a class that is not registered with kd may be imported, as the run folder names it.
+
+    Raises:
+        InputError: no finished run, or a student that is not registered and not trusted.
+    """
+    folder = Path(folder)
+    summary = read_summary(folder)
+    student, data = summary["student"], summary["data"]
+    node = {**student["config"], "checkpoint": str(folder / STUDENT), "mean": student["mean"], "std": student["std"]}
+    network = network_of(node, "student", data["classes"], data["shape"], None, None, trust=trust)
+    return network.eval()

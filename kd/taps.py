@@ -1,0 +1,79 @@
+"""Taps: a network's output together with the tensors at named layers, of any network, by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd.errors import InputError, unknown
+from kd.models.normalized import Normalized
+
+
+class Taps:
+    """Runs ``network`` and answers ``{"": output, "layer3": ..., "fc:in": ...}``.
+
+    ``layers`` are the network's own module names; ``name`` is that layer's output, ``name:in`` its first
+    input. A layer that runs several times in one forward pass answers with its last run. Nothing is kept
+    between calls.
+
+    Raises:
+        InputError: a name that the network does not have (the nearest ones are named), a layer that did not
+            run, a layer whose output is no single tensor, or one that is overwritten in place by other means
+            than a module's ``inplace`` flag.
+    """
+
+    def __init__(self, network: nn.Module, layers: Iterable[str] = ()) -> None:
+        self.network = network
+        self.layers = tuple(dict.fromkeys(layers))
+        self._caught: dict[str, tuple[Tensor, int]] = {}
+        self._safe = not self.layers
+        bare = network.net if isinstance(network, Normalized) else network
+        modules = {name: module for name, module in bare.named_modules() if name}
+        for layer in self.layers:
+            name, _, side = layer.partition(":")
+            if name not in modules or side not in ("", "in"):
+                raise unknown(f"layer of {type(bare).__name__}", layer, modules)
+            modules[name].register_forward_hook(_Tap(self._caught, layer, side == "in"))
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """One forward pass over ``images`` [B, C, H, W]."""
+        output = self.network(images)
+        if not self._safe:
+            output = self._make_safe(images, output)
+        caught = {name: tensor for name, (tensor, _) in self._caught.items()}
+        self._caught.clear()
+        return {"": output, **caught}
+
+    def _make_safe(self, images: Tensor, output: Tensor) -> Tensor:
+        """Turns ``inplace`` off where an operation after a tapped layer rewrote its tensor."""
+        if self._overwritten():
+            for module in self.network.modules():
+                if getattr(module, "inplace", False) is True:
+                    module.inplace = False  # type: ignore[assignment]
+            output = self.network(images)
+        if names := self._overwritten():
+            raise InputError(f"the output of layer {names[0]!r} is overwritten in place by the network itself")
+        if missing := [layer for layer in self.layers if layer not in self._caught]:
+            raise InputError(f"layer {missing[0]!r} of {type(self.network).__name__} did not run")
+        self._safe = True
+        return output
+
+    def _overwritten(self) -> list[str]:
+        return [name for name, (tensor, version) in self._caught.items() if tensor._version != version]
+
+
+class _Tap:
+    """A forward hook that keeps one tensor; a class, so that copies of a network keep their own."""
+
+    def __init__(self, caught: dict[str, tuple[Tensor, int]], layer: str, takes_input: bool) -> None:
+        self.caught, self.layer, self.takes_input = caught, layer, takes_input
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        tensor = inputs[0] if self.takes_input else output
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"layer {self.layer!r} gives a {type(tensor).__name__}; only tensors can be tapped")
+        self.caught[self.layer] = (tensor, tensor._version)
+
+
