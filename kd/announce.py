@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from kd.data.module import Data
 from kd.distiller import Distiller
-from kd.run import size_of
+from kd.run import name_of, size_of
 
 log = logging.getLogger(__name__)
 
 
-def announce(distiller: Distiller, data: Any, trainer: pl.Trainer, folder: Path) -> None:
+def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer: pl.Trainer, folder: Path) -> None:
     """Says the data split, both networks with their sizes, the objective with its numbers, and where to look."""
     if not trainer.is_global_zero:
         return
@@ -32,50 +34,41 @@ def announce(distiller: Distiller, data: Any, trainer: pl.Trainer, folder: Path)
     for side, network in networks.items():
         if network is not None:
             size = size_of(network, shape)
-            name = type(getattr(network, "net", network)).__name__
+            name = name_of(config[side])
             counts = f"{size['parameters']:,} parameters, {size['macs'] / 1e6:,.1f} million MACs"
             log.info("%s: %s, %s%s", side, name, counts, ", frozen" if side == "teacher" else "")
     for line in distiller.objective.describe():
         log.info("objective: %s", line)
-    log.info("watch: tensorboard --logdir %s", folder)
+    log.info("watch: tensorboard --logdir %s", shown(folder))
 
 
 def conclude(summary: dict[str, Any], folder: Path) -> None:
     """Prints the closing table: teacher, student, agreement, time."""
     best, last, test = (summary["metrics"][part] for part in ("best", "last", "test"))
-    table = Table(title=f"{summary['task']}: {folder}", title_justify="left")
-    for column in ("", "parameters", "val acc (best)", "val acc (last)", "test acc", "test nll", "test ece"):
-        table.add_column(column, justify="left" if not column else "right")
-    if summary["teacher"]:
-        table.add_row(
-            f"teacher {summary['teacher']['name']}",
-            f"{summary['teacher']['parameters']:,}",
-            _percent(best.get("teacher/acc")),
-            _percent(last.get("teacher/acc")),
-            _percent(test.get("teacher_acc")),
-            _number(test.get("teacher_nll")),
-            "",
-        )
-    table.add_row(
-        f"student {summary['student']['name']}",
-        f"{summary['student']['parameters']:,}",
-        _percent(best.get("val/acc")),
-        _percent(last.get("val/acc")),
-        _percent(test.get("acc")),
-        _number(test.get("nll")),
-        _number(test.get("ece")),
-    )
+    title = f"{summary['task']}: {shown(folder)}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for column in ("params", "val best", "val last", "test", "nll", "ece"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = {"teacher": ("teacher/acc", "teacher_"), "student": ("val/acc", "")}
+    for side, (val, prefix) in rows.items():
+        if about := summary[side]:
+            scores = [_percent(best.get(val)), _percent(last.get(val)), _percent(test.get(f"{prefix}acc"))]
+            rest = [_number(test.get(f"{prefix}nll")), _number(test.get(f"{prefix}ece"))]
+            table.add_row(f"{side} {about['name']}", f"{about['parameters']:,}", *scores, *rest)
     training = summary["training"]
-    console = Console(soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     if "agreement" in test:
-        console.print(
-            f"agreement with the teacher on test {_percent(test['agreement'])}, KL {_number(test.get('kl'))} nats"
-        )
-    console.print(
-        f"{training['epochs']} epochs, {training['steps']:,} steps in {training['seconds']:.1f} s, "
-        f"{training['images_per_s']:,.0f} images/s; best epoch {best.get('epoch', '-')} (of the validation set)"
-    )
+        agreement = _percent(test["agreement"])
+        console.print(f"agreement with the teacher on test {agreement}, KL {_number(test.get('kl'))} nats")
+    speed = f"{training['steps']:,} steps in {training['seconds']:.1f} s, {training['images_per_s']:,.0f} images/s"
+    console.print(f"{training['epochs']} epochs, {speed}; test scores at the best validation epoch")
+
+
+def shown(folder: Path) -> Path:
+    """The folder as the user would type it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _percent(share: float | None) -> str:

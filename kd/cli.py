@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -20,6 +25,7 @@ import kd.losses
 import kd.models
 import kd.optim
 from kd.complaint import explain
+from kd.errors import InputError
 from kd.registry import load_plugins
 
 
@@ -51,28 +57,47 @@ def train() -> None:
 def _train(config: DictConfig) -> float | None:
     from kd.train import train as run
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    summary = run(plain(config), folder)
+    summary = run(plain(config), Path(HydraConfig.get().runtime.output_dir))
     return summary["metrics"]["best"].get("val/acc")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration as resolved plain containers."""
-    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """The composed configuration as resolved plain containers.
+
+    Raises:
+        InputError: a value is still missing; its key is named.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise InputError(f"{missing[0]} must be given")
+    resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
-def _command(name: str, task: Any) -> None:
-    """Runs a Hydra command; exceptions come here because Hydra is asked not to print them itself."""
+def _command(name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Runs a Hydra command. Hydra is asked to raise, not to print, so that bad input is one line."""
     full = os.environ.setdefault("KD_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
-    try:
+
+    @functools.wraps(task)
+    def job(config: DictConfig) -> Any:
+        with _one_line(full):
+            return task(config)
+
+    with _one_line(full):
         load_plugins()
         _register()
-        hydra.main(version_base="1.3", config_path=str(kd.CONFIG_DIR), config_name=name)(task)()
+        _check_flags()
+        hydra.main(version_base="1.3", config_path=str(kd.CONFIG_DIR), config_name=name)(job)()
+
+
+@contextmanager
+def _one_line(full: bool) -> Iterator[None]:
+    """Turns bad input into ``error: ...`` and exit code 2; anything else stays a traceback."""
+    try:
+        yield
     except Exception as error:
         line = explain(error)
         if full or line is None:
@@ -81,8 +106,19 @@ def _command(name: str, task: Any) -> None:
         raise SystemExit(2) from None
 
 
+def _check_flags() -> None:
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; options are written key=value, for example trainer.max_epochs=3")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
+
+
 def _register() -> None:
-    logging.getLogger("pytorch_lightning").addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
     store = ConfigStore.instance()
     store.store(name="root", node=Root, provider="kd")

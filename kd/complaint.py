@@ -17,9 +17,9 @@ def explain(error: BaseException) -> str | None:
     for cause in reversed(chain):
         if isinstance(cause, InputError):
             return str(cause)
-    for cause in reversed(chain):
-        if isinstance(cause, OmegaConfBaseException):
-            return _config_line(cause, chain)
+    complaints = [cause for cause in reversed(chain) if isinstance(cause, OmegaConfBaseException)]
+    if complaints:  # the innermost carries a template, the one around it the key
+        return _config_line(next((cause for cause in complaints if cause.key is not None), complaints[0]), chain)
     for cause in chain:
         if isinstance(cause, HydraException):
             return _hydra_line(str(cause))
@@ -34,7 +34,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> str:
-    first = (cause.msg or str(cause)).splitlines()[0].rstrip(".")
+    first = str(cause).splitlines()[0].rstrip(".")
     key = cause.full_key or str(cause.key or "")
     known = _siblings(cause.parent_node)
     if re.match(r"Key '.*' (is not in struct|not in )", first):
@@ -42,9 +42,15 @@ def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> s
         near = nearest(name, known)
         hint = f"; did you mean {f'{parent}.{near}' if parent else near}?" if near else ""
         return f"unknown key {key}{hint} (there is: {', '.join(sorted(known))})"
-    overrides = [match for e in chain if (match := re.search(r"override ['\"]?([^\s'\"]+)", str(e)))]
-    said = f"{overrides[0].group(1)}: " if overrides and key not in first else ""
-    return f"{said}{first}" + (f" (key {key})" if key and key not in said + first else "")
+    override = next((m.group(1) for e in chain if (m := re.match(r"Error merging override (.+)", str(e)))), None)
+    return f"{override or key}: {first}{_example(cause)}" if override or key else first
+
+
+def _example(cause: OmegaConfBaseException) -> str:
+    try:
+        return f"; for example {cause.key}={cause.parent_node[cause.key]}"
+    except Exception:
+        return ""
 
 
 def _siblings(node: Any) -> list[str]:
@@ -64,4 +70,5 @@ def _hydra_line(message: str) -> str:
         near = nearest(name, choices)
         hint = f"; did you mean {group}={near}?" if near else ""
         return f"unknown choice {group}={name}{hint} (there is: {', '.join(sorted(choices))})"
-    return " ".join(lines)
+    kept = [line for line in lines if not line.startswith(("See http", "Config search path", "provider="))]
+    return " ".join(kept)

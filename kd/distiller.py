@@ -96,7 +96,7 @@ class Distiller(pl.LightningModule):
         total, parts = self.objective(student, batch.labels, teacher, batch.index, self.current_epoch)
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in parts.items()})
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
             self.log("train/acc", (student[""].argmax(-1) == labels).float().mean(), prog_bar=True)
             if teacher is not None:

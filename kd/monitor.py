@@ -19,7 +19,10 @@ LAYOUT = {
     "distillation": {
         "accuracy: student and teacher": ["Multiline", ["^val/acc$", "^teacher/acc$"]],
         "train accuracy": ["Multiline", ["^train/acc$"]],
-        "KL = soft cross-entropy - entropy": ["Multiline", ["^train/kl$", "^train/soft_ce$", "^teacher/entropy$"]],
+        "KL = soft cross-entropy - entropy": [
+            "Multiline",
+            ["^train/kl$", "^train/soft_ce$", "^teacher/entropy$"],
+        ],
         "calibration error": ["Multiline", ["^val/ece$"]],
         "agreement with the teacher": ["Multiline", ["^val/agreement$"]],
     }
@@ -84,7 +87,9 @@ class Charts(Callback):
         if not trainer.sanity_checking and (board := writer(trainer)):
             for tag in self.METRICS:
                 name = tag.removeprefix("hp/")
-                source = {"val_acc": "val/acc", "teacher_acc": "teacher/acc", "val_nll": "val/nll"}.get(name, f"val/{name}")
+                source = {"val_acc": "val/acc", "teacher_acc": "teacher/acc", "val_nll": "val/nll"}.get(
+                    name, f"val/{name}"
+                )
                 if source in trainer.callback_metrics:
                     board.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step)
 
@@ -102,7 +107,7 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch[0]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             rate = self._images / max(now - self._since, 1e-9)
             pl_module.log("time/images_per_s", rate, prog_bar=True)
@@ -120,10 +125,10 @@ class Pictures(Callback):
         self.images = images
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        board = writer(trainer)
-        if board is None or not hasattr(pl_module, "confusion"):
+        board, counts = writer(trainer), getattr(pl_module, "confusion", None)
+        if board is None or not isinstance(counts, Tensor):
             return
-        board.add_image("pictures/confusion", confusion_picture(pl_module.confusion), trainer.global_step)
+        board.add_image("pictures/confusion", confusion_picture(counts), trainer.global_step)
         if pl_module.teacher is not None:
             disagreed = self._disagreed(trainer, pl_module)
             names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]

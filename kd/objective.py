@@ -75,15 +75,16 @@ class Term(nn.Module):
 
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
         """Lets the loss create what depends on shapes."""
-        if hasattr(self.loss, "build"):
+        build = getattr(self.loss, "build", None)
+        if build is not None:
             sides = {"student": student, "teacher": teacher}
             given = {
                 side: self.pick(side, tapped)
                 for side, tapped in sides.items()
                 if tapped is not None and side in self.needs
             }
-            accepted = inspect.signature(self.loss.build).parameters
-            self.loss.build(**{side: tensor for side, tensor in given.items() if side in accepted})
+            accepted = inspect.signature(build).parameters
+            build(**{side: tensor for side, tensor in given.items() if side in accepted})
 
     def forward(self, **given: Any) -> Tensor:
         """The unweighted scalar; ``student`` and ``teacher`` are tapped tensors by name."""

@@ -37,7 +37,7 @@ class Optim:
         self,
         make: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: str = "cosine",
-        warmup: float = 0.0,
+        warmup: float = 0.1,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
         gamma: float = 0.1,
     ) -> None:
@@ -91,7 +91,10 @@ def sgd(
 
 @optimisers.register("adamw")
 def adamw(
-    parameters: Iterable[nn.Parameter], lr: float = 1e-3, weight_decay: float = 0.05, betas: Sequence[float] = (0.9, 0.999)
+    parameters: Iterable[nn.Parameter],
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    betas: Sequence[float] = (0.9, 0.999),
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     _check_rate(lr, weight_decay)

@@ -227,6 +227,6 @@ def _hint(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         inner = [_hint(a) for a in arguments if a is not type(None)]
         if len(inner) == 1 and inner[0] in plain:
-            return typing.Optional[inner[0]] if type(None) in arguments else inner[0]
+            return inner[0] | None if type(None) in arguments else inner[0]
         return Any
     return hint if hint in plain else Any

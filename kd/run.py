@@ -18,7 +18,7 @@ from kd.errors import InputError
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
 from kd.models.weights import prepare
-from kd.registry import build, defaults_of
+from kd.registry import build, defaults_of, models
 from kd.teacher import Origin
 
 FORMAT = 1
@@ -77,6 +77,12 @@ def network_of(
     return prepare(network, mean, std, **{key: node[key] for key in defaults_of(prepare) if key in node})
 
 
+def name_of(node: Mapping[str, Any]) -> str:
+    """What a network is called: its name in its library, else the registered or dotted name."""
+    target = str(node["_target_"])
+    return str(node.get("name") or models.name_of(target) or target.rpartition(".")[2])
+
+
 def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
     """Parameters, and multiply-accumulates of convolutions and matrix products for one image."""
     training = network.training
@@ -101,6 +107,11 @@ def load(folder: str | Path, trust: bool = False) -> Normalized:
     folder = Path(folder)
     summary = read_summary(folder)
     student, data = summary["student"], summary["data"]
-    node = {**student["config"], "checkpoint": str(folder / STUDENT), "mean": student["mean"], "std": student["std"]}
+    node = {
+        **student["config"],
+        "checkpoint": str(folder / STUDENT),
+        "mean": student["mean"],
+        "std": student["std"],
+    }
     network = network_of(node, "student", data["classes"], data["shape"], None, None, trust=trust)
     return network.eval()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
-from kd.models.normalized import Normalized
+from kd.models.normalized import bare
 
 
 class Taps:
@@ -29,12 +29,12 @@ class Taps:
         self.layers = tuple(dict.fromkeys(layers))
         self._caught: dict[str, tuple[Tensor, int]] = {}
         self._safe = not self.layers
-        bare = network.net if isinstance(network, Normalized) else network
-        modules = {name: module for name, module in bare.named_modules() if name}
+        inner = bare(network)
+        modules = {name: module for name, module in inner.named_modules() if name}
         for layer in self.layers:
             name, _, side = layer.partition(":")
             if name not in modules or side not in ("", "in"):
-                raise unknown(f"layer of {type(bare).__name__}", layer, modules)
+                raise unknown(f"layer of {type(inner).__name__}", layer, modules)
             modules[name].register_forward_hook(_Tap(self._caught, layer, side == "in"))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -75,5 +75,3 @@ class _Tap:
         if not isinstance(tensor, Tensor):
             raise InputError(f"layer {self.layer!r} gives a {type(tensor).__name__}; only tensors can be tapped")
         self.caught[self.layer] = (tensor, tensor._version)
-
-

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]
     view: Tensor | None = None
 
 

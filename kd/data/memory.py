@@ -126,10 +126,8 @@ class Loader:
         return -(-mine // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.train:
-            order = permutation(len(self.labels), self.seed, self.epoch())
-        else:
-            order = torch.arange(len(self.labels))
+        count = len(self.labels)
+        order = permutation(count, self.seed, self.epoch()) if self.train else torch.arange(count)
         order = order[self.rank :: self.world]
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]

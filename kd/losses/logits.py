@@ -89,7 +89,12 @@ def total_variation(student: Tensor, teacher: Tensor, T: float = 1.0, reduction:
 
 
 def alpha_beta(
-    student: Tensor, teacher: Tensor, alpha: float = 1.0, beta: float = 0.0, T: float = 1.0, reduction: str = "batchmean"
+    student: Tensor,
+    teacher: Tensor,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    T: float = 1.0,
+    reduction: str = "batchmean",
 ) -> Tensor:
     """Alpha-beta divergence D(p || q) of Cichocki, Cruces and Amari 2011 (doi:10.3390/e13010134), eq. 17 to 20.
 
@@ -204,9 +209,7 @@ class TV(_Divergence):
 class AlphaBeta(_Divergence):
     """Alpha-beta divergence of teacher and student, mean over the batch, no T^2. See :func:`alpha_beta`."""
 
-    def __init__(
-        self, alpha: float = 0.5, beta: float = 0.5, T: float = 1.0, reduction: str = "batchmean"
-    ) -> None:
+    def __init__(self, alpha: float = 0.5, beta: float = 0.5, T: float = 1.0, reduction: str = "batchmean") -> None:
         super().__init__(T, reduction)
         self.alpha, self.beta = alpha, beta
 

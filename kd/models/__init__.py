@@ -12,7 +12,6 @@ from kd.models.weights import prepare
 from kd.registry import RegistryPackage
 from kd.registry import models as registry
 
-
 sys.modules[__name__].__class__ = RegistryPackage
 
 __all__ = ["Normalized", "hub", "prepare", "registry", "resnet", "small"]

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from kd.errors import InputError
 
 
+def bare(network: nn.Module) -> nn.Module:
+    """The network without the normalisation in front of it."""
+    return network.net if isinstance(network, Normalized) else network
+
+
 class Normalized(nn.Module):
     """``net((images - mean) / std)`` for images as uint8 or as float in [0, 1], shape [B, C, H, W].
 

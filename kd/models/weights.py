@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +35,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no weights at {path}: give a .safetensors or .pth file, or a run folder")
     try:
+        state: Any
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:

@@ -1,0 +1,105 @@
+"""From configuration to objects: each function makes one part of a run out of plain containers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from kd import run
+from kd.data.memory import Memory
+from kd.data.module import Data
+from kd.errors import InputError
+from kd.models.normalized import Normalized
+from kd.objective import Objective, Term
+from kd.optim import Optim
+from kd.registry import build, defaults_of
+from kd.teacher import Frozen
+
+Config = Mapping[str, Any]
+
+
+def data(config: Config) -> Any:
+    """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
+    node = config["data"]
+    around = defaults_of(Memory)
+    source = build({key: value for key, value in node.items() if key not in around}, "data")
+    if isinstance(source, pl.LightningDataModule):
+        if not hasattr(source, "classes") or not hasattr(source, "shape"):
+            raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
+        return source
+    options = {key: node[key] for key in around if key in node}
+    return Data(Memory(source, **options), config["seed"])
+
+
+def network(node: Config, at: str, data: Any) -> Normalized:
+    """A network for the data, with its normalisation in front."""
+    mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
+    std = getattr(data, "std", None) or [1.0] * data.shape[0]
+    return run.network_of(node, at, data.classes, list(data.shape), mean, std)
+
+
+def objective(nodes: Config) -> Objective:
+    """The terms, each a loss with its weight and layers."""
+    around = defaults_of(Term)
+    terms = {}
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise InputError(f"objective.{name} must be a term with a _target_, got {node!r}")
+        loss = build({key: value for key, value in node.items() if key not in around}, f"objective.{name}")
+        try:
+            terms[name] = Term(loss, **{key: node[key] for key in around if key in node})
+        except InputError as error:
+            raise InputError(f"objective.{name}: {error}") from error
+    return Objective(terms)
+
+
+def optim(node: Config) -> Optim:
+    """The optimiser's maker and its schedule."""
+    around = defaults_of(Optim)
+    make = build({key: value for key, value in node.items() if key not in around}, "optim", partial=True)
+    make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
+    return Optim(make, **{key: node[key] for key in around if key in node})
+
+
+def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:
+    """Lightning's trainer with the configured callbacks and loggers, which write into the run folder."""
+    places: dict[str, Any] = {
+        "save_dir": str(folder),
+        "dirpath": str(folder / "checkpoints"),
+        "hyperparameters": flat(config),
+    }
+    callbacks = [build(node, f"callbacks.{key}", **places) for key, node in config["callbacks"].items() if node]
+    loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
+    if not config["trainer"].get("enable_progress_bar", True):
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    trainer = build(config["trainer"], "trainer", partial=True)
+    try:
+        return trainer(callbacks=[record, *callbacks], logger=loggers or False, default_root_dir=str(folder))
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def teacher(config: Config, data: Any) -> Frozen | None:
+    """The frozen teacher, still without its weights: everything else is checked before they are made."""
+    node = config["teacher"] or {}
+    if not node.get("_target_"):
+        return None
+    return Frozen(network({**node, "checkpoint": None}, "teacher", data))
+
+
+def flat(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as ``objective.kd.T``, with plain values: what the HPARAMS tab shows."""
+    shown: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            shown |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)):
+            shown[f"{prefix}{key}"] = value
+    return shown
