@@ -15,7 +15,7 @@ from torch import nn
 from kd import run
 from kd.data.memory import Memory
 from kd.data.module import Data
-from kd.errors import InputError
+from kd.errors import InputError, placed
 from kd.models.normalized import Normalized
 from kd.objective import Objective, Term
 from kd.optim import Optim
@@ -34,8 +34,8 @@ def data(config: Config) -> Any:
         if not hasattr(source, "classes") or not hasattr(source, "shape"):
             raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
         return source
-    options = {key: node[key] for key in around if key in node}
-    return Data(Memory(source, **options), config["seed"])
+    with placed("data"):
+        return Data(Memory(source, **{key: node[key] for key in around if key in node}), config["seed"])
 
 
 def network(node: Config, at: str, data: Any) -> Normalized:
@@ -53,10 +53,8 @@ def objective(nodes: Config) -> Objective:
         if not isinstance(node, Mapping):
             raise InputError(f"objective.{name} must be a term with a _target_, got {node!r}")
         loss = build({key: value for key, value in node.items() if key not in around}, f"objective.{name}")
-        try:
+        with placed(f"objective.{name}"):
             terms[name] = Term(loss, **{key: node[key] for key in around if key in node})
-        except InputError as error:
-            raise InputError(f"objective.{name}: {error}") from error
     return Objective(terms)
 
 
@@ -64,8 +62,9 @@ def optim(node: Config) -> Optim:
     """The optimiser's maker and its schedule."""
     around = defaults_of(Optim)
     make = build({key: value for key, value in node.items() if key not in around}, "optim", partial=True)
-    make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
-    return Optim(make, **{key: node[key] for key in around if key in node})
+    with placed("optim"):
+        make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
+        return Optim(make, **{key: node[key] for key in around if key in node})
 
 
 def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:
@@ -73,17 +72,18 @@ def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:
     places: dict[str, Any] = {
         "save_dir": str(folder),
         "dirpath": str(folder / "checkpoints"),
-        "hyperparameters": flat(config),
+        "hyperparameters": hyperparameters(config),
     }
     callbacks = [build(node, f"callbacks.{key}", **places) for key, node in config["callbacks"].items() if node]
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
     if not config["trainer"].get("enable_progress_bar", True):
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer = build(config["trainer"], "trainer", partial=True)
-    try:
-        return trainer(callbacks=[record, *callbacks], logger=loggers or False, default_root_dir=str(folder))
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
+    with placed("trainer"):
+        try:
+            return trainer(callbacks=[record, *callbacks], logger=loggers or False, default_root_dir=str(folder))
+        except MisconfigurationException as error:
+            raise InputError(str(error)) from error
 
 
 def teacher(config: Config, data: Any) -> Frozen | None:
@@ -94,12 +94,23 @@ def teacher(config: Config, data: Any) -> Frozen | None:
     return Frozen(network({**node, "checkpoint": None}, "teacher", data))
 
 
-def flat(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Nested keys as ``objective.kd.T``, with plain values: what the HPARAMS tab shows."""
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """What the HPARAMS tab shows: the root keys, the networks' names and the options of what shapes the result."""
+    shown = {key: config[key] for key in ("T", "alpha", "seed")}
+    for side in ("student", "teacher"):
+        node = config[side] or {}
+        shown[side] = run.name_of(node) if node.get("_target_") else "none"
+    for group in ("objective", "optim", "data"):
+        shown |= _flat(config[group], f"{group}.")
+    shown["trainer.max_epochs"] = config["trainer"].get("max_epochs")
+    return shown
+
+
+def _flat(config: Config, prefix: str) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            shown |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
+            shown |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)) and value != "" and key != "_target_":
             shown[f"{prefix}{key}"] = value
     return shown

@@ -107,13 +107,15 @@ def _one_line(full: bool) -> Iterator[None]:
 
 
 def _check_flags() -> None:
+    """Refuses unknown flags in one line, and lets known ones stand anywhere, not only before the overrides."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{message}; options are written key=value, for example trainer.max_epochs=3")
 
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args()
+    overrides = parser.parse_intermixed_args().overrides
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
 
 
 def _register() -> None:

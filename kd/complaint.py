@@ -14,7 +14,7 @@ from kd.errors import InputError, nearest
 def explain(error: BaseException) -> str | None:
     """One line that names the key, the value and the nearest right one; None if it is no fault of the input."""
     chain = _chain(error)
-    for cause in reversed(chain):
+    for cause in chain:
         if isinstance(cause, InputError):
             return str(cause)
     complaints = [cause for cause in reversed(chain) if isinstance(cause, OmegaConfBaseException)]

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
     """Something a user gave is wrong: shown as one line ``error: ...``, exit code 2."""
+
+
+@contextmanager
+def placed(at: str) -> Iterator[None]:
+    """Puts the place in the configuration before whatever a constructor complains of."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise at_place(at, error) from error
+
+
+def at_place(at: str, error: BaseException) -> InputError:
+    """The first line of ``error`` after its place, unless it names the place itself."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(line if line.startswith(at) else f"{at}: {line}")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -43,8 +43,8 @@ class Record(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            wanted = ("val/", "teacher/")
-            scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(wanted)}
+            known = trainer.callback_metrics.items()
+            scores = {k: float(v) for k, v in known if k.startswith(("val/", "teacher/")) and k != "teacher/entropy"}
             self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
 
     def best(self, monitor: str = "val/acc") -> dict[str, float]:

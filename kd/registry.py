@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from kd.errors import InputError, unknown
+from kd.errors import InputError, at_place, unknown
 
 MISSING = "???"  # OmegaConf's sign for a value that the user must give
 
@@ -100,7 +100,7 @@ class RegistryPackage(types.ModuleType):
 losses = Registry("loss", {"loss": "kd.objective:Term"})
 models = Registry(
     "model",
-    {"student": "kd.models.weights:prepare", "teacher": "kd.teacher:Origin"},
+    {"student": "kd.models.weights:prepare", "teacher": "kd.models.weights:Origin"},
     given=("classes", "num_classes", "channels", "in_channels", "shape"),
 )
 sources = Registry("data set", {"source": "kd.data.memory:Memory"})
@@ -171,7 +171,7 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     except (InstantiationException, ImportError, ValueError, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, (ImportError, ValueError, TypeError, OSError, InstantiationException)):
-            raise InputError(f"{at}: {str(cause).strip().splitlines()[0]}") from error
+            raise at_place(at, cause) from error
         raise cause from None
 
 

@@ -17,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd.errors import InputError
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
-from kd.models.weights import prepare
+from kd.models.weights import Origin, prepare
 from kd.registry import build, defaults_of, models
-from kd.teacher import Origin
 
 FORMAT = 1
 STUDENT = "student.safetensors"

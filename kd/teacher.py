@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,22 +11,6 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.models.weights import fingerprint
 from kd.taps import Taps
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a teacher comes from.
-
-    ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for
-    ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run. ``mean``
-    and ``std`` replace the data's where the teacher expects others.
-    """
-
-    checkpoint: str | None = None
-    epochs: int | None = None
-    seed: int = 0
-    mean: list[float] | None = None
-    std: list[float] | None = None
 
 
 class Frozen(nn.Module):

@@ -20,10 +20,9 @@ from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.errors import InputError
 from kd.models.normalized import bare
-from kd.models.weights import load_into, save
+from kd.models.weights import Origin, load_into, save
 from kd.monitor import Record
 from kd.registry import defaults_of
-from kd.teacher import Origin
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     if teacher is not None:
-        load_into(bare(teacher.network), config["teacher"].get("checkpoint") or trained_teacher(config, data))
+        checkpoint = config["teacher"].get("checkpoint") or str(trained_teacher(config, data))
+        config = {**config, "teacher": {**config["teacher"], "checkpoint": checkpoint}}
+        load_into(bare(teacher.network), checkpoint)
         pl.seed_everything(config["seed"], workers=True, verbose=False)
     announce(config, distiller, data, trainer, folder)
     return fit(config, folder, trainer, distiller, data, record)
@@ -91,10 +92,10 @@ def fit(
     steps, epochs = trainer.global_step, trainer.current_epoch
     if trainer.interrupted:
         raise KeyboardInterrupt
+    summary = summarise(config, distiller, data, record)
     best = folder / "checkpoints" / "best.ckpt"
     kept = str(best) if best.is_file() else None
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
-    summary = summarise(config, distiller, data, record)
     summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
     batches = steps * getattr(data.memory, "batch_size", 0) * trainer.world_size if isinstance(data, Data) else 0
     summary["training"]["images_per_s"] = round(batches / seconds, 1)
@@ -117,14 +118,14 @@ def summarise(config: Config, distiller: Distiller, data: Any, record: Record) -
         described[side] = network and {
             "name": run.name_of(config[side]),
             "config": {key: value for key, value in config[side].items() if key not in defaults_of(Origin)},
-            "mean": network.mean.flatten().tolist(),
-            "std": network.std.flatten().tolist(),
+            "mean": [round(m, 6) for m in network.mean.flatten().tolist()],
+            "std": [round(s, 6) for s in network.std.flatten().tolist()],
             **run.size_of(network, list(data.shape)),
         }
     if teacher is not None:
         described["teacher"] |= {
             "sha256": teacher.fingerprint(),
-            "checkpoint": config["teacher"].get("checkpoint"),
+            "checkpoint": config["teacher"]["checkpoint"],
         }
     about = data.memory.describe() if isinstance(data, Data) else {"classes": data.classes, "shape": list(data.shape)}
     return {

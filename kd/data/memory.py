@@ -55,7 +55,7 @@ class Memory:
             held_out = (images[kept], labels[kept])
         self.parts = {"train": (images[train], labels[train]), "val": held_out, "test": arrays.test}
         if len(train) < batch_size:
-            raise InputError(f"data.batch_size={batch_size} is more than the {len(train)} training images")
+            raise InputError(f"batch_size={batch_size} is more than the {len(train)} training images")
         self.mean, self.std = arrays.mean, arrays.std
         if self.mean is None or self.std is None:
             self.mean, self.std = statistics(self.parts["train"][0])
@@ -65,9 +65,9 @@ class Memory:
         if batch_size < 1 or eval_batch_size < 1:
             raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
         if not (val == "test" or (isinstance(val, float) and 0 < val < 1)):
-            raise InputError(f"data.val must be a share in (0, 1) or 'test', got {val!r}")
+            raise InputError(f"val must be a share in (0, 1) or 'test', got {val!r}")
         if not 0 <= pad < min(arrays.train[0].shape[2:]):
-            raise InputError(f"data.pad must lie between 0 and the image size, got {pad}")
+            raise InputError(f"pad must lie between 0 and the image size, got {pad}")
         for part, (images, labels) in (("training", arrays.train), ("test", arrays.test)):
             if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels) or not len(labels):
                 shapes = f"{images.dtype} {list(images.shape)} and {list(labels.shape)}"

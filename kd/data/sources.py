@@ -43,7 +43,7 @@ def digits(test_share: float = 0.2) -> Arrays:
     from sklearn.datasets import load_digits
 
     if not 0 < test_share < 1:
-        raise InputError(f"data.test_share must lie in (0, 1), got {test_share}")
+        raise InputError(f"test_share must lie in (0, 1), got {test_share}")
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))

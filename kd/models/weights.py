@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,22 @@ def prepare(
     if checkpoint is not None:
         load_into(network, checkpoint)
     return Normalized(network, mean or data_mean, std or data_std)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a teacher comes from.
+
+    ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for
+    ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run. ``mean``
+    and ``std`` replace the data's where the teacher expects others.
+    """
+
+    checkpoint: str | None = None
+    epochs: int | None = None
+    seed: int = 0
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

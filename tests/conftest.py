@@ -1,0 +1,48 @@
+"""Shared options and fixtures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow")
+    parser.addoption("--network", action="store_true", help="run the tests marked network")
+    parser.addoption("--golden", default=str(HERE / "golden"), help="a folder of golden cases with its index.json")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
+    absent = {
+        "slow": None if config.getoption("--slow") else "slow: give --slow",
+        "network": None if config.getoption("--network") else "needs the internet: give --network",
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+    }
+    for item in items:
+        for mark, reason in absent.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def kd_train(tmp_path: Path) -> Run:
+    """Runs ``kd-train`` with the given overrides in an empty folder, as a user's shell would."""
+
+    def run(*overrides: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kd.cli", *overrides]
+        given = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
+        return subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=300)
+
+    return run

@@ -1,0 +1,83 @@
+"""Every objective and every experiment composes, builds and learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import kd
+from kd import Arrays, Batch, Data, Distiller, Memory, assemble
+from kd.cli import _register, plain
+
+NAMES = {
+    group: sorted(p.stem for p in (kd.CONFIG_DIR / group).rglob("*.yaml")) for group in ("objective", "data", "debug")
+}
+EXPERIMENTS = sorted(
+    str(p.relative_to(kd.CONFIG_DIR / "experiment").with_suffix(""))
+    for p in (kd.CONFIG_DIR / "experiment").rglob("*.yaml")
+)
+
+
+def composed(*overrides: str) -> dict:
+    _register()
+    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
+        return plain(compose("train", list(overrides)))
+
+
+def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list[float]:
+    """The total of a few training steps on one fixed batch."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (24, *shape)).to(torch.uint8)
+    labels = torch.arange(24) % classes
+    arrays = Arrays((images, labels), (images, labels), tuple(map(str, range(classes))))
+    data = Data(Memory(arrays, batch_size=8, val="test"))
+    student = assemble.network(config["student"], "student", data)
+    teacher = assemble.teacher(config, data)
+    objective = assemble.objective(config["objective"])
+    distiller = Distiller(student, teacher, objective, None, shape, classes)
+    batch = Batch(images[:16], labels[:16], torch.arange(16))
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.02)
+    totals = []
+    for _ in range(steps):
+        answer = distiller.teacher(batch) if distiller.teacher is not None else None
+        total, _ = distiller.objective(distiller.taps(batch.images), batch.labels, answer, batch.index)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total))
+    return totals
+
+
+@pytest.mark.parametrize("name", NAMES["objective"])
+def test_every_objective_learns(name: str) -> None:
+    totals = losses(composed(f"objective={name}", "student=resnet8", "teacher=resnet20"), [3, 16, 16], 10)
+    assert totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_learns(name: str) -> None:
+    totals = losses(composed(f"experiment={name}"), [3, 16, 16], 10)
+    assert totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("name", NAMES["data"])
+def test_every_data_set_composes(name: str) -> None:
+    node = composed(f"data={name}")["data"]
+    assert {"_target_", "batch_size", "val", "pad", "flip"} <= set(node)
+
+
+@pytest.mark.parametrize("name", NAMES["debug"])
+def test_every_debug_state_composes(name: str) -> None:
+    assert composed(f"debug={name}")["trainer"]["limit_train_batches"]
+
+
+def test_no_default_is_written_twice() -> None:
+    for path in (kd.CONFIG_DIR / "objective").glob("*.yaml"):
+        assert len(path.read_text().splitlines()) <= 16, path
+
+
+def test_configs_hold_only_yaml() -> None:
+    assert {p.suffix for p in Path(kd.CONFIG_DIR).rglob("*") if p.is_file()} == {".yaml"}

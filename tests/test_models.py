@@ -1,0 +1,112 @@
+"""Models: sizes, inputs of any kind, and weights from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import kd
+from kd import Normalized
+from kd.errors import InputError
+from kd.models.weights import fingerprint, load_into, read, save
+
+# parameters for 100 classes, as in RepDistiller and mdistiller
+SIZES = {
+    "resnet8": 83892,
+    "resnet14": 181172,
+    "resnet20": 278324,
+    "resnet32": 472756,
+    "resnet44": 667188,
+    "resnet56": 861620,
+    "resnet110": 1736564,
+    "resnet8x4": 1233540,
+    "resnet32x4": 7433860,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_residual_networks_have_the_published_size(name: str) -> None:
+    assert sum(p.numel() for p in kd.models[name](classes=100).parameters()) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "cnn", "mlp"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28)])
+def test_small_and_grey_images_are_taken(name: str, shape: tuple[int, int, int]) -> None:
+    options = {"shape": shape} if name == "mlp" else {"channels": shape[0]}
+    network = Normalized(kd.models[name](classes=7, **options), [0.5] * shape[0], [0.2] * shape[0]).eval()
+    pixels = torch.randint(0, 256, (2, *shape)).to(torch.uint8)
+    logits = network(pixels)
+    assert logits.shape == (2, 7)
+    torch.testing.assert_close(logits, network(pixels.float() / 255))
+
+
+def test_normalisation_is_no_part_of_the_weights() -> None:
+    network = kd.models["cnn"](classes=3)
+    assert list(Normalized(network, [0.1] * 3, [1.0] * 3).state_dict()) == [
+        f"net.{key}" for key in network.state_dict()
+    ]
+    with pytest.raises(InputError, match="std above 0"):
+        Normalized(network, [0.0], [0.0])
+
+
+def test_hub_fits_classes_and_channels() -> None:
+    network = kd.models["torchvision"](name="resnet18", classes=7, channels=1)
+    assert network.eval()(torch.rand(1, 1, 64, 64)).shape == (1, 7)
+    with pytest.raises(InputError, match="did you mean 'resnet18'"):
+        kd.models["torchvision"](name="resnet19", classes=7)
+
+
+def make_net(num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 16, num_classes))
+
+
+def test_an_import_path_gets_what_it_names() -> None:
+    network = kd.models["import"](path=f"{__name__}:make_net", classes=5, shape=[2, 4, 4])
+    assert network(torch.rand(1, 2, 4, 4)).shape == (1, 5)
+    with pytest.raises(InputError, match="cannot import"):
+        kd.models["import"](path="no_such_module:f", classes=5, shape=[2, 4, 4])
+
+
+def test_weights_are_read_from_every_container(tmp_path: Path) -> None:
+    network = kd.models["cnn"](classes=3)
+    state = network.state_dict()
+    save(network, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "c.pth")
+    torch.save({"epoch": 3, "model": state, "accuracy": 0.7}, tmp_path / "d.pth")
+    for file in ("a.safetensors", "b.pth", "c.pth", "d.pth"):
+        twin = kd.models["cnn"](classes=3)
+        load_into(twin, tmp_path / file)
+        assert fingerprint(twin) == fingerprint(network), file
+    assert not list(tmp_path.glob(".*"))
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.path,))
+
+
+def test_bad_files_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "code.pth")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for file in ("empty.pth", "page.pth", "cut.safetensors", "code.pth", "list.pth", "absent.pth"):
+        with pytest.raises(InputError, match=file.replace(".", r"\.")):
+            read(tmp_path / file)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError, match=r"does not fit CNN: \d+ missing, first \['layer1.0.weight'"):
+        load_into(kd.models["cnn"](classes=3), tmp_path / "other.safetensors")
+    save(kd.models["cnn"](classes=4), tmp_path / "four.safetensors")
+    with pytest.raises(InputError, match="of another shape"):
+        load_into(kd.models["cnn"](classes=3), tmp_path / "four.safetensors")

@@ -1,0 +1,107 @@
+"""Terms and objectives: what a loss may ask for, where its tensors come from, how the parts are summed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd import Objective, Term
+from kd.errors import InputError
+from kd.losses import CE, KL
+
+
+class Hint(nn.Module):
+    """mean (regressor(student) - teacher)^2."""
+
+    def build(self, student: Tensor, teacher: Tensor) -> None:
+        self.regressor = nn.Linear(student.shape[1], teacher.shape[1])
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (self.regressor(student) - teacher).square().mean()
+
+
+class Asks(nn.Module):
+    def forward(self, student: Tensor, tacher: Tensor) -> Tensor:
+        return student.sum()
+
+
+def tapped(width: int = 5) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(width)
+    return {"": torch.randn(4, 3, generator=generator), "layer": torch.randn(4, width, generator=generator)}
+
+
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def test_the_total_is_the_weighted_sum_of_unweighted_parts() -> None:
+    objective = Objective({"ce": Term(CE(), 0.1), "kd": Term(KL(T=2), 0.9)})
+    student, teacher = tapped(), tapped(6)
+    total, parts = objective(student, LABELS, teacher)
+    torch.testing.assert_close(parts["ce"], CE()(student[""], LABELS))
+    torch.testing.assert_close(parts["kd"], KL(T=2)(student[""], teacher[""]))
+    torch.testing.assert_close(total, 0.1 * parts["ce"] + 0.9 * parts["kd"])
+
+
+def test_a_term_that_asks_for_a_stranger_is_refused_with_the_vocabulary() -> None:
+    with pytest.raises(InputError, match=r"'tacher'.*student, teacher, labels, index"):
+        Term(Asks())
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}])
+def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        Term(CE(), **wrong)  # type: ignore[arg-type]
+
+
+def test_warmup_rises_and_stop_ends() -> None:
+    term = Term(CE(), weight=2.0, warmup=4, stop=6)
+    assert [term.scale(epoch) for epoch in range(8)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 0.0, 0.0]
+    objective = Objective({"ce": term, "kd": Term(KL())})
+    assert set(objective(tapped(), LABELS, tapped(), epoch=6)[1]) == {"kd"}
+
+
+def test_no_term_names_teacher_then_none_is_needed() -> None:
+    assert not Objective({"ce": Term(CE(), teacher="layer")}).uses_teacher
+    assert Objective({"ce": Term(CE(), teacher="layer")}).layers("teacher") == []
+    assert Objective({"kd": Term(KL(), student="layer", teacher=["layer", ""])}).layers("teacher") == ["layer"]
+
+
+def test_parts_are_modules_their_parameters_train_and_save() -> None:
+    objective = Objective({"hint": Term(Hint(), student="layer", teacher="layer")})
+    objective.build(tapped(5), tapped(7))
+    assert list(objective.state_dict()) == [
+        "terms.hint.loss.regressor.weight",
+        "terms.hint.loss.regressor.bias",
+    ]
+    total, _ = objective(tapped(5), LABELS, tapped(7))
+    total.backward()
+    assert all(p.grad is not None for p in objective.parameters())
+    assert set(copy.deepcopy(objective).state_dict()) == set(objective.state_dict())
+
+
+def test_the_teacher_gets_no_gradient_and_halves_become_float32() -> None:
+    student = {"": torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)}
+    teacher = {"": torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)}
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = Objective({"kd": Term(KL())})(student, LABELS, teacher)
+    assert total.dtype == torch.float32
+    total.backward()
+    assert student[""].grad is not None
+    assert teacher[""].grad is None
+
+
+def test_a_loss_that_gives_no_scalar_is_refused() -> None:
+    with pytest.raises(InputError, match="scalar"):
+        Objective({"kd": Term(KL(reduction="none"))})(tapped(), LABELS, tapped())
+
+
+def test_the_description_carries_the_numbers() -> None:
+    lines = Objective({"ce": Term(CE(), 0.25), "kd": Term(KL(T=2), 0.75, student="fc:in", warmup=3)}).describe()
+    assert lines[0] == "total = 0.25 * ce + 0.75 * kd"
+    assert (
+        lines[2]
+        == "kd = KL(T=2): T^2 * KL(teacher || student), natural log, mean over the batch student=fc:in warmup=3"
+    )

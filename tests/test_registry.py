@@ -1,0 +1,107 @@
+"""Names, typed nodes and what may be built from a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf, ValidationError
+from torch import Tensor, nn
+
+import kd
+import kd.losses
+import kd.models
+import kd.optim
+from kd.errors import InputError
+from kd.registry import Registry, build, losses
+
+
+def test_names_answer_and_near_misses_are_named() -> None:
+    assert kd.losses["kl"] is kd.losses.KL
+    assert kd.models["resnet20"].__name__ == "resnet20"
+    assert "kl" in kd.losses
+    assert "resnet8x4" in list(kd.models)
+    with pytest.raises(InputError, match="unknown model 'resnet9'; did you mean 'resnet8'"):
+        kd.models["resnet9"]
+
+
+def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
+    node = ConfigStore.instance().load("loss/kl.yaml").node
+    assert OmegaConf.to_container(node) == {
+        "_target_": "kd.losses.logits.KL",
+        "T": 4.0,
+        "reduction": "batchmean",
+        "unit": "nats",
+        "weight": 1.0,
+        "student": "",
+        "teacher": "",
+        "warmup": 0,
+        "stop": None,
+    }
+    with pytest.raises(ValidationError):
+        node.T = "abc"
+
+
+def test_what_kd_gives_is_no_key() -> None:
+    node = ConfigStore.instance().load("student/resnet8.yaml").node
+    assert set(node) == {"_target_", "checkpoint", "mean", "std"}
+
+
+def test_one_name_has_one_owner() -> None:
+    registry = Registry("thing", {})
+
+    @registry.register("a")
+    def first() -> None: ...
+
+    registry.register("a")(first)
+    with pytest.raises(InputError, match="registered already"):
+
+        @registry.register("a")
+        def second() -> None: ...
+
+
+class Free(nn.Module):
+    """Anything."""
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError("size must be positive")
+
+    def forward(self, student: Tensor) -> Tensor:
+        return student.mean()
+
+
+FREE = {"_target_": f"{__name__}.Free", "size": 2}
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"size": 1}, "here has no _target_"),
+        ({**FREE, "sise": 1}, "unknown option 'here.sise'; did you mean 'here.size'"),
+        ({**FREE, "size": 0}, "here: size must be positive"),
+        ({"_target_": "no.such.thing"}, "here"),
+    ],
+)
+def test_bad_nodes_are_named_by_their_place(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(node, "here")
+
+
+def test_only_registered_targets_are_built_without_trust() -> None:
+    assert isinstance(build(FREE, "here"), Free)
+    with pytest.raises(InputError, match="not registered with kd"):
+        build(FREE, "here", trust=False)
+    with pytest.raises(InputError, match=r"here\.T names 'os\.system'"):
+        build({"_target_": "kd.losses.logits.KL", "T": {"_target_": "os.system"}}, "here", trust=False)
+    assert isinstance(build({"_target_": "kd.losses.logits.KL"}, "here", trust=False), kd.losses.KL)
+
+
+def test_every_registered_class_has_a_summary_and_types() -> None:
+    for name, entry in losses.items():
+        assert entry.__doc__, name
+        node = ConfigStore.instance().load(f"loss/{name}.yaml").node
+        assert dataclasses.is_dataclass(OmegaConf.get_type(node)), name
