@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from kd import run
 from kd.data.memory import Memory
 from kd.data.module import Data
+from kd.distiller import Distiller
 from kd.errors import InputError, placed
 from kd.models.normalized import Normalized
 from kd.objective import Objective, Term
@@ -65,6 +67,21 @@ def optim(node: Config) -> Optim:
     with placed("optim"):
         make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
         return Optim(make, **{key: node[key] for key in around if key in node})
+
+
+def distiller(config: Config, data: Any, teacher: Frozen | None) -> Distiller:
+    """Student and objective, made anew from the run's seed, around the teacher."""
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    student = network(config["student"], "student", data)
+    terms = objective(config["objective"])
+    for name, term in terms.named_terms():
+        if term.start >= config["trainer"].get("max_epochs", math.inf):
+            raise InputError(f"objective.{name}.start={term.start} is after the run's last epoch; see init_epochs")
+    if isinstance(data, Data):
+        labels = data.memory.parts["train"][1]
+        terms.tell("attach_data", len(labels), labels)
+    kept = {"config": dict(config)}
+    return Distiller(student, teacher, terms, optim(config["optim"]), data.shape, data.classes, config["T"], kept)
 
 
 def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:

@@ -38,7 +38,9 @@ class Root:
     alpha: float = MISSING
     seed: int = MISSING
     epochs: int = MISSING
+    init_epochs: int = MISSING
     teachers: str = MISSING
+    pair: Any = MISSING
     data: Any = MISSING
     student: Any = MISSING
     teacher: Any = None

@@ -14,6 +14,7 @@ from kd.errors import InputError
 from kd.losses.hard import entropy
 from kd.losses.logits import kl, soft_cross_entropy
 from kd.metrics import Scores
+from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
 from kd.taps import Taps
@@ -75,11 +76,12 @@ class Distiller(pl.LightningModule):
             self.teacher.tap(self.objective.layers("teacher"))
             answer = self.teacher(Batch(images, torch.zeros(2, dtype=torch.long)))
             _check_output("teacher", answer[""], classes)
+        self.objective.tell("attach", bare(self.student), self.teacher and bare(self.teacher.network))
         self.objective.build(tapped, answer)
 
     def forward(self, images: Tensor) -> Tensor:
         """The student's logits [B, classes] for uint8 images, or float ones in [0, 1]."""
-        return self.student(images)
+        return self.objective.predict(self.taps(images))
 
     def configure_optimizers(self) -> Any:
         if self.optim is None:
@@ -89,6 +91,9 @@ class Distiller(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.student.train()
 
+    def on_train_epoch_start(self) -> None:
+        self.objective.tell("on_epoch", self.current_epoch)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = Batch(*batch)
         student = self.taps(batch.images)
@@ -97,12 +102,18 @@ class Distiller(pl.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in parts.items()})
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
-            self.log("train/acc", (student[""].argmax(-1) == labels).float().mean(), prog_bar=True)
-            if teacher is not None:
-                identity = self._identity(student[""].detach().float(), teacher[""].float())
-                self.log_dict({tag: value for tag, value in identity.items() if tag[6:] not in parts})
+            self._log_step(batch, student[""].detach(), teacher, set(parts))
         return total
+
+    def _log_step(self, batch: Batch, student: Tensor, teacher: Mapping[str, Tensor] | None, parts: set[str]) -> None:
+        self.log_dict({f"train/{name}": value for name, value in self.objective.logged().items()})
+        if self.objective.predictor is not None:
+            return  # the student's own output is not its answer
+        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+        self.log("train/acc", (student.argmax(-1) == labels).float().mean(), prog_bar=True)
+        if teacher is not None:
+            identity = self._identity(student.float(), teacher[""].float())
+            self.log_dict({tag: value for tag, value in identity.items() if tag[6:] not in parts})
 
     def _identity(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """KL(p || q) = H(p, q) - H(p) in numbers, without T^2."""
@@ -122,7 +133,7 @@ class Distiller(pl.LightningModule):
     def _evaluate(self, part: str, batch: Batch, batch_idx: int) -> None:
         scores = self.scores[part]
         assert isinstance(scores, Scores)
-        student = self.student(batch.images)
+        student = self(batch.images)
         scores.update(student, batch.labels, self._answer(part, batch, batch_idx))
         for name, metric in scores.named().items():
             tag = f"{part}/{name}" if part == "test" else f"{part}/{name}".replace("val/teacher_", "teacher/")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd.errors import InputError
+from kd.errors import InputError, placed
 
 WORDS = ("student", "teacher", "labels", "index")
 
@@ -22,13 +22,15 @@ class Term(nn.Module):
     Args:
         loss: any module whose ``forward`` names what it needs out of ``student, teacher, labels, index`` and
             returns an unweighted scalar. An optional ``build(student, teacher)`` is called once with example
-            tensors and creates whatever depends on shapes.
+            tensors and creates whatever depends on shapes; further optional hooks are told of by ``Objective.tell``.
         weight: factor in the total, at least 0.
         student: where its student tensor comes from: ``""`` the output, ``layer3`` a layer's output,
             ``fc:in`` a layer's input; a list of them gives a list of tensors.
         teacher: the same for the teacher.
-        warmup: epochs over which the weight rises linearly; epoch e (from 0) has min((e + 1) / warmup, 1).
-        stop: the epoch from which on the term is switched off.
+        warmup: epochs over which the weight rises linearly; the e-th epoch since ``start`` has min(e / warmup, 1).
+        start: the epoch, counted from 0, from which on the term counts. A stage of pre-training is made of terms
+            that stop where the others start.
+        stop: the epoch from which on it no longer counts.
 
     Raises:
         InputError: a word in ``forward`` outside the four, or a number out of range.
@@ -41,24 +43,29 @@ class Term(nn.Module):
         student: str | list[str] = "",
         teacher: str | list[str] = "",
         warmup: int = 0,
+        start: int = 0,
         stop: int | None = None,
     ) -> None:
         super().__init__()
         self.needs = _needs(loss)
         if not weight >= 0:
             raise InputError(f"weight must be at least 0, got {weight}")
-        if warmup < 0 or (stop is not None and stop < 0):
-            raise InputError(f"warmup and stop count epochs from 0, got warmup={warmup}, stop={stop}")
+        if min(warmup, start) < 0 or (stop is not None and stop <= start):
+            raise InputError(f"epochs count from 0, stop comes after start; got {warmup=}, {start=}, {stop=}")
         self.loss = loss
         self.weight = float(weight)
         self.sources = {"student": student, "teacher": teacher}
-        self.warmup, self.stop = warmup, stop
+        self.warmup, self.start, self.stop = warmup, start, stop
 
     def scale(self, epoch: int) -> float:
         """The weight in force in ``epoch``, counted from 0."""
-        if self.stop is not None and epoch >= self.stop:
+        if not self.counts(epoch):
             return 0.0
-        return self.weight * (min((epoch + 1) / self.warmup, 1.0) if self.warmup else 1.0)
+        return self.weight * (min((epoch - self.start + 1) / self.warmup, 1.0) if self.warmup else 1.0)
+
+    def counts(self, epoch: int) -> bool:
+        """Whether the term is part of the objective in ``epoch``."""
+        return self.start <= epoch and (self.stop is None or epoch < self.stop)
 
     def layers(self, side: str) -> list[str]:
         """The layers it needs tapped in ``side``, ``"student"`` or ``"teacher"``."""
@@ -123,8 +130,37 @@ class Objective(nn.Module):
 
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
         """Lets every loss create what depends on shapes, from one example batch."""
-        for _, term in self.named_terms():
-            term.build(student, teacher)
+        for name, term in self.named_terms():
+            with placed(f"objective.{name}"):
+                term.build(student, teacher)
+
+    def tell(self, hook: str, *facts: Any) -> None:
+        """Calls an optional hook of every loss that has it.
+
+        ``attach(student, teacher)`` gives the bare networks, ``attach_data(samples, labels)`` the training set's size
+        and labels [N], both once and before ``build``; ``on_epoch(epoch)`` the epoch from 0, before each.
+        """
+        for name, term in self.named_terms():
+            method = getattr(term.loss, hook, None)
+            if method is not None:
+                with placed(f"objective.{name}"):
+                    method(*facts)
+
+    @property
+    def predictor(self) -> Term | None:
+        """The term whose loss answers for the student, by a method ``predict(student)`` (SimKD), if there is one."""
+        return next((term for _, term in self.named_terms() if hasattr(term.loss, "predict")), None)
+
+    def predict(self, student: Tapped) -> Tensor:
+        """The student's logits [B, C]: its output, unless there is a predictor."""
+        if (term := self.predictor) is None:
+            return student[""]
+        return term.loss.predict(term.pick("student", student))  # type: ignore[operator]
+
+    def logged(self) -> dict[str, Tensor]:
+        """What losses wish to have logged beside their value, as ``term/name``: a learned temperature, say."""
+        known = [(name, getattr(term.loss, "logged", None)) for name, term in self.named_terms()]
+        return {f"{name}/{key}": value for name, ask in known if ask is not None for key, value in ask().items()}
 
     def forward(
         self,
@@ -134,13 +170,13 @@ class Objective(nn.Module):
         index: Tensor | None = None,
         epoch: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and the unweighted parts by name; terms that have stopped are left out."""
+        """The total and the unweighted parts by name, of the terms that count in this epoch."""
         given = {"student": student, "teacher": teacher, "labels": labels, "index": index}
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=labels.device)
         with torch.autocast(labels.device.type, enabled=False):
             for name, term in self.named_terms():
-                if term.stop is not None and epoch >= term.stop:
+                if not term.counts(epoch):
                     continue
                 parts[name] = term(**given)
                 if scale := term.scale(epoch):
@@ -154,7 +190,8 @@ class Objective(nn.Module):
         for name, term in terms:
             formula = (inspect.getdoc(type(term.loss)) or "").split("\n")[0].rstrip(".")
             where = [f"{side}={term.sources[side]}" for side in ("student", "teacher") if term.layers(side)]
-            when = [f"warmup={term.warmup}"] * bool(term.warmup) + [f"stop={term.stop}"] * (term.stop is not None)
+            plan = {"warmup": term.warmup, "start": term.start, "stop": term.stop}
+            when = [f"{key}={value}" for key, value in plan.items() if value]
             lines.append(f"{name} = {_one_line(term.loss)}: {formula} {' '.join(where + when)}".rstrip(": "))
         return lines
 

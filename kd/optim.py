@@ -24,7 +24,9 @@ class Optim:
         make: from parameters to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
         schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
             ``multistep`` or ``constant``.
-        warmup: the share of the run over which the rate rises linearly from 0.
+        init: the share of the run, at its start, that is a stage of pre-training: the rate stays as it is, and
+            the schedule runs over the rest.
+        warmup: the share of that rest over which the rate rises linearly from 0.
         milestones: for ``multistep``, the shares of the run after which the rate is multiplied by ``gamma``;
             150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
         gamma: that factor.
@@ -40,19 +42,22 @@ class Optim:
         warmup: float = 0.1,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
         gamma: float = 0.1,
+        init: float = 0.0,
     ) -> None:
         if schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
-        if not 0 <= warmup < 1 or not all(0 < m <= 1 for m in milestones):
-            raise InputError(f"warmup and milestones are shares of the run, got {warmup} and {list(milestones)}")
+        if not 0 <= warmup < 1 or not 0 <= init < 1 or not all(0 < m <= 1 for m in milestones):
+            raise InputError(f"shares of the run lie in [0, 1), got {warmup=}, {init=}, {milestones=}")
         self.make, self.schedule, self.warmup = make, schedule, warmup
-        self.milestones, self.gamma = tuple(milestones), gamma
+        self.milestones, self.gamma, self.init = tuple(milestones), gamma, init
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate's factor at ``step`` of ``total``."""
-        done = step / max(total, 1)
+        done = (step / max(total, 1) - self.init) / (1 - self.init)
+        if done < 0:
+            return 1.0
         if done < self.warmup:
-            return (step + 1) / max(round(self.warmup * total), 1)
+            return min((done + 1 / max(total, 1)) / self.warmup, 1.0)
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
         if self.schedule == "multistep":

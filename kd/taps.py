@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd.errors import InputError, unknown
 from kd.models.normalized import bare
@@ -14,9 +16,11 @@ from kd.models.normalized import bare
 class Taps:
     """Runs ``network`` and answers ``{"": output, "layer3": ..., "fc:in": ...}``.
 
-    ``layers`` are the network's own module names; ``name`` is that layer's output, ``name:in`` its first
-    input. A layer that runs several times in one forward pass answers with its last run. Nothing is kept
-    between calls.
+    ``layers`` are the network's own module names: ``name`` is that layer's output, ``name:in`` its first input,
+    ``name@linear`` the output with the named linear layer applied at every position of the map, which gives a map
+    of logits. Networks of the zoo also answer to ``stem``, ``stage1``, ``stage1.pre``, ..., ``last``,
+    ``embedding`` and ``logit_map``, through their attribute ``aliases``. A layer that runs several times in one
+    forward pass answers with its last run. Nothing is kept between calls.
 
     Raises:
         InputError: a name that the network does not have (the nearest ones are named), a layer that did not
@@ -28,23 +32,37 @@ class Taps:
         self.network = network
         self.layers = tuple(dict.fromkeys(layers))
         self._caught: dict[str, tuple[Tensor, int]] = {}
+        self._linear: dict[str, nn.Linear] = {}
+        self._hooks: list[RemovableHandle] = []
         self._safe = not self.layers
         inner = bare(network)
+        aliases: dict[str, str] = getattr(inner, "aliases", {})
         modules = {name: module for name, module in inner.named_modules() if name}
         for layer in self.layers:
-            name, _, side = layer.partition(":")
+            path, _, linear = aliases.get(layer, layer).partition("@")
+            name, _, side = path.partition(":")
             if name not in modules or side not in ("", "in"):
-                raise unknown(f"layer of {type(inner).__name__}", layer, modules)
-            modules[name].register_forward_hook(_Tap(self._caught, layer, side == "in"))
+                raise unknown(f"layer of {type(inner).__name__}", layer, [*aliases, *modules])
+            if linear:
+                self._linear[layer] = _linear_of(modules, linear, layer)
+            hook = modules[name].register_forward_hook(_Tap(self._caught, layer, side == "in"))
+            self._hooks.append(hook)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """One forward pass over ``images`` [B, C, H, W]."""
         output = self.network(images)
         if not self._safe:
             output = self._make_safe(images, output)
-        caught = {name: tensor for name, (tensor, _) in self._caught.items()}
+        tapped = {"": output, **{name: tensor for name, (tensor, _) in self._caught.items()}}
         self._caught.clear()
-        return {"": output, **caught}
+        for layer, linear in self._linear.items():
+            tapped[layer] = _everywhere(linear, tapped[layer])
+        return tapped
+
+    def remove(self) -> None:
+        """Takes the hooks off the network."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _make_safe(self, images: Tensor, output: Tensor) -> Tensor:
         """Turns ``inplace`` off where an operation after a tapped layer rewrote its tensor."""
@@ -61,7 +79,7 @@ class Taps:
         return output
 
     def _overwritten(self) -> list[str]:
-        return [name for name, (tensor, version) in self._caught.items() if tensor._version != version]
+        return [name for name, (tensor, version) in self._caught.items() if _version(tensor) != version]
 
 
 class _Tap:
@@ -74,4 +92,23 @@ class _Tap:
         tensor = inputs[0] if self.takes_input else output
         if not isinstance(tensor, Tensor):
             raise InputError(f"layer {self.layer!r} gives a {type(tensor).__name__}; only tensors can be tapped")
-        self.caught[self.layer] = (tensor, tensor._version)
+        self.caught[self.layer] = (tensor, _version(tensor))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors keep no count
+
+
+def _linear_of(modules: dict[str, nn.Module], name: str, layer: str) -> nn.Linear:
+    linear = modules.get(name)
+    if not isinstance(linear, nn.Linear):
+        known = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
+        raise unknown("linear layer in " + repr(layer), name, known)
+    return linear
+
+
+def _everywhere(linear: nn.Linear, features: Tensor) -> Tensor:
+    """The linear layer on the channels of every position of a map [B, C, H, W], or of tokens [..., C]."""
+    if features.ndim == 4:
+        return F.conv2d(features, linear.weight[:, :, None, None], linear.bias)
+    return linear(features)

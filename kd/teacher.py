@@ -28,7 +28,9 @@ class Frozen(nn.Module):
         self.tap(())
 
     def tap(self, layers: Iterable[str]) -> None:
-        """Names the layers whose tensors it gives besides its output."""
+        """Names the layers whose tensors it gives besides its output, in place of those named before."""
+        if "taps" in self.__dict__:
+            self.taps.remove()
         self.__dict__["taps"] = Taps(self.network, layers)
 
     @torch.no_grad()

@@ -63,21 +63,17 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     """
     check(config)
     data = assemble.data(config)
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    student = assemble.network(config["student"], "student", data)
     teacher = assemble.teacher(config, data)
-    optim, objective = assemble.optim(config["optim"]), assemble.objective(config["objective"])
-    kept = {"config": dict(config)}
-    distiller = Distiller(student, teacher, objective, optim, data.shape, data.classes, config["T"], kept)
     record = Record()
     trainer = assemble.trainer(config, folder, record)
-    folder.mkdir(parents=True, exist_ok=True)
-    run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     if teacher is not None:
+        assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
         checkpoint = config["teacher"].get("checkpoint") or str(trained_teacher(config, data))
         config = {**config, "teacher": {**config["teacher"], "checkpoint": checkpoint}}
         load_into(bare(teacher.network), checkpoint)
-        pl.seed_everything(config["seed"], workers=True, verbose=False)
+    distiller = assemble.distiller(config, data, teacher)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     return fit(config, folder, trainer, distiller, data, record)
 

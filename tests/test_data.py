@@ -193,3 +193,45 @@ def test_code_in_a_batch_file_does_not_run(tmp_path: Path) -> None:
 def test_an_absent_data_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root=.*nowhere does not exist.*data\.download=true"):
         kd.data["cifar10"](root=str(tmp_path / "nowhere"))
+
+
+def make_folder(root: Path, per_class: int = 6) -> None:
+    from torchvision.io import write_png
+
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(per_class):
+                picture = torch.randint(0, 256, (3, 40 + i, 50), generator=generator).to(torch.uint8)
+                write_png(picture, str(root / part / name / f"{i}.png"))
+
+
+def test_class_folders_are_read_resized_and_split(tmp_path: Path) -> None:
+    from kd.data.folder import Folder
+
+    make_folder(tmp_path)
+    data = Folder(str(tmp_path), size=32, batch_size=4, val=0.34, workers=0)
+    assert (data.classes, data.names, data.shape) == (2, ("ant", "bee"), (3, 32, 32))
+    sizes = {part: len(images) for part, images in data.parts.items()}
+    assert sizes == {"train": 8, "val": 4, "test": 12}
+    images, labels, index = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert [data.parts["train"].files[i][1] for i in index.tolist()] == labels.tolist()
+    tested = [batch[2] for batch in data.test_dataloader()]
+    assert torch.cat(tested).tolist() == list(range(12))
+
+
+def test_bad_class_folders_are_named(tmp_path: Path) -> None:
+    from kd.data.folder import Folder
+
+    with pytest.raises(InputError, match=r"data\.root: .*train"):
+        Folder(str(tmp_path))
+    make_folder(tmp_path)
+    (tmp_path / "train/ant/0.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"ant/0\.png cannot be decoded"):
+        list(Folder(str(tmp_path), size=8, batch_size=1, val="test", workers=0).train_dataloader())
+    (tmp_path / "val/ant").rename(tmp_path / "val/cat")
+    with pytest.raises(InputError, match=r"other classes, first \['ant', 'cat'\]"):
+        Folder(str(tmp_path))

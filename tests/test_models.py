@@ -17,7 +17,7 @@ from kd.models.weights import fingerprint, load_into, read, save
 # parameters for 100 classes, as in RepDistiller and mdistiller
 SIZES = {
     "resnet8": 83892,
-    "resnet14": 181172,
+    "resnet14": 181108,
     "resnet20": 278324,
     "resnet32": 472756,
     "resnet44": 667188,

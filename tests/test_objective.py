@@ -50,7 +50,9 @@ def test_a_term_that_asks_for_a_stranger_is_refused_with_the_vocabulary() -> Non
         Term(Asks())
 
 
-@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}])
+@pytest.mark.parametrize(
+    "wrong", [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}]
+)
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Term(CE(), **wrong)  # type: ignore[arg-type]
@@ -59,6 +61,7 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 def test_warmup_rises_and_stop_ends() -> None:
     term = Term(CE(), weight=2.0, warmup=4, stop=6)
     assert [term.scale(epoch) for epoch in range(8)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 0.0, 0.0]
+    assert [Term(CE(), warmup=2, start=3).scale(epoch) for epoch in range(6)] == [0, 0, 0, 0.5, 1, 1]
     objective = Objective({"ce": term, "kd": Term(KL())})
     assert set(objective(tapped(), LABELS, tapped(), epoch=6)[1]) == {"kd"}
 

@@ -38,6 +38,7 @@ def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
         "student": "",
         "teacher": "",
         "warmup": 0,
+        "start": 0,
         "stop": None,
     }
     with pytest.raises(ValidationError):

@@ -49,6 +49,21 @@ def test_inplace_operations_cannot_rewrite_a_tap() -> None:
     torch.testing.assert_close(tapped[""], expected)
 
 
+def test_taps_work_in_inference_mode() -> None:
+    with torch.inference_mode():
+        assert Taps(kd.models["cnn"](classes=4), ["layer1"])(torch.rand(2, 3, 8, 8))["layer1"].shape[1] == 16
+
+
+def test_aliases_and_a_classifier_at_every_position() -> None:
+    network = kd.models["resnet8"](classes=5).eval()
+    tapped = Taps(network, ["stage3", "last", "embedding", "logit_map", "layer3@fc"])(torch.rand(2, 3, 16, 16))
+    assert torch.equal(tapped["stage3"], tapped["last"])
+    assert torch.equal(tapped["logit_map"], tapped["layer3@fc"])
+    torch.testing.assert_close(tapped["logit_map"].mean((2, 3)), tapped[""])
+    with pytest.raises(InputError, match="unknown linear layer in 'layer3@fcc' 'fcc'; did you mean 'fc'"):
+        Taps(network, ["layer3@fcc"])
+
+
 class Rewrites(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,58 +1,30 @@
 """The loss zoo: ``kd.losses["kl"]`` is a class, ``list(kd.losses)`` the names, ``kd.losses.register`` adds one.
 
-Grouped by kind of signal: ``hard`` labels and the network's own distribution, ``logits`` of the teacher.
-A loss is any module whose ``forward`` names what it needs out of ``student, teacher, labels, index`` and
-returns an unweighted scalar; pure functions stand above the classes.
+Every module of this package is a family, grouped by kind of signal, and is imported as it is found: a new loss is a
+function and a class in a family, or a file. A loss is any module whose ``forward`` names what it needs out of
+``student, teacher, labels, index`` and returns an unweighted scalar; pure functions stand above the classes. Functions
+and classes of all families can be imported from here.
 """
 
 import sys
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
 
-from kd.losses.hard import CE, Entropy, cross_entropy, entropy
-from kd.losses.logits import (
-    JS,
-    KL,
-    TV,
-    AlphaBeta,
-    GaussianKL,
-    ReverseKL,
-    SoftCE,
-    SymmetricKL,
-    alpha_beta,
-    gaussian_kl,
-    js,
-    kl,
-    kl_div,
-    reverse_kl,
-    soft_cross_entropy,
-    symmetric_kl,
-    total_variation,
-)
 from kd.registry import RegistryPackage
 from kd.registry import losses as registry
 
+_FAMILIES = [import_module(f"{__name__}.{family.name}") for family in iter_modules(__path__)]
+
+
+def __getattr__(name: str) -> Any:
+    for family in _FAMILIES:
+        found = vars(family).get(name)
+        if getattr(found, "__module__", None) == family.__name__:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 sys.modules[__name__].__class__ = RegistryPackage
 
-__all__ = [
-    "CE",
-    "JS",
-    "KL",
-    "TV",
-    "AlphaBeta",
-    "Entropy",
-    "GaussianKL",
-    "ReverseKL",
-    "SoftCE",
-    "SymmetricKL",
-    "alpha_beta",
-    "cross_entropy",
-    "entropy",
-    "gaussian_kl",
-    "js",
-    "kl",
-    "kl_div",
-    "registry",
-    "reverse_kl",
-    "soft_cross_entropy",
-    "symmetric_kl",
-    "total_variation",
-]
+__all__ = ["registry"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kd.errors import InputError
 from kd.losses.reduce import check, reduce
+from kd.losses.tempered import logit_pair
 from kd.registry import losses
 
 
@@ -133,15 +134,24 @@ def gaussian_kl(
 
 
 class _Divergence(nn.Module):
-    """What the classes below share: a temperature, a reduction and a unit, checked and shown."""
+    """What the classes below share: temperature, reduction, unit and standardisation, checked and shown."""
 
-    def __init__(self, T: float = 4.0, reduction: str = "batchmean", unit: str = "nats") -> None:
+    def __init__(
+        self, T: float = 4.0, reduction: str = "batchmean", unit: str = "nats", standardise: bool = False
+    ) -> None:
         super().__init__()
         check(reduction, unit, T=T)
-        self.T, self.reduction, self.unit = T, reduction, unit
+        self.T, self.reduction, self.unit, self.standardise = T, reduction, unit, standardise
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.between(*logit_pair(type(self).__name__, student, teacher, self.standardise))
+
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of logits [B, C], already standardised if that was asked for; here KL itself."""
+        return kl(student, teacher, self.T, self.reduction, self.unit)
 
     def extra_repr(self) -> str:
-        plain = {"reduction": "batchmean", "unit": "nats"}
+        plain = {"reduction": "batchmean", "unit": "nats", "standardise": False}
         odd = [f"{key}={getattr(self, key)}" for key, usual in plain.items() if getattr(self, key) != usual]
         return ", ".join([f"T={self.T:g}", *odd])
 
@@ -150,19 +160,17 @@ class _Divergence(nn.Module):
 class KL(_Divergence):
     """T^2 * KL(teacher || student), natural log, mean over the batch.
 
-    ``reduction=mean`` is the scale of code that calls ``nn.KLDivLoss()`` without arguments: 1 / C of this one.
-    See :func:`kl`.
+    Hinton et al. 2015 (arXiv:1503.02531). ``reduction=mean`` is the scale of code that calls ``nn.KLDivLoss()``
+    without arguments: 1 / C of this one. ``standardise`` makes it LSKD (Sun et al. 2024, arXiv:2403.01427; T 2,
+    weight 9). See :func:`kl`.
     """
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return kl(student, teacher, self.T, self.reduction, self.unit)
 
 
 @losses.register("reverse_kl")
 class ReverseKL(_Divergence):
     """T^2 * KL(student || teacher), natural log, mean over the batch."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         return reverse_kl(student, teacher, self.T, self.reduction, self.unit)
 
 
@@ -170,7 +178,7 @@ class ReverseKL(_Divergence):
 class SymmetricKL(_Divergence):
     """T^2 * (KL(teacher || student) + KL(student || teacher)) / 2, mean over the batch."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         return symmetric_kl(student, teacher, self.T, self.reduction, self.unit)
 
 
@@ -178,7 +186,7 @@ class SymmetricKL(_Divergence):
 class SoftCE(_Divergence):
     """T^2 * H(teacher, student), mean over the batch: KL's gradient, larger by T^2 times the teacher's entropy."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         p = F.softmax(teacher / self.T, dim=-1)
         return self.T**2 * soft_cross_entropy(student / self.T, p, self.reduction, self.unit)
 
@@ -187,10 +195,12 @@ class SoftCE(_Divergence):
 class JS(_Divergence):
     """JS(teacher, student), natural log, mean over the batch, no T^2. See :func:`js`."""
 
-    def __init__(self, T: float = 1.0, reduction: str = "batchmean", unit: str = "nats") -> None:
-        super().__init__(T, reduction, unit)
+    def __init__(
+        self, T: float = 1.0, reduction: str = "batchmean", unit: str = "nats", standardise: bool = False
+    ) -> None:
+        super().__init__(T, reduction, unit, standardise)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         return js(student, teacher, self.T, self.reduction, self.unit)
 
 
@@ -198,10 +208,10 @@ class JS(_Divergence):
 class TV(_Divergence):
     """sum |teacher - student| / 2 of the probabilities, mean over the batch, no T^2."""
 
-    def __init__(self, T: float = 1.0, reduction: str = "batchmean") -> None:
-        super().__init__(T, reduction)
+    def __init__(self, T: float = 1.0, reduction: str = "batchmean", standardise: bool = False) -> None:
+        super().__init__(T, reduction, standardise=standardise)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         return total_variation(student, teacher, self.T, self.reduction)
 
 
@@ -209,11 +219,18 @@ class TV(_Divergence):
 class AlphaBeta(_Divergence):
     """Alpha-beta divergence of teacher and student, mean over the batch, no T^2. See :func:`alpha_beta`."""
 
-    def __init__(self, alpha: float = 0.5, beta: float = 0.5, T: float = 1.0, reduction: str = "batchmean") -> None:
-        super().__init__(T, reduction)
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        T: float = 1.0,
+        reduction: str = "batchmean",
+        standardise: bool = False,
+    ) -> None:
+        super().__init__(T, reduction, standardise=standardise)
         self.alpha, self.beta = alpha, beta
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         return alpha_beta(student, teacher, self.alpha, self.beta, self.T, self.reduction)
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ A model is any function or class that names what it needs out of ``classes``, ``
 
 import sys
 
-from kd.models import hub, resnet, small
+from kd.models import hub, mobile, resnet, resnet_large, shuffle, small, vgg, wrn
 from kd.models.normalized import Normalized
 from kd.models.weights import prepare
 from kd.registry import RegistryPackage
@@ -14,4 +14,16 @@ from kd.registry import models as registry
 
 sys.modules[__name__].__class__ = RegistryPackage
 
-__all__ = ["Normalized", "hub", "prepare", "registry", "resnet", "small"]
+__all__ = [
+    "Normalized",
+    "hub",
+    "mobile",
+    "prepare",
+    "registry",
+    "resnet",
+    "resnet_large",
+    "shuffle",
+    "small",
+    "vgg",
+    "wrn",
+]

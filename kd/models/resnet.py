@@ -1,8 +1,12 @@
 """Residual networks for small images: resnet8 to resnet110, and the four times wider resnet8x4 and resnet32x4.
 
-He et al. 2016 (arXiv:1512.03385), section 4.2: a 3x3 stem and three stages of n basic blocks on maps of full,
-half and quarter size; depth 6n + 2. Layers to tap: ``layer1``, ``layer2``, ``layer3`` (after the last ReLU),
-``fc:in`` (the pooled features). State-dict keys are those of RepDistiller and mdistiller.
+He, Zhang, Ren and Sun 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2: a 3x3
+stem and three stages of n basic blocks on maps of full, half and quarter size; depth 6n + 2. State-dict keys are
+those of RepDistiller and mdistiller.
+
+Layers to tap: ``relu`` (the stem), ``layer1``, ``layer2``, ``layer3`` (after the last ReLU), ``layer1.2.relu:in``
+(the sum before it, here of a stage of three blocks), ``fc:in`` (the pooled features). Every network of the zoo
+names its own layers in ``aliases``, under the words that ``tap_names`` explains.
 """
 
 from __future__ import annotations
@@ -20,6 +24,35 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
+def pooled(x: Tensor) -> Tensor:
+    """The mean over all positions: [B, C, H, W] to [B, C]."""
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def init_convolutions(network: nn.Module) -> None:
+    """He initialisation (arXiv:1502.01852): normal with variance 2 / (k * k * outputs), biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def tap_names(
+    stem: str, stages: Sequence[str], last: str, classifier: str, before: Sequence[str] = ()
+) -> dict[str, str]:
+    """The words under which papers speak of a network's layers, each with the tap that gives it.
+
+    ``stem``; ``stage1``, ``stage2``, ... after each stage; ``stage1.pre``, ... the same before the activation
+    (``before``, where the network has one there); ``last``, the map that is pooled; ``embedding``, the pooled
+    vector; ``logit_map``, the classifier applied at every position of that map.
+    """
+    after = {f"stage{k}": layer for k, layer in enumerate(stages, 1)}
+    sums = {f"stage{k}.pre": layer for k, layer in enumerate(before, 1)}
+    ends = {"last": last, "embedding": f"{classifier}:in", "logit_map": f"{last}@{classifier}"}
+    return {"stem": stem, **after, **sums, **ends}
+
+
 class BasicBlock(nn.Module):
     """ReLU(x + BN(conv(ReLU(BN(conv(x)))))), with a 1x1 projection of x where shapes change."""
 
@@ -33,11 +66,12 @@ class BasicBlock(nn.Module):
         if stride != 1 or inputs != outputs:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet(nn.Module):
@@ -52,18 +86,20 @@ class ResNet(nn.Module):
         stem, *stages = widths
         self.conv1 = conv3x3(channels, stem)
         self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU()
         self.layer1 = _stage(stem, stages[0], blocks, stride=1)
         self.layer2 = _stage(stages[0], stages[1], blocks, stride=2)
         self.layer3 = _stage(stages[1], stages[2], blocks, stride=2)
         self.fc = nn.Linear(stages[2], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
+        layers = ["layer1", "layer2", "layer3"]
+        sums = [f"{layer}.{blocks - 1}.relu:in" for layer in layers]
+        self.aliases = tap_names("relu", layers, last="layer3", classifier="fc", before=sums)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.fc(pooled(x))
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:

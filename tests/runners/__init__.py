@@ -2,11 +2,14 @@
 
 ``inputs`` are the case's ``in_*`` arrays without the prefix, as float64 or int64 tensors; those whose gradient
 the case holds require it. The answer has every ``out_*`` of the case that is no gradient, without the prefix.
+Each module may also have ``EXAMPLES``: for a registered loss, example arguments of its ``forward`` by batch size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +18,7 @@ Inputs = dict[str, Tensor]
 Runner = Callable[[Inputs, dict[str, Any]], dict[str, Tensor]]
 
 RUNNERS: dict[str, Runner] = {}
+EXAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {}
 
 
 def runs(*methods: str) -> Callable[[Runner], Runner]:
@@ -27,4 +31,5 @@ def runs(*methods: str) -> Callable[[Runner], Runner]:
     return keep
 
 
-from runners import divergences  # noqa: E402, F401
+for module in iter_modules(__path__):
+    EXAMPLES |= getattr(import_module(f"{__name__}.{module.name}"), "EXAMPLES", {})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,3 +92,26 @@ def fact_kl_logits(given: Inputs, hp: dict[str, Any]) -> dict[str, Tensor]:
 @runs("fact_cross_entropy")
 def fact_cross_entropy(given: Inputs, hp: dict[str, Any]) -> dict[str, Tensor]:
     return {"loss": cross_entropy(given["z"], given["y"])}
+
+
+def _logits(batch: int, *words: str, classes: int = 10) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(batch)
+    student, teacher = torch.randn(2, batch, classes, generator=generator) * 3
+    given = {"student": student, "teacher": teacher, "labels": torch.arange(batch) % classes}
+    return {word: given[word] for word in words}
+
+
+def _gaussians(batch: int) -> dict[str, Any]:
+    mean_s, log_s, mean_t, log_t = torch.randn(4, batch, 6, generator=torch.Generator().manual_seed(batch))
+    return {"student": [mean_s, log_s], "teacher": [mean_t, log_t]}
+
+
+EXAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "ce": lambda batch: _logits(batch, "student", "labels"),
+    "entropy": lambda batch: _logits(batch, "student"),
+    "gaussian_kl": _gaussians,
+    **dict.fromkeys(
+        ("kl", "reverse_kl", "symmetric_kl", "soft_ce", "js", "tv", "alpha_beta"),
+        lambda batch: _logits(batch, "student", "teacher"),
+    ),
+}

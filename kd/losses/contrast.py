@@ -1,0 +1,294 @@
+"""Contrastive losses: CRD with memory banks, its lean variant within the batch, and ReSSL's relations to a queue."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.errors import InputError
+from kd.losses.logits import soft_cross_entropy
+from kd.losses.reduce import check
+from kd.losses.relations import Embeddings, Layers, vectors
+from kd.registry import losses
+
+
+def crd_scores(anchor: Tensor, memory: Tensor, contrast: Tensor, T: float = 0.07) -> Tensor:
+    """<anchor_b, memory[contrast_bk]> / T as [B, K + 1], for unit vectors [B, D], a bank [N, D] and its rows' numbers.
+
+    All B x N products are taken and the wanted ones picked: far less memory than gathering B x K vectors.
+    """
+    return (anchor @ memory.T).gather(1, contrast) / T
+
+
+def crd_log_z(scores: Tensor, samples: int) -> Tensor:
+    """log Z = log(N * mean exp(score)), the constant that CRD estimates from its first batch."""
+    return scores.detach().logsumexp((0, 1)) + math.log(samples / scores.numel())
+
+
+def crd(scores: Tensor, log_z: Tensor, samples: int, eps: float = 1e-7) -> Tensor:
+    """-1/B * [sum_b log x_b0 / (x_b0 + c + eps) + sum_b,k log c / (x_bk + c + eps)], x = exp(score) / Z, c = K / N.
+
+    Column 0 of the scores [B, K + 1] is the positive. Computed from logarithms: finite for any temperature.
+    """
+    share = (scores.shape[1] - 1) / samples
+    ratio = scores - log_z - math.log(share + eps)
+    constant = math.log(share / (share + eps)) * (scores.shape[1] - 1)
+    return -(F.logsigmoid(ratio[:, 0]) + F.logsigmoid(-ratio[:, 1:]).sum(1)).mean() - constant
+
+
+@torch.no_grad()
+def crd_update(memory: Tensor, index: Tensor, anchor: Tensor, momentum: float = 0.5) -> None:
+    """Moves the rows ``index`` of a bank towards ``anchor``, in place, at unit length."""
+    rows = momentum * memory[index] + (1 - momentum) * anchor
+    memory.index_copy_(0, index, F.normalize(rows, dim=1))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A multiply-xorshift hash of integers below 2^32, in 64 bits that no product overflows."""
+    for factor, shift in ((0x7FEB352D, 15), (0x46EA6B5D, 13)):
+        x = x ^ (x >> 16)
+        x = (x * factor) & 0xFFFFFFFF
+        x = x ^ (x >> shift)
+    return x ^ (x >> 16)
+
+
+class Others(nn.Module):
+    """Draws ``count`` samples of other classes for each sample of a batch.
+
+    Every sample of another class is equally likely, and none comes twice while there are enough: a random one
+    out of each of ``count`` equal stretches of the training set sorted by class, turned by a random amount.
+    The draw is a pure function of (seed, step, sample), so that a resumed run goes on exactly.
+    """
+
+    order: Tensor
+    first: Tensor
+    size: Tensor
+
+    def __init__(self, labels: Tensor, count: int, seed: int) -> None:
+        super().__init__()
+        size = torch.bincount(labels)
+        self.count, self.key = count, int(_mix(torch.tensor(seed & 0xFFFFFFFF)))
+        self.register_buffer("order", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("first", size.cumsum(0) - size, persistent=False)
+        self.register_buffer("size", size, persistent=False)
+
+    def forward(self, labels: Tensor, index: Tensor, step: Tensor) -> Tensor:
+        """Positions [B, count] in the training set, for class numbers and positions [B] and a step []."""
+        key = _mix(_mix(step ^ self.key) ^ index)[:, None]
+        first, size = self.first[labels][:, None], self.size[labels][:, None]
+        others = len(self.order) - size
+        stretch = torch.arange(self.count, device=index.device)
+        low, high = stretch * others // self.count, (stretch + 1) * others // self.count
+        turn = (_mix(key ^ 0x9E3779B9) * others) >> 32
+        place = (low + ((_mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
+        return self.order[place + size * (place >= first)]
+
+
+def _class_numbers(name: str, labels: Tensor, hint: str = "") -> None:
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise InputError(f"{name} needs class numbers [B] as labels, got {list(labels.shape)} {labels.dtype}{hint}")
+
+
+@losses.register("crd")
+class CRD(nn.Module):
+    """h(s to teacher bank) + h(t to student bank), h = -mean [log x_0/(x_0 + K/N) + sum_K log (K/N)/(x_k + K/N)].
+
+    x = exp(<bank row, v> / T) / Z of unit-length linear embeddings v; the positive is the sample's own row, the
+    K negatives are samples of other classes. Tian, Krishnan and Isola 2020, arXiv:1910.10699, section 3, in the
+    authors' code; weight 0.8, features [B, ...] before the classifier. The code's T is 0.07, the paper's 0.1.
+
+    The banks [N, dim] are buffers, read before and updated after each training step; Z is fixed by the first.
+    DDP broadcasts buffers from the first process before each step, so that only its samples' rows are kept: on
+    several devices prefer ``crd_batch``. N is ``samples`` or comes with the classes from the data; without
+    classes every other sample is a negative.
+    """
+
+    step: Tensor
+    log_z: Tensor
+    memory_student: Tensor | None
+    memory_teacher: Tensor | None
+
+    def __init__(
+        self,
+        negatives: int = 16384,
+        T: float = 0.07,
+        momentum: float = 0.5,
+        dim: int = 128,
+        samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check("batchmean", negatives=negatives, T=T)
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), got {momentum}")
+        self.negatives, self.T, self.momentum, self.samples, self.seed = negatives, T, momentum, samples, seed
+        self.embed = Embeddings("crd", dim)
+        self.others: Others | None = None
+        self.by_class = False
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("log_z", torch.zeros(2))
+        self.register_buffer("memory_student", None)
+        self.register_buffer("memory_teacher", None)
+        if samples is not None:
+            check("batchmean", samples=samples)
+            self._attach(samples, torch.arange(samples))
+
+    def attach_data(self, samples: int, labels: Tensor) -> None:
+        """Takes the size of the training set and its class numbers [N], before ``build``."""
+        _class_numbers("crd", labels)
+        if self.samples not in (None, samples) or len(labels) != samples:
+            known = self.samples if self.samples is not None else len(labels)
+            raise InputError(f"samples of crd is {known}, but the training set has {samples}")
+        self._attach(samples, labels)
+        self.by_class = True
+
+    def _attach(self, samples: int, labels: Tensor) -> None:
+        if len(labels.unique()) < 2:
+            raise InputError("crd draws negatives of other classes, and the training set has only one")
+        self.samples = samples
+        self.others = Others(labels, self.negatives, self.seed)
+
+    def build(self, student: Layers, teacher: Layers) -> None:
+        if self.samples is None:
+            raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
+        self.embed.build(student, teacher)
+        bound = math.sqrt(3 / self.embed.dim)
+        like = student if isinstance(student, Tensor) else student[0]
+        for side in ("student", "teacher"):
+            rows = torch.empty(self.samples, self.embed.dim, dtype=like.dtype).uniform_(-bound, bound)
+            self.register_buffer(f"memory_{side}", rows.to(like.device))
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        if index is None:
+            raise InputError("crd needs each sample's position in the training set: batches (images, labels, index)")
+        _class_numbers("crd", labels, hint="; crd_batch with other_class=false takes any")
+        if self.others is None:
+            raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
+        index = index.long()
+        negatives = self.others(labels.long() if self.by_class else index, index, self.step)
+        return self.sides(student, teacher, torch.cat([index[:, None], negatives], dim=1)).sum()
+
+    def sides(self, student: Tensor, teacher: Tensor, contrast: Tensor) -> Tensor:
+        """h from the student and h from the teacher [2], for positions [B, K + 1] whose column 0 is the sample's own.
+
+        One training step: the banks move, and the first one sets Z.
+        """
+        embedded = self.embed(*vectors("crd", student, teacher))
+        v_s, v_t = (F.normalize(v, dim=1) for v in embedded)
+        assert self.memory_student is not None
+        assert self.memory_teacher is not None
+        banks = (self.memory_teacher, self.memory_student)
+        if self.training:  # the backward pass needs the rows as they were before the update
+            banks = (banks[0].clone(), banks[1].clone())
+        scores = [crd_scores(v, bank, contrast, self.T) for v, bank in zip((v_s, v_t), banks)]
+        samples = len(self.memory_student)
+        fresh = torch.stack([crd_log_z(part, samples) for part in scores])
+        log_z = torch.where(self.step == 0, fresh, self.log_z)
+        if self.training:
+            self.log_z.copy_(log_z)
+            self.step += 1
+            crd_update(self.memory_student, contrast[:, 0], v_s, self.momentum)
+            crd_update(self.memory_teacher, contrast[:, 0], v_t, self.momentum)
+        return torch.stack([crd(part, z, samples) for part, z in zip(scores, log_z)])
+
+    def extra_repr(self) -> str:
+        return f"K={self.negatives}, T={self.T:g}, momentum={self.momentum:g}, dim={self.embed.dim}, N={self.samples}"
+
+
+def crd_batch(student: Tensor, teacher: Tensor, T: float = 0.07, labels: Tensor | None = None) -> Tensor:
+    """InfoNCE in both directions within the batch, of unit vectors [B, D]; equal ``labels`` [B] are no negatives."""
+    logits = student @ teacher.T / T
+    own = torch.arange(len(logits), device=logits.device)
+    if labels is not None:
+        friends = (labels[:, None] == labels) & (own[:, None] != own)
+        logits = logits.masked_fill(friends, -math.inf)
+    return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+
+
+@losses.register("crd_batch")
+class CRDBatch(nn.Module):
+    """-mean log softmax_j(<s_i, t_j> / T) at j = i, plus the same from t to s: CRD's critic, the batch its negatives.
+
+    CRD without banks: unit-length linear embeddings as in ``crd``, InfoNCE (van den Oord et al. 2018,
+    arXiv:1807.03748, eq. 4) in place of CRD's estimator. Needs neither the samples' positions nor memory, and
+    works on any number of devices. Negatives are the batch's samples of other classes, with
+    ``other_class=false`` all of its samples, for labels of any kind. A batch of one gives 0. Weight 0.8 as for
+    CRD is a choice, not a published value.
+    """
+
+    def __init__(self, T: float = 0.07, dim: int = 128, other_class: bool = True) -> None:
+        super().__init__()
+        check("batchmean", T=T)
+        self.T, self.other_class = T, other_class
+        self.embed = Embeddings("crd_batch", dim)
+
+    def build(self, student: Layers, teacher: Layers) -> None:
+        self.embed.build(student, teacher)
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        if self.other_class:
+            _class_numbers("crd_batch", labels, hint="; other_class=false takes any")
+        embedded = self.embed(*vectors("crd_batch", student, teacher))
+        v_s, v_t = (F.normalize(v, dim=1) for v in embedded)
+        return crd_batch(v_s, v_t, self.T, labels if self.other_class else None)
+
+    def extra_repr(self) -> str:
+        return f"T={self.T:g}, dim={self.embed.dim}" + ("" if self.other_class else ", other_class=False")
+
+
+def ressl(student: Tensor, teacher: Tensor, queue: Tensor, T: float = 0.1, T_teacher: float = 0.04) -> Tensor:
+    """H(softmax(teacher Q / T_teacher), softmax(student Q / T)) for unit vectors and a queue Q [D, K].
+
+    With V views of the batch in ``student`` [V B, D], view by view, the teacher's relations serve all of them.
+    """
+    relations = (teacher @ queue / T_teacher).softmax(1)
+    return soft_cross_entropy(student @ queue / T, relations.repeat(len(student) // len(teacher), 1))
+
+
+@losses.register("ressl")
+class ReSSL(nn.Module):
+    """H(softmax(<t, Q> / T_teacher), softmax(<s, Q> / T)), mean over the batch: relations to a queue Q of teacher keys.
+
+    Embeddings [B, D], normalised here; a student of another width gets a trained linear map to the teacher's; a
+    student batch of V B rows holds V views. Zheng et al. 2021, arXiv:2107.09282, section 3, a self-supervised
+    method that needs no labels; weight 1. The queue [D, size] is a buffer, read before this batch's keys replace
+    its oldest columns in training; it begins with random directions. 4096 columns are the authors' for CIFAR.
+    """
+
+    queue: Tensor | None
+    pointer: Tensor
+
+    def __init__(self, T: float = 0.1, T_teacher: float = 0.04, size: int = 4096) -> None:
+        super().__init__()
+        check("batchmean", T=T, T_teacher=T_teacher, size=size)
+        self.T, self.T_teacher, self.size = T, T_teacher, size
+        self.embed: nn.Module = nn.Identity()
+        self.register_buffer("queue", None)
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    def build(self, student: Tensor, teacher: Tensor) -> None:
+        s, t = vectors("ressl", student, teacher)
+        if s.shape[1] != t.shape[1]:
+            self.embed = nn.Linear(s.shape[1], t.shape[1]).to(s)
+        self.register_buffer("queue", F.normalize(torch.randn(t.shape[1], self.size), dim=0).to(t))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.queue is None:
+            raise InputError("ressl has a queue whose size depends on the layers: call build first")
+        if student.ndim != 2 or teacher.ndim != 2 or len(student) % len(teacher) or len(teacher) > self.size:
+            shapes = f"{list(student.shape)} and {list(teacher.shape)}"
+            raise InputError(f"ressl needs embeddings [V B, D] and [B, D] with B at most {self.size}, got {shapes}")
+        q, keys = F.normalize(self.embed(student), dim=1), F.normalize(teacher, dim=1)
+        # the backward pass needs the columns as they were before the update
+        loss = ressl(q, keys, self.queue.clone() if self.training else self.queue, self.T, self.T_teacher)
+        if self.training:
+            columns = (self.pointer + torch.arange(len(keys), device=keys.device)) % self.size
+            self.queue.index_copy_(1, columns, keys.T)
+            self.pointer.copy_((self.pointer + len(keys)) % self.size)
+        return loss
+
+    def extra_repr(self) -> str:
+        return f"T={self.T:g}, T_teacher={self.T_teacher:g}, size={self.size}"

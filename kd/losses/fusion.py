@@ -1,0 +1,177 @@
+"""Losses that combine several of a student's layers before they meet the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.errors import InputError
+from kd.losses.maps import Layers, as_map, conv_bn, pairs, pool, same_size
+from kd.losses.reduce import check
+from kd.registry import losses
+
+
+def hcl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Hierarchical context for one layer: weighted mean of the errors of maps pooled to 4x4, 2x2 and 1x1.
+
+    The unpooled error has weight 1, each coarser one half of the one before; sizes that do not shrink the map are
+    left out.
+    """
+    sizes = [size for size in (4, 2, 1) if size < min(student.shape[-2:])]
+    errors = [F.mse_loss(student, teacher)]
+    errors += [F.mse_loss(pool(student, (size, size)), pool(teacher, (size, size))) for size in sizes]
+    weights = [2.0**-level for level in range(len(errors))]
+    return torch.stack([w * e for w, e in zip(weights, errors)]).sum() / sum(weights)
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of one layer with what the deeper layers passed on.
+
+    x = BN(conv1x1(layer)) becomes z0 * x + z1 * residual with maps z = sigmoid(conv1x1([x, residual])); the answer is
+    BN(conv3x3(x)) in the teacher's shape, and x itself is passed on.
+    """
+
+    def __init__(self, inputs: int, middle: int, outputs: int, fuses: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(*conv_bn(inputs, middle, relu=False))
+        self.expand = nn.Sequential(*conv_bn(middle, outputs, kernel=3, relu=False))
+        self.attention = nn.Conv2d(2 * middle, 2, 1) if fuses else None
+        for conv in (self.reduce[0], self.expand[0]):
+            nn.init.kaiming_uniform_(conv.weight, a=1)  # type: ignore[arg-type]
+
+    def forward(self, layer: Tensor, residual: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        x = self.reduce(layer)
+        if self.attention is not None and residual is not None:
+            residual = _nearest(residual, x.shape[-2:])
+            mine, deeper = self.attention(torch.cat([x, residual], 1)).sigmoid().split(1, dim=1)
+            x = mine * x + deeper * residual
+        x = _nearest(x, size)
+        return self.expand(x), x
+
+
+def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, list(size), mode="nearest")
+
+
+@losses.register("reviewkd")
+class ReviewKD(nn.Module):
+    """HCL(fusion(f_s), f_t): errors of maps pooled to 4, 2 and 1, weighted 1, 1/2, 1/4, 1/8; summed over layers.
+
+    Chen et al. 2021 (arXiv:2104.09044), section 3; weight 5 for most CIFAR-100 pairs (also 8, 6 and 1),
+    rising over 20 epochs, 1 on ImageNet. Layers are given shallow to deep, usually with the pooled vector [B, C]
+    last; the teacher's maps before their ReLU. The fusion has min(``max_middle``, deepest student layer's) channels.
+    """
+
+    def __init__(self, max_middle: int = 512) -> None:
+        super().__init__()
+        if max_middle < 1:
+            raise InputError(f"max_middle must be at least 1, got {max_middle}")
+        self.max_middle = max_middle
+        self.fusions = nn.ModuleList()
+
+    def build(self, student: Layers, teacher: Layers) -> None:
+        both = pairs("ReviewKD", student, teacher, vectors=True)
+        deepest, _ = both[-1]
+        middle = min(self.max_middle, deepest.shape[1])
+        last = len(both) - 1
+        fusions = (Fusion(s.shape[1], middle, t.shape[1], fuses=i < last) for i, (s, t) in enumerate(both))
+        self.fusions = nn.ModuleList(fusions).to(deepest.device, deepest.dtype)
+
+    def fuse(self, student: Layers, teacher: Layers) -> list[Tensor]:
+        """The student's fused maps in the teacher's shapes, shallow to deep."""
+        both = pairs("ReviewKD", student, teacher, vectors=True)
+        if len(self.fusions) != len(both):
+            raise InputError("ReviewKD: call build(student, teacher) with examples of these layers first")
+        fused: list[Tensor] = []
+        residual: Tensor | None = None
+        for fusion, (s, t) in zip(reversed(self.fusions), reversed(both)):
+            answer, residual = fusion(s, residual, t.shape[-2:])
+            fused.insert(0, answer)
+        return fused
+
+    def forward(self, student: Layers, teacher: Layers) -> Tensor:
+        both = pairs("ReviewKD", self.fuse(student, teacher), teacher, vectors=True)
+        return torch.stack([hcl(s, t) for s, t in both]).sum()
+
+    def extra_repr(self) -> str:
+        return f"max_middle={self.max_middle}" if self.max_middle != 512 else ""
+
+
+def semckd(weights: Tensor, student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequence[Tensor]]) -> Tensor:
+    """sum_ij w_bij * mean (v_s_ij - v_t_ij)^2 over each sample, / (B * n_s), for attention w [B, n_s, n_t]."""
+    errors = [
+        torch.stack([(s - t).square().flatten(1).mean(1) for s, t in zip(*rows)], 1) for rows in zip(student, teacher)
+    ]
+    return (weights * torch.stack(errors, 1)).sum() / weights[:, :, 0].numel()
+
+
+class Embedding(nn.Module):
+    """Unit vectors [B, D / 4] out of a layer's inner products between the samples [B, B], filled up to D columns."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        outputs = max(columns // 4, 1)
+        self.layers = nn.Sequential(nn.Linear(columns, 2 * outputs), nn.ReLU(), nn.Linear(2 * outputs, outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        flat = features.flatten(1)
+        if len(flat) > self.columns:
+            raise InputError(f"SemCKD was built for batches of up to {self.columns}, got {len(flat)}: set batch_size")
+        return F.normalize(self.layers(F.pad(flat @ flat.T, (0, self.columns - len(flat)))))
+
+
+@losses.register("semckd")
+class SemCKD(nn.Module):
+    """sum_ij w_ij * mean (v_ij(f_s_i) - f_t_j)^2 / n_s, w_i the attention of student layer i to all teacher layers.
+
+    Chen et al. 2021 (arXiv:2012.03236); weight 400. Any number of layers on either side. w is the softmax
+    over j of <query_i, key_j> / T, both learned from each layer's inner products between the batch's samples, so
+    that ``batch_size`` must be at least the training's; smaller batches are filled up with zeros. v_ij are three
+    convolutions; the larger map of a pair is pooled.
+    """
+
+    def __init__(self, batch_size: int = 64, T: float = 1.0) -> None:
+        super().__init__()
+        check("batchmean", T=T)
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size, self.T = batch_size, T
+        self.queries, self.keys, self.regressors = (nn.ModuleList() for _ in range(3))
+
+    def build(self, student: Layers, teacher: Layers) -> None:
+        f_s, f_t = _maps(student), _maps(teacher)
+        self.queries = nn.ModuleList(Embedding(self.batch_size) for _ in f_s)
+        self.keys = nn.ModuleList(Embedding(self.batch_size) for _ in f_t)
+        self.regressors = nn.ModuleList(nn.ModuleList(_regressor(s.shape[1], t.shape[1]) for t in f_t) for s in f_s)
+        self.to(f_s[0].device, f_s[0].dtype)
+
+    def forward(self, student: Layers, teacher: Layers) -> Tensor:
+        f_s, f_t = _maps(student), _maps(teacher)
+        if (len(self.queries), len(self.keys)) != (len(f_s), len(f_t)):
+            raise InputError("SemCKD: call build(student, teacher) with examples of these layers first")
+        queries = torch.stack([embed(s) for embed, s in zip(self.queries, f_s)], 1)
+        keys = torch.stack([embed(t) for embed, t in zip(self.keys, f_t)], 2)
+        sized = [[same_size(s, t) for t in f_t] for s in f_s]
+        values = [
+            [project(s) for project, (s, _) in zip(row, both)]  # type: ignore[call-overload]
+            for row, both in zip(self.regressors, sized)
+        ]
+        targets = [[t for _, t in both] for both in sized]
+        return semckd((queries @ keys / self.T).softmax(-1), values, targets)
+
+    def extra_repr(self) -> str:
+        return f"batch_size={self.batch_size}" + (f", T={self.T:g}" if self.T != 1 else "")
+
+
+def _maps(layers: Layers) -> list[Tensor]:
+    return [as_map("SemCKD", layer) for layer in ([layers] if isinstance(layers, Tensor) else layers)]
+
+
+def _regressor(inputs: int, outputs: int) -> nn.Sequential:
+    middle = 2 * outputs
+    last = nn.Conv2d(middle, outputs, 1, bias=False)
+    return nn.Sequential(*conv_bn(inputs, middle), *conv_bn(middle, middle, kernel=3), last)

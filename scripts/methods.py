@@ -1,0 +1,113 @@
+"""Writes docs/methods.md from the objectives' configurations, their losses and the measured costs.
+
+    python scripts/methods.py          # write it
+    python scripts/methods.py --check  # exit 1 if it is not what it would write
+
+Each ``configs/objective/*.yaml`` opens with comments: ``# NAME: title; authors year, arXiv:...``, its formula, its
+published figures, and a line ``# Choose it ...``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+
+import kd  # noqa: E402
+from kd import Arrays, Data, Distiller, Memory, Objective, assemble  # noqa: E402
+from kd.cli import _register, plain  # noqa: E402
+
+HEAD = """# Methods
+
+Every objective of `kd-train objective=NAME`, written by `scripts/methods.py` from the configurations in
+`configs/objective`, the losses' signatures and the costs that `benchmarks/objectives.py` measured.
+
+*Needs*: logits or layers of the teacher, labels, the sample's index; *trains*: the number of parameters of its own that
+the method trains beside resnet8x4's. *Cost*: the median time of a whole training step over that of `kd`, on {measured}.
+Accuracies are the published ones for resnet32x4 → resnet8x4 on CIFAR-100 (scratch 72.50, teacher 79.42), as said by
+whoever published them; "last epoch" and "best epoch" are two scales, the second about 0.3 higher by construction.
+
+| objective | method | needs | trains | weights | published | cost | choose it |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def comments(name: str) -> list[str]:
+    """The opening comment lines of an objective's configuration."""
+    lines = (kd.CONFIG_DIR / "objective" / f"{name}.yaml").read_text().splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+
+
+def built(name: str) -> Objective:
+    """The objective, built for resnet32x4 and resnet8x4."""
+    import torch
+
+    _register()
+    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
+        config = plain(compose("train", [f"objective={name}", "teacher=resnet32x4", "student=resnet8x4"]))
+    images, labels = torch.zeros(200, 3, 32, 32, dtype=torch.uint8), torch.arange(200) % 100
+    data = Data(Memory(Arrays((images, labels), (images, labels), tuple(map(str, range(100)))), val="test"))
+    student = assemble.network(config["student"], "student", data)
+    teacher = assemble.teacher(config, data)
+    objective = assemble.objective(config["objective"])
+    objective.tell("attach_data", len(labels), labels)
+    return Distiller(student, teacher, objective, None, data.shape, data.classes).objective
+
+
+def needs(objective: Objective) -> str:
+    """What the terms besides the labels' own cross-entropy look at."""
+    found: list[str] = []
+    for _, term in objective.named_terms():
+        if "teacher" in term.needs:
+            found += ["layers" if term.layers("teacher") else "logits"]
+        if {"student", "labels"} < set(term.needs) or set(term.needs) == {"student", "labels"}:
+            found += ["labels"]
+        if "index" in term.needs:
+            found += ["index"]
+    return ", ".join(dict.fromkeys(found)) or "nothing"
+
+
+def published(lines: list[str]) -> str:
+    """The figure for resnet32x4 -> resnet8x4, with what was said of how it was reported."""
+    for line in lines:
+        found = re.search(r"resnet32x4 -> resnet8x4: ([\d.]+(?: \+- [\d.]+)?)(?: \(([^)]*)\))?", line)
+        if found:
+            value, how = found.groups()
+            return f"{value.replace('+-', '±')}" + (f" ({how})" if how else "")
+    return "-"
+
+
+def row(name: str, costs: dict[str, dict[str, float]]) -> str:
+    """One line of the table."""
+    lines = comments(name)
+    objective = built(name)
+    weights = " + ".join(f"{term.weight:g} {key}" for key, term in objective.named_terms())
+    trained = sum(p.numel() for p in objective.parameters())
+    cost = f"{costs[name]['median']:.2f}" if name in costs else "-"
+    choose = next((line.removeprefix("Choose it ").rstrip(".") for line in lines if line.startswith("Choose it ")), "-")
+    title = lines[0].replace("|", "\\|")
+    trains = f"{trained:,}" if trained else "no"
+    cells = (f"`{name}`", title, needs(objective), trains, weights, published(lines), cost, choose)
+    return "| " + " | ".join(cells) + " |"
+
+
+def page() -> str:
+    """The whole page."""
+    measured = json.loads((ROOT / "docs" / "costs.json").read_text())
+    names = sorted(path.stem for path in (kd.CONFIG_DIR / "objective").glob("*.yaml"))
+    return HEAD.format(measured=measured["measured"]) + "\n".join(row(n, measured["costs"]) for n in names) + "\n"
+
+
+if __name__ == "__main__":
+    target = ROOT / "docs" / "methods.md"
+    if "--check" in sys.argv[1:]:
+        if target.read_text() != page():
+            sys.exit("docs/methods.md is not what scripts/methods.py writes; run it")
+    else:
+        target.write_text(page())
