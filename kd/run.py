@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd import predictor
 from kd.errors import InputError
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
@@ -93,8 +94,10 @@ def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
     return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
 
 
-def load(folder: str | Path, trust: bool = False) -> Normalized:
+def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
+
+    Its attribute ``net`` is the bare network.
 
     Args:
         folder: a run folder.
@@ -113,4 +116,7 @@ def load(folder: str | Path, trust: bool = False) -> Normalized:
         "std": student["std"],
     }
     network = network_of(node, "student", data["classes"], data["shape"], None, None, trust=trust)
-    return network.eval()
+    network.eval()
+    if about := student.get("predictor"):
+        return predictor.restore(network, about, data["shape"], folder, trust).eval()
+    return network

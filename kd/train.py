@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
-from kd import assemble, run
+from kd import assemble, predictor, run
 from kd.announce import announce, conclude
 from kd.assemble import Config
 from kd.data.module import Data
@@ -68,9 +68,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     trainer = assemble.trainer(config, folder, record)
     if teacher is not None:
         assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
-        checkpoint = config["teacher"].get("checkpoint") or str(trained_teacher(config, data))
-        config = {**config, "teacher": {**config["teacher"], "checkpoint": checkpoint}}
-        load_into(bare(teacher.network), checkpoint)
+        config = {**config, "teacher": {**config["teacher"], "checkpoint": weights_of(config, data)}}
+        if config["teacher"]["checkpoint"]:
+            load_into(bare(teacher.network), config["teacher"]["checkpoint"])
     distiller = assemble.distiller(config, data, teacher)
     folder.mkdir(parents=True, exist_ok=True)
     run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
@@ -99,6 +99,8 @@ def fit(
     if trainer.is_global_zero:
         about = {key: json.dumps(summary["student"][key]) for key in ("name", "mean", "std")}
         save(bare(distiller.student), folder / run.STUDENT, metadata=about)
+        if (term := distiller.objective.predictor) is not None:
+            predictor.keep(term, folder)
         run.write_summary(folder, summary)
         conclude(summary, folder)
     trainer.strategy.barrier("summary written")
@@ -118,6 +120,8 @@ def summarise(config: Config, distiller: Distiller, data: Any, record: Record) -
             "std": [round(s, 6) for s in network.std.flatten().tolist()],
             **run.size_of(network, list(data.shape)),
         }
+    if about := predictor.describe(distiller.objective, config["objective"]):
+        described["student"] |= {"predictor": about}
     if teacher is not None:
         described["teacher"] |= {
             "sha256": teacher.fingerprint(),
@@ -134,6 +138,14 @@ def summarise(config: Config, distiller: Distiller, data: Any, record: Record) -
         "training": {},
         "metrics": {"monitor": "val/acc", "best": record.best(), "last": record.last()},
     }
+
+
+def weights_of(config: Config, data: Any) -> str | None:
+    """The file or run folder of the teacher's weights; None if its library has filled it with weights already."""
+    node = config["teacher"]
+    if node.get("checkpoint") or node.get("weights") or node.get("pretrained"):
+        return node.get("checkpoint")
+    return str(trained_teacher(config, data))
 
 
 def trained_teacher(config: Config, data: Any) -> Path:

@@ -305,6 +305,28 @@ def test_files_in_the_working_folder_serve_as_loss_model_and_data(kd_train: Run,
         kd.load(tmp_path / "run")
 
 
+def test_a_student_that_answers_through_its_objective_comes_back_whole(kd_train: Run, tmp_path: Path) -> None:
+    done = kd_train(*SMALL, "student=resnet8x4", "objective=simkd", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    student = kd.load(tmp_path / "run")
+    data = kd.data["synthetic"](shape=[1, 8, 8], classes=4, train=400, test=100)
+    with torch.no_grad():
+        hits = (student(data.test[0]).argmax(1) == data.test[1]).float().mean()
+    assert hits == pytest.approx(summary["metrics"]["test"]["acc"], abs=1e-6)
+    assert summary["student"]["predictor"]["parameters"] > 0
+
+
+def test_a_learned_temperature_is_logged(kd_train: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = kd_train(*SMALL, "objective=ctkd", "trainer.log_every_n_steps=1", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    learned = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/ctkd/T")
+    assert learned[0].value == pytest.approx(1 + 20 / (1 + 2.718281828**-1), abs=1e-3)
+    assert learned[-1].value != learned[0].value
+
+
 LIGHTNING = """
 import pytorch_lightning as pl, torch
 from torch.utils.data import DataLoader, TensorDataset

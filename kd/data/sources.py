@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd.data.augment import hashed
 from kd.data.batch import Arrays
 from kd.data.files import cifar, idx
 from kd.errors import InputError
+from kd.hashing import hashed
 from kd.registry import sources
 
 DIGITS = tuple("0123456789")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.hashing import mix
 from kd.losses.logits import soft_cross_entropy
 from kd.losses.reduce import check
 from kd.losses.relations import Embeddings, Layers, vectors
@@ -46,15 +47,6 @@ def crd_update(memory: Tensor, index: Tensor, anchor: Tensor, momentum: float = 
     memory.index_copy_(0, index, F.normalize(rows, dim=1))
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A multiply-xorshift hash of integers below 2^32, in 64 bits that no product overflows."""
-    for factor, shift in ((0x7FEB352D, 15), (0x46EA6B5D, 13)):
-        x = x ^ (x >> 16)
-        x = (x * factor) & 0xFFFFFFFF
-        x = x ^ (x >> shift)
-    return x ^ (x >> 16)
-
-
 class Others(nn.Module):
     """Draws ``count`` samples of other classes for each sample of a batch.
 
@@ -70,20 +62,20 @@ class Others(nn.Module):
     def __init__(self, labels: Tensor, count: int, seed: int) -> None:
         super().__init__()
         size = torch.bincount(labels)
-        self.count, self.key = count, int(_mix(torch.tensor(seed & 0xFFFFFFFF)))
+        self.count, self.key = count, int(mix(torch.tensor(seed & 0xFFFFFFFF)))
         self.register_buffer("order", labels.argsort(stable=True), persistent=False)
         self.register_buffer("first", size.cumsum(0) - size, persistent=False)
         self.register_buffer("size", size, persistent=False)
 
     def forward(self, labels: Tensor, index: Tensor, step: Tensor) -> Tensor:
         """Positions [B, count] in the training set, for class numbers and positions [B] and a step []."""
-        key = _mix(_mix(step ^ self.key) ^ index)[:, None]
+        key = mix(mix(step ^ self.key) ^ index)[:, None]
         first, size = self.first[labels][:, None], self.size[labels][:, None]
         others = len(self.order) - size
         stretch = torch.arange(self.count, device=index.device)
         low, high = stretch * others // self.count, (stretch + 1) * others // self.count
-        turn = (_mix(key ^ 0x9E3779B9) * others) >> 32
-        place = (low + ((_mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
+        turn = (mix(key ^ 0x9E3779B9) * others) >> 32
+        place = (low + ((mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
         return self.order[place + size * (place >= first)]
 
 

@@ -60,7 +60,7 @@ def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
 class ReviewKD(nn.Module):
     """HCL(fusion(f_s), f_t): errors of maps pooled to 4, 2 and 1, weighted 1, 1/2, 1/4, 1/8; summed over layers.
 
-    Chen et al. 2021 (arXiv:2104.09044), section 3; weight 5 for most CIFAR-100 pairs (also 8, 6 and 1),
+    Chen et al. 2021 (arXiv:2104.09044), section 3; weight 5 for most CIFAR-100 pairs (also 8, 0.6 and 1),
     rising over 20 epochs, 1 on ImageNet. Layers are given shallow to deep, usually with the pooled vector [B, C]
     last; the teacher's maps before their ReLU. The fusion has min(``max_middle``, deepest student layer's) channels.
     """

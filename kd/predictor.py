@@ -1,0 +1,78 @@
+"""Students that answer through a part of their objective: SimKD keeps its projector and the teacher's classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import InputError
+from kd.models.normalized import Normalized
+from kd.models.weights import load_into, save
+from kd.objective import Objective, Term
+from kd.registry import build, defaults_of
+from kd.taps import Taps
+
+FILE = "predictor.safetensors"
+
+
+class Answering(nn.Module):
+    """Images [B, C, H, W] to the logits that ``loss.predict`` reads off one layer of the student."""
+
+    def __init__(self, student: Normalized, loss: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.student, self.loss = student, loss
+        self.layer, self.taps = layer, Taps(student, [layer])
+
+    @property
+    def net(self) -> nn.Module:
+        """The bare student."""
+        return self.student.net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.loss.predict(self.taps(images)[self.layer])  # type: ignore[operator]
+
+
+def describe(objective: Objective, nodes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is needed to rebuild the predictor of an objective: its term, layer, and the shapes it was built with."""
+    term = objective.predictor
+    if term is None:
+        return None
+    name = next(name for name, known in objective.named_terms() if known is term)
+    loss: Any = term.loss
+    classes, width = loss.weight.shape
+    return {
+        "term": name,
+        "layer": term.sources["student"],
+        "config": {key: value for key, value in nodes[name].items() if key not in defaults_of(Term)},
+        "classes": classes,
+        "width": width,
+        "size": list(loss.size),
+        "parameters": sum(p.numel() for p in loss.parameters()),
+    }
+
+
+def keep(term: Term, folder: Path) -> None:
+    """Writes the predictor's weights into a run folder."""
+    save(term.loss, folder / FILE)
+
+
+def restore(student: Normalized, about: Mapping[str, Any], shape: list[int], folder: Path, trust: bool) -> Answering:
+    """The student of a run folder together with its predictor.
+
+    Raises:
+        InputError: the predictor's weights are absent or do not fit.
+    """
+    loss = build(about["config"], f"objective.{about['term']}", trust=trust)
+    if not hasattr(loss, "predict"):
+        raise InputError(f"{folder}: {type(loss).__name__} cannot answer for a student")
+    answering = Answering(student, loss, about["layer"])
+    with torch.no_grad():
+        features = answering.taps(torch.zeros(2, *shape))[about["layer"]]
+        loss.attach(student.net, nn.Linear(about["width"], about["classes"]))
+        loss.build(features, features.new_zeros(2, about["width"], *about["size"]))
+    load_into(loss, folder / FILE)
+    return answering
