@@ -9,6 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# the same examples every time; --hypothesis-profile=thorough draws new ones
+settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None, max_examples=400, derandomize=False)
+settings.load_profile("default")
 
 HERE = Path(__file__).parent
 

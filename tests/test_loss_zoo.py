@@ -9,7 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from runners import EXAMPLES
 from torch import Tensor, nn
 
@@ -122,7 +122,6 @@ def test_the_gradient_reaches_the_student_and_all_that_trains_but_never_the_teac
 
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([0.0, 1e-3, 1.0, 20.0]))
-@settings(max_examples=8, deadline=None)
 def test_float32_is_finite_and_near_float64(name: str, seed: int, scale: float) -> None:
     example = EXAMPLES[name](6)
     generator = torch.Generator().manual_seed(seed)
@@ -170,7 +169,6 @@ def test_half_precision_under_autocast_is_finite(name: str, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("name", [name for name in MINIMAL if name in losses])
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=8, deadline=None)
 def test_it_is_smallest_where_the_student_equals_the_teacher(name: str, seed: int) -> None:
     example = floats(EXAMPLES[name](6), Tensor.double)
     generator = torch.Generator().manual_seed(seed)

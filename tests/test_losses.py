@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 
 import kd
 from kd.errors import InputError
@@ -39,7 +39,6 @@ def logits(seed: int, scale: float = 5.0, shape: tuple[int, int] = (6, 7)) -> tu
 
 
 @given(seeds, temperatures)
-@settings(max_examples=50, deadline=None)
 def test_kl_is_soft_cross_entropy_minus_entropy_and_has_its_gradient(seed: int, T: float) -> None:
     student, teacher = logits(seed)
     divergence = kl(student, teacher, T)
@@ -52,7 +51,6 @@ def test_kl_is_soft_cross_entropy_minus_entropy_and_has_its_gradient(seed: int, 
 
 
 @given(seeds, temperatures)
-@settings(max_examples=30, deadline=None)
 def test_divergences_are_zero_at_equality_and_positive_elsewhere(seed: int, T: float) -> None:
     student, teacher = logits(seed)
     for divergence in (kl, reverse_kl, symmetric_kl, js, total_variation, alpha_beta):
@@ -61,7 +59,6 @@ def test_divergences_are_zero_at_equality_and_positive_elsewhere(seed: int, T: f
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
 def test_bounds_and_symmetry(seed: int) -> None:
     student, teacher = logits(seed, scale=30)
     assert js(student, teacher) <= math.log(2) + 1e-12
@@ -71,7 +68,6 @@ def test_bounds_and_symmetry(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
 def test_alpha_beta_reaches_its_limits(seed: int) -> None:
     student, teacher = logits(seed, scale=2)
     p, q = teacher.softmax(1), student.softmax(1)

@@ -34,6 +34,7 @@ def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
         "T": 4.0,
         "reduction": "batchmean",
         "unit": "nats",
+        "standardise": False,
         "weight": 1.0,
         "student": "",
         "teacher": "",

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from kd.errors import InputError, unknown
 from kd.losses.logits import kl, soft_cross_entropy
 from kd.losses.reduce import check
-from kd.losses.tempered import VARIANTS, check_not_negative, check_one_each, class_numbers, logit_pair, standardise
+from kd.losses.tempered import (
+    VARIANTS,
+    check_not_negative,
+    check_one_each,
+    class_numbers,
+    divergence,
+    logit_pair,
+    standardise,
+)
 from kd.registry import losses
 
 
@@ -39,9 +47,7 @@ def dkd_terms(student: Tensor, teacher: Tensor, labels: Tensor, T: float = 4.0) 
     KD is TCKD + (1 - p_y) * NCKD with the teacher's p_y; apart, the confident sample keeps its NCKD.
     """
     (b_s, q_s), (b_t, q_t) = split_target(student, labels, T), split_target(teacher, labels, T)
-    tckd = T**2 * F.kl_div(b_s, b_t, reduction="none", log_target=True).sum(dim=1)
-    nckd = T**2 * F.kl_div(q_s, q_t, reduction="none", log_target=True).sum(dim=1)
-    return tckd, nckd
+    return T**2 * divergence(b_s, b_t), T**2 * divergence(q_s, q_t)
 
 
 @losses.register("dkd")
