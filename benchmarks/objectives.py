@@ -2,9 +2,9 @@
 
     python benchmarks/objectives.py --json docs/costs.json
 
-One process builds all objectives and times their training steps in turn, round after round, so that whatever else the
-machine does falls on all alike; what is printed is the median over rounds of (time of a step / time of kd's step in
-the same round), with its quartiles, and the peak of extra parameters.
+One process builds all objectives and times their training steps in turn, round after round, each right after a step
+of kd, so that whatever else the machine does falls on both alike; what is printed is the median over rounds of (time of
+a step / time of kd's step just before), with the smallest and the largest, and the parameters added.
 """
 
 from __future__ import annotations
@@ -52,40 +52,43 @@ def step_of(name: str, data: Data, batch: Batch, pair: tuple[str, str]) -> tuple
 
 
 def measure(rounds: int, pair: tuple[str, str], names: list[str]) -> dict[str, dict[str, float]]:
-    """Median and quartiles of each objective's time over kd's."""
+    """Median, smallest and largest of each objective's time over kd's."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (2000, 3, 32, 32)).to(torch.uint8)
     labels = torch.arange(2000) % 100
     data = Data(Memory(Arrays((images, labels), (images, labels), tuple(map(str, range(100)))), val="test"))
     batch = Batch(images[:64], labels[:64], torch.arange(64))
     steps = {name: step_of(name, data, batch, pair) for name in ("kd", *names)}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    ratios: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, (step, _) in steps.items():
-            started = time.perf_counter()
-            step()
+            before, own = seconds(steps["kd"][0]), seconds(step)
             if turn:  # the first round warms up
-                taken[name].append(time.perf_counter() - started)
-    ratios = {name: [a / b for a, b in zip(times, taken["kd"], strict=True)] for name, times in taken.items()}
+                ratios[name].append(own / before)
     return {
         name: {
-            **dict(zip(("low", "median", "high"), quartiles(values), strict=True)),
-            "ms": round(1000 * statistics.median(taken[name]), 1),
+            "low": round(min(values), 2),
+            "median": round(statistics.median(values), 2),
+            "high": round(max(values), 2),
             "parameters": steps[name][1],
         }
         for name, values in ratios.items()
     }
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """The three quartiles, to two places."""
-    return [round(q, 2) for q in statistics.quantiles(values, n=4)] if len(values) > 1 else [round(values[0], 2)] * 3
+def seconds(step: Callable[[], None]) -> float:
+    """The time of one step."""
+    started = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small networks and two rounds: a minute")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("objectives", nargs="*", default=OBJECTIVES)
     asked = parser.parse_args()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -21,7 +21,7 @@ from kd.errors import InputError, placed
 from kd.models.normalized import Normalized
 from kd.objective import Objective, Term
 from kd.optim import Optim
-from kd.registry import build, defaults_of
+from kd.registry import build, defaults_of, named_by
 from kd.teacher import Frozen
 
 Config = Mapping[str, Any]
@@ -30,8 +30,9 @@ Config = Mapping[str, Any]
 def data(config: Config) -> Any:
     """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
     node = config["data"]
-    around = defaults_of(Memory)
-    source = build({key: value for key, value in node.items() if key not in around}, "data")
+    taken = named_by(node, "data")
+    around = {key for key in defaults_of(Memory) if key not in taken}
+    source = build({key: value for key, value in node.items() if key not in around}, "data", seed=config["seed"])
     if isinstance(source, pl.LightningDataModule):
         if not hasattr(source, "classes") or not hasattr(source, "shape"):
             raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
@@ -93,8 +94,9 @@ def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:
     }
     callbacks = [build(node, f"callbacks.{key}", **places) for key, node in config["callbacks"].items() if node]
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
-    if not config["trainer"].get("enable_progress_bar", True):
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    bar = config["trainer"].get("enable_progress_bar", True)
+    useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
+    callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]
     trainer = build(config["trainer"], "trainer", partial=True)
     with placed("trainer"):
         try:

@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from kd.errors import InputError, at_place, unknown
+from kd.errors import InputError, at_place, placed, unknown
 
 MISSING = "???"  # OmegaConf's sign for a value that the user must give
 
@@ -173,6 +173,21 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
         if isinstance(cause, (ImportError, ValueError, TypeError, OSError, InstantiationException)):
             raise at_place(at, cause) from error
         raise cause from None
+
+
+def named_by(node: Mapping[str, Any], at: str) -> set[str]:
+    """The parameters that a node's target has.
+
+    Raises:
+        InputError: no target, or none that can be imported.
+    """
+    from hydra.utils import get_object
+
+    with placed(at):
+        try:
+            return set(parameters(get_object(node["_target_"])))
+        except (ImportError, KeyError) as error:
+            raise InputError(f"_target_={node.get('_target_')} cannot be imported: {error}") from error
 
 
 def _check_registered(node: Any, at: str) -> None:

@@ -18,9 +18,9 @@ class Taps:
 
     ``layers`` are the network's own module names: ``name`` is that layer's output, ``name:in`` its first input,
     ``name@linear`` the output with the named linear layer applied at every position of the map, which gives a map
-    of logits. Networks of the zoo also answer to ``stem``, ``stage1``, ``stage1.pre``, ..., ``last``,
-    ``embedding`` and ``logit_map``, through their attribute ``aliases``. A layer that runs several times in one
-    forward pass answers with its last run. Nothing is kept between calls.
+    of logits. ``embedding`` is the last linear layer's input. Networks of the zoo also answer to ``stem``,
+    ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map``, through their attribute ``aliases``. A layer that
+    runs several times in one forward pass answers with its last run. Nothing is kept between calls.
 
     Raises:
         InputError: a name that the network does not have (the nearest ones are named), a layer that did not
@@ -36,8 +36,10 @@ class Taps:
         self._hooks: list[RemovableHandle] = []
         self._safe = not self.layers
         inner = bare(network)
-        aliases: dict[str, str] = getattr(inner, "aliases", {})
         modules = {name: module for name, module in inner.named_modules() if name}
+        classifiers = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        embedding = {"embedding": f"{classifiers[-1]}:in"} if classifiers else {}
+        aliases: dict[str, str] = {**embedding, **getattr(inner, "aliases", {})}
         for layer in self.layers:
             path, _, linear = aliases.get(layer, layer).partition("@")
             name, _, side = path.partition(":")

@@ -93,8 +93,8 @@ def fit(
     kept = str(best) if best.is_file() else None
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
     summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
-    batches = steps * getattr(data.memory, "batch_size", 0) * trainer.world_size if isinstance(data, Data) else 0
-    summary["training"]["images_per_s"] = round(batches / seconds, 1)
+    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
+    summary["training"]["images_per_s"] = round(images / seconds, 1)
     summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
     if trainer.is_global_zero:
         about = {key: json.dumps(summary["student"][key]) for key in ("name", "mean", "std")}

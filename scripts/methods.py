@@ -79,6 +79,7 @@ def published(lines: list[str]) -> str:
         found = re.search(r"resnet32x4 -> resnet8x4: ([\d.]+(?: \+- [\d.]+)?)(?: \(([^)]*)\))?", line)
         if found:
             value, how = found.groups()
+            how = how or next(iter(re.findall(r"\(((?:last|best) epoch[^)]*)\)", line[found.end() :])), None)
             return f"{value.replace('+-', '±')}" + (f" ({how})" if how else "")
     return "-"
 

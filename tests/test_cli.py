@@ -340,6 +340,19 @@ class Module(pl.LightningDataModule):
 """
 
 
+def test_class_folders_train_with_their_own_options(kd_train: Run, tmp_path: Path) -> None:
+    from test_data import make_folder
+
+    make_folder(tmp_path / "pets", per_class=10)
+    done = kd_train(
+        *("data=imagenet", f"data.root={tmp_path / 'pets'}", "data.size=16", "data.batch_size=5", "data.workers=0"),
+        *("data.val=test", "teacher=none", "objective=ce", "epochs=1", "hydra.run.dir=run"),
+        "trainer.enable_progress_bar=false",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/summary.json").read_text())["training"]["steps"] == 4
+
+
 def test_any_lightning_data_module_serves(kd_train: Run, tmp_path: Path) -> None:
     write(tmp_path, {"theirs.py": LIGHTNING, "conf/data/theirs.yaml": "_target_: theirs.Module\n"})
     done = kd_train(

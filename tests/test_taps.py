@@ -54,6 +54,14 @@ def test_taps_work_in_inference_mode() -> None:
         assert Taps(kd.models["cnn"](classes=4), ["layer1"])(torch.rand(2, 3, 8, 8))["layer1"].shape[1] == 16
 
 
+def test_the_embedding_of_any_network_is_its_last_linear_layers_input() -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    network = mobilenet_v3_small(num_classes=5).eval()
+    tapped = Taps(network, ["embedding"])(torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(network.classifier[-1](tapped["embedding"]), tapped[""])
+
+
 def test_aliases_and_a_classifier_at_every_position() -> None:
     network = kd.models["resnet8"](classes=5).eval()
     tapped = Taps(network, ["stage3", "last", "embedding", "logit_map", "layer3@fc"])(torch.rand(2, 3, 16, 16))

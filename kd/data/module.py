@@ -21,7 +21,7 @@ class Data(pl.LightningDataModule):
         super().__init__()
         self.memory, self.seed = memory, seed
         self.classes, self.shape, self.names = memory.classes, memory.shape, memory.names
-        self.mean, self.std = memory.mean, memory.std
+        self.mean, self.std, self.batch_size = memory.mean, memory.std, memory.batch_size
 
     def _loader(self, part: str) -> Loader:
         trainer = self.trainer

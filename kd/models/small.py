@@ -34,11 +34,13 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """Two 3x3 convolutions with batch norm, ReLU and 2x2 pooling, then a linear classifier.
 
-    Layers to tap: ``layer1``, ``layer2``, ``fc:in`` (the pooled features).
+    Layers to tap: ``layer1``, ``layer2``, ``fc:in`` (the pooled features), or by the zoo's names ``stage1``,
+    ``stage2``, ``last``, ``embedding``, ``logit_map``.
     """
 
     def __init__(self, classes: int, channels: int = 3, width: int = 16) -> None:
         super().__init__()
+        self.aliases = {"stage1": "layer1", "stage2": "layer2", "last": "layer2", "logit_map": "layer2@fc"}
         self.layer1 = _block(channels, width)
         self.layer2 = _block(width, 2 * width)
         self.fc = nn.Linear(2 * width, classes)
