@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from kd.losses.reduce import check
 from kd.registry import losses
 
 
-class ThroughTeacher(nn.Module):
+class ThroughTeacher(nn.Module, ABC):
     """Keeps a copy of the teacher's classifier, its last linear layer, as buffers."""
 
     weight: Tensor | None
@@ -50,9 +52,9 @@ class ThroughTeacher(nn.Module):
         self.connector = nn.Sequential(*self.connect(f_s.shape[1], f_t.shape[1]))
         self.to(f_t.device, f_t.dtype)
 
+    @abstractmethod
     def connect(self, inputs: int, outputs: int) -> list[nn.Module]:
         """The layers that bring the student's map to the teacher's channels."""
-        raise NotImplementedError
 
     def maps(self, student: Layers, teacher: Layers) -> tuple[Tensor, Tensor]:
         """The one layer of each side."""

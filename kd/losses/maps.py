@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,7 @@ def projection(student: Tensor, teacher: Tensor) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
 
-class LayerLoss(nn.Module):
+class LayerLoss(nn.Module, ABC):
     """Compares layers one to one, each student layer through a connector of its own that ``build`` makes.
 
     A subclass says how to ``connect`` two layers and how to ``compare`` them. Maps of different size are first
@@ -98,9 +99,9 @@ class LayerLoss(nn.Module):
         """The connector for two example maps."""
         return projection(student, teacher)
 
+    @abstractmethod
     def compare(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
         """The scalar for layer number ``layer``; ``student`` has passed its connector."""
-        raise NotImplementedError
 
     def pairs(self, student: Layers, teacher: Layers) -> list[tuple[Tensor, Tensor]]:
         """The layers side by side, in the size in which the connectors take them."""
