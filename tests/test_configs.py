@@ -53,19 +53,14 @@ def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list
     return totals
 
 
-# (teacher, student, what the student's layers need so that these methods apply at all)
+# (teacher, student)
 ALIKE, UNLIKE = ("resnet32x4", "resnet8x4"), ("wrn_16_2", "resnet8")
-NEED_EQUAL_CHANNELS = {"fsp", "kdsvd"}
 
 
 @pytest.mark.parametrize("pair", [ALIKE, UNLIKE], ids=["alike", "unlike"])
 @pytest.mark.parametrize("name", NAMES["objective"])
 def test_every_objective_learns(name: str, pair: tuple[str, str]) -> None:
     config = composed(f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}")
-    if pair == UNLIKE and name in NEED_EQUAL_CHANNELS:
-        with pytest.raises(kd.InputError, match="channels"):
-            losses(config, [3, 16, 16], 10)
-        return
     totals = losses(config, [3, 16, 16], 10)
     assert totals[-1] < totals[0], totals
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
+from kd.losses.maps import projection
 from kd.losses.reduce import check
 from kd.losses.relations import Layers, matched
 from kd.registry import losses
@@ -29,14 +30,38 @@ def _same_size(a: Tensor, b: Tensor, pool: Pool = F.adaptive_avg_pool2d) -> tupl
 
 
 def _chain(name: str, student: Layers, teacher: Layers) -> list[tuple[Tensor, Tensor]]:
-    """The layers of a method that relates consecutive ones: two at least, with equal channels on both sides."""
+    """The layers of a method that relates consecutive ones: two at least."""
     layers = matched(name, student, teacher, maps=True)
     if len(layers) < 2:
         raise InputError(f"{name} relates consecutive layers and needs a list of at least two, got {len(layers)}")
-    for s, t in layers:
-        if s.shape[1] != t.shape[1]:
-            raise InputError(f"{name} needs equal channels in matching layers, got {s.shape[1]} and {t.shape[1]}")
     return layers
+
+
+class Chained(nn.Module):
+    """Relates consecutive layers. The methods are defined for equal channels; where they differ, the student's map
+    passes a trained 1x1 convolution first, which ``build`` makes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connectors = nn.ModuleList()
+
+    def build(self, student: list[Tensor], teacher: list[Tensor]) -> None:
+        layers = _chain(type(self).__name__, student, teacher)
+        self.connectors = nn.ModuleList(projection(s, t) for s, t in layers)
+        self.to(layers[0][0].device, layers[0][0].dtype)
+
+    def layers(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The layers side by side, with equal channels."""
+        name = type(self).__name__
+        layers = _chain(name, student, teacher)
+        if len(self.connectors) == len(layers):
+            layers = [(connect(s), t) for connect, (s, t) in zip(self.connectors, layers)]
+        for s, t in layers:
+            if s.shape[1] != t.shape[1]:
+                channels = f"{s.shape[1]} and {t.shape[1]}"
+                raise InputError(f"{name} needs equal channels, got {channels}: call build with example maps first")
+        return layers
 
 
 def ickd(student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,12 +123,13 @@ def _flow(below: Tensor, above: Tensor, variant: str) -> Tensor:
 
 
 @losses.register("fsp")
-class FSP(nn.Module):
+class FSP(Chained):
     """mean (G_s - G_t)^2 of the flow G = <above_d, below_c> / HW between consecutive layers, summed over pairs.
 
-    A list of at least two maps [B, C, H, W] of each side with equal channels. Yim et al. 2017 (CVPR), eq. 1 and
-    2, in which it is a stage of its own before training. ``variant=code`` is RepDistiller's (average pooling,
-    means), weight 50; ``paper`` pools by the maximum and takes the squared Frobenius norm.
+    A list of at least two maps [B, C, H, W] of each side, of equal channels in the paper (see :class:`Chained`).
+    Yim et al. 2017 (CVPR), eq. 1 and 2, in which it is a stage of its own before training. ``variant=code`` is
+    RepDistiller's (average pooling, means), weight 50; ``paper`` pools by the maximum and takes the squared
+    Frobenius norm.
     """
 
     def __init__(self, variant: str = "code") -> None:
@@ -113,7 +139,7 @@ class FSP(nn.Module):
         self.variant = variant
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        s, t = zip(*_chain("fsp", student, teacher))
+        s, t = zip(*self.layers(student, teacher))
         return fsp(s, t, self.variant)
 
     def extra_repr(self) -> str:
@@ -223,14 +249,14 @@ def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @losses.register("kdsvd")
-class KDSVD(nn.Module):
+class KDSVD(Chained):
     """sum (R_s - R_t)^2 / B, R = exp(-d^2 / 8) of differences between k singular vectors of consecutive layers.
 
-    A list of at least two maps [B, C, H, W] of each side with equal channels; sizes may differ. Lee, Kim and
-    Song 2018 (ECCV), in RepDistiller's form: right singular vectors of HW x C, the student's chosen out of its
-    k + 3 leading ones; weight 1. A singular vector has no sign of its own: the teacher's are turned so that
-    their entries have a positive sum, which makes the value independent of the solver. The solver makes the
-    host wait for the device.
+    A list of at least two maps [B, C, H, W] of each side, of equal channels in the paper (see :class:`Chained`);
+    sizes may differ. Lee, Kim and Song 2018 (ECCV), in RepDistiller's form: right singular vectors of HW x C, the
+    student's chosen out of its k + 3 leading ones; weight 1. A singular vector has no sign of its own: the teacher's
+    are turned so that their entries have a positive sum, which makes the value independent of the solver. The solver
+    makes the host wait for the device.
     """
 
     def __init__(self, k: int = 1) -> None:
@@ -239,7 +265,7 @@ class KDSVD(nn.Module):
         self.k = k
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        layers = _chain("kdsvd", student, teacher)
+        layers = self.layers(student, teacher)
         rank = min(min(x.shape[1], x[0, 0].numel()) for layer in layers for x in layer)
         if rank < self.k:
             raise InputError(f"kdsvd with k={self.k} needs {self.k} singular vectors, but a layer has only {rank}")
