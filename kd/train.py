@@ -75,7 +75,13 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     announce(config, distiller, data, trainer, folder)
-    return fit(config, folder, trainer, distiller, data, record)
+    try:
+        return fit(config, folder, trainer, distiller, data, record)
+    finally:
+        for logger in trainer.loggers:
+            close = getattr(getattr(logger, "experiment", None), "finish", None)
+            if close is not None:
+                close()  # else the next job of a sweep would go on writing into this one's W&B run
 
 
 def fit(
