@@ -83,7 +83,7 @@ def test_every_debug_state_composes(name: str) -> None:
     assert composed(f"debug={name}")["trainer"]["limit_train_batches"]
 
 
-def test_no_default_is_written_twice() -> None:
+def test_an_objective_is_a_few_lines() -> None:
     for path in (kd.CONFIG_DIR / "objective").glob("*.yaml"):
         assert len(path.read_text().splitlines()) <= 16, path
 
