@@ -1,31 +1,76 @@
-"""The frozen teacher: it answers ``teacher(batch)`` and is otherwise out of everybody's sight."""
+"""Frozen teachers: each answers ``teacher(batch)`` and is otherwise out of everybody's sight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.errors import InputError, unknown
 from kd.models.weights import fingerprint
 from kd.taps import Taps
 
+AVERAGES = ("probabilities", "logits")
 
-class Frozen(nn.Module):
-    """A network that only answers.
 
-    It sits in ``__dict__``, not in the module tree: it is in no checkpoint, optimiser, EMA copy or DDP
-    bucket, ``train()`` does not reach it, and strict loading stays strict for the rest. ``to`` reaches it.
+class Hidden(nn.Module):
+    """A module that is in no checkpoint, optimiser, EMA copy or DDP bucket.
+
+    What it holds sits in ``__dict__``, not in the module tree: ``train()`` does not reach it, and strict loading
+    stays strict for the rest. ``to`` reaches it.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that it asks, by name; a single one has the name ``""``."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hidden:
+        for network in self.networks().values():
+            network._apply(fn)
+        super()._apply(fn, recurse)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hidden:
+        return self
+
+    def fingerprint(self) -> str:
+        """sha256 of its state."""
+        return fingerprints(self.networks())
+
+    def settle(self) -> None:
+        """Told at each epoch's end."""
+
+    def logged(self) -> dict[str, float]:
+        """What it wishes to have logged."""
+        return {}
+
+
+class Frozen(Hidden):
+    """A network that only answers.
+
+    Args:
+        network: images [B, C, H, W] to logits.
+        classes: the columns of its logits that are the data's classes, in their order; all of them if None.
+    """
+
+    network: nn.Module
+    taps: Taps
+    columns: Tensor | None
+
+    def __init__(self, network: nn.Module, classes: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.network: nn.Module
-        self.taps: Taps
         self.__dict__["network"] = network.eval().requires_grad_(False)
+        if classes is not None and (not classes or min(classes) < 0 or len(set(classes)) < len(classes)):
+            raise InputError(f"classes must name different columns, counted from 0, got {list(classes)}")
+        self.__dict__["columns"] = None if classes is None else torch.tensor(list(classes))
         self.tap(())
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"": self.network}
 
     def tap(self, layers: Iterable[str]) -> None:
         """Names the layers whose tensors it gives besides its output, in place of those named before."""
@@ -36,15 +81,108 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"": logits [B, C], layer: tensor, ...}`` for a batch, without gradient."""
-        return self.taps(batch.images)
+        answer = self.taps(batch.images)
+        if self.columns is not None:
+            if int(self.columns.max()) >= answer[""].shape[-1]:
+                wide = answer[""].shape[-1]
+                raise InputError(
+                    f"teacher.classes names column {int(self.columns.max())} of a teacher that knows {wide}"
+                )
+            answer[""] = answer[""][:, self.columns.to(answer[""].device)]
+        return answer
 
-    def fingerprint(self) -> str:
-        """sha256 of its state."""
-        return fingerprint(self.network)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        self.network._apply(fn)
-        return super()._apply(fn, recurse)
+class Ensemble(Hidden):
+    """Several teachers that answer as one.
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
-        return self
+    Args:
+        members: frozen or cached teachers by name; each has its own normalisation and columns.
+        average: ``probabilities``, the weighted mean of softmax(z / T), given as the logits
+            ``T * log(mean)``, so that a term with the same T sees exactly that mean; or ``logits``, whose softmax
+            is the normalised geometric mean. Hinton et al. 2015 (arXiv:1503.02531), section 1, name both.
+        weights: one number for each member, normalised to a sum of 1; equal if None.
+        confidence: multiplies each member's weight by exp(-H(p)) of its own answer at T = 1, for each image:
+            a member that is sure counts more. Unlike the weights of CA-MKD (arXiv:2201.00007), which come from the
+            label, these exist in validation and for unlabelled images as well.
+        T: temperature of the averaged probabilities.
+
+    Layers of a member are tapped as ``member/layer``.
+
+    Raises:
+        InputError: fewer than two members, an unknown average, or weights that are not positive numbers.
+    """
+
+    members: dict[str, Any]
+
+    def __init__(
+        self,
+        members: Mapping[str, Any],
+        average: str = "probabilities",
+        weights: Sequence[float] | None = None,
+        confidence: bool = False,
+        T: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if len(members) < 2:
+            raise InputError(f"an ensemble has two members at least, got {', '.join(members) or 'none'}")
+        if average not in AVERAGES:
+            raise unknown("average", average, AVERAGES)
+        share = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+        if len(share) != len(members) or not all(0 < weight < float("inf") for weight in share):
+            raise InputError(f"weights needs a positive number for each of the {len(members)} members, got {weights}")
+        self.__dict__["members"] = dict(members)
+        self.average, self.confidence, self.T = average, confidence, T
+        self.shares = [weight / sum(share) for weight in share]
+
+    def describe(self) -> str:
+        """The mean in words, with its weights."""
+        shares = ", ".join(f"{name} {share:.3g}" for name, share in zip(self.members, self.shares))
+        mean = f"of probabilities at T={self.T:g}" if self.average == "probabilities" else "of logits"
+        return f"ensemble, mean {mean}, weights {shares}{', times exp(-entropy)' if self.confidence else ''}"
+
+    def settle(self) -> None:
+        for member in self.members.values():
+            member.settle()
+
+    def logged(self) -> dict[str, float]:
+        known = [member.logged() for member in self.members.values()]
+        return {key: sum(each.get(key, 0.0) for each in known) / len(known) for key in known[0]}
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {name: member.network for name, member in self.members.items()}
+
+    def tap(self, layers: Iterable[str]) -> None:
+        """Names layers as ``member/layer``, in place of those named before."""
+        wanted: dict[str, list[str]] = {name: [] for name in self.members}
+        for layer in layers:
+            name, _, inner = layer.partition("/")
+            if name not in wanted or not inner:
+                raise unknown("layer of an ensemble (write member/layer)", layer, [f"{n}/..." for n in self.members])
+            wanted[name].append(inner)
+        for name, inner_layers in wanted.items():
+            self.members[name].tap(inner_layers)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``{"": the mean as logits [B, C], member/layer: tensor, ...}``, without gradient."""
+        answers = {name: member(batch) for name, member in self.members.items()}
+        tapped = {f"{name}/{layer}": t for name, own in answers.items() for layer, t in own.items() if layer}
+        return {"": self.mean([own[""] for own in answers.values()]), **tapped}
+
+    def mean(self, logits: Sequence[Tensor]) -> Tensor:
+        """The members' logits [B, C] as one."""
+        stacked = torch.stack([z.float() for z in logits])
+        weights = torch.tensor(self.shares, device=stacked.device).log()[:, None].expand(-1, stacked.shape[1])
+        if self.confidence:
+            logp = stacked.log_softmax(-1)
+            weights = (weights + (logp.exp() * logp).sum(-1)).log_softmax(0)
+        if self.average == "logits":
+            return (weights.exp()[..., None] * stacked).sum(0)
+        return self.T * torch.logsumexp((stacked / self.T).log_softmax(-1) + weights[..., None], 0)
+
+
+def fingerprints(networks: Mapping[str, nn.Module]) -> str:
+    """sha256 of one network's state, or of several networks' names and states."""
+    if set(networks) == {""}:
+        return fingerprint(networks[""])
+    listed = [f"{name}:{fingerprint(network)}" for name, network in sorted(networks.items())]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import kd
 from kd import Normalized
 from kd.errors import InputError
-from kd.models.weights import fingerprint, load_into, read, save
 
 # parameters for 100 classes, as in RepDistiller and mdistiller
 SIZES = {
@@ -69,44 +65,3 @@ def test_an_import_path_gets_what_it_names() -> None:
     assert network(torch.rand(1, 2, 4, 4)).shape == (1, 5)
     with pytest.raises(InputError, match="cannot import"):
         kd.models["import"](path="no_such_module:f", classes=5, shape=[2, 4, 4])
-
-
-def test_weights_are_read_from_every_container(tmp_path: Path) -> None:
-    network = kd.models["cnn"](classes=3)
-    state = network.state_dict()
-    save(network, tmp_path / "a.safetensors")
-    torch.save(state, tmp_path / "b.pth")
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "c.pth")
-    torch.save({"epoch": 3, "model": state, "accuracy": 0.7}, tmp_path / "d.pth")
-    for file in ("a.safetensors", "b.pth", "c.pth", "d.pth"):
-        twin = kd.models["cnn"](classes=3)
-        load_into(twin, tmp_path / file)
-        assert fingerprint(twin) == fingerprint(network), file
-    assert not list(tmp_path.glob(".*"))
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return (Path.touch, (self.path,))
-
-
-def test_bad_files_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "page.pth").write_text("<html>not found</html>")
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
-    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "code.pth")
-    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    torch.save([1, 2], tmp_path / "list.pth")
-    for file in ("empty.pth", "page.pth", "cut.safetensors", "code.pth", "list.pth", "absent.pth"):
-        with pytest.raises(InputError, match=file.replace(".", r"\.")):
-            read(tmp_path / file)
-    assert not (tmp_path / "ran").exists()
-    with pytest.raises(InputError, match=r"does not fit CNN: \d+ missing, first \['layer1.0.weight'"):
-        load_into(kd.models["cnn"](classes=3), tmp_path / "other.safetensors")
-    save(kd.models["cnn"](classes=4), tmp_path / "four.safetensors")
-    with pytest.raises(InputError, match="of another shape"):
-        load_into(kd.models["cnn"](classes=3), tmp_path / "four.safetensors")

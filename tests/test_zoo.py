@@ -35,8 +35,8 @@ def hashed(key: int, shape: torch.Size | tuple[int, ...]) -> Tensor:
     return torch.from_numpy((h + 0.5) / 2**32).view(shape)
 
 
-def fill(network: nn.Module, gain: float) -> None:
-    for position, (name, tensor) in enumerate(network.state_dict().items()):
+def fill(state: dict[str, Tensor], gain: float) -> None:
+    for position, (name, tensor) in enumerate(state.items()):
         u = hashed(position, tensor.shape)
         if name.endswith("num_batches_tracked"):
             continue
@@ -81,7 +81,7 @@ def test_keys_sizes_logits_and_taps_are_the_recorded_ones(name: str) -> None:
     facts = ZOO[name]
     network = kd.models[name](classes=100).double().eval()
     assert [[key, list(tensor.shape)] for key, tensor in network.state_dict().items()] == facts["state_dict"]
-    fill(network, facts["fill_gain"])
+    fill(network.state_dict(), facts["fill_gain"])
     recorded = dict(recorded_taps(name))
     words = [*recorded, "last", "logit_map"]
     assert set(words) == set(network.aliases)

@@ -30,7 +30,7 @@ class ThroughTeacher(nn.Module, ABC):
         """Reads the teacher's classifier."""
         name = type(self).__name__
         if teacher is None:
-            raise InputError(f"{name} reads the teacher's classifier, and there is no teacher network")
+            raise InputError(f"{name} reads the teacher's classifier, and there is no single teacher network")
         linear = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise InputError(f"{name}: {type(teacher).__name__} has no linear layer that could be its classifier")

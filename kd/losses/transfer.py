@@ -230,7 +230,7 @@ class OFD(LayerLoss):
     def attach(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Reads the teacher's margins."""
         if teacher is None:
-            raise InputError("OFD reads the teacher's batch norms, and there is no teacher network")
+            raise InputError("OFD reads the teacher's batch norms, and there is no single teacher network")
         named = self.batch_norms
         norms = norms_of_stages(teacher) if named is None else [norm_named(teacher, name) for name in named]
         self.margins = [ofd_margin(norm.weight.detach(), norm.bias.detach()) for norm in norms]

@@ -1,29 +1,37 @@
-"""Networks from elsewhere: torchvision, timm and any import path.
+"""Networks from elsewhere: torchvision, timm and any import path, fitted to the data.
 
-The class count is fitted by the library itself, or, where weights for another class count are asked for, by a
-new last linear layer; so is the number of input channels, by a new first convolution.
+Classes are fitted by the library itself, or, where weights for another class count are asked for, by a new last
+layer; input channels by a new first convolution, which keeps the mean of pre-trained filters. Pre-trained weights bring
+the mean, std and size that they expect (``network.pixels``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kd.errors import InputError, unknown
+from kd.models.containers import read
+from kd.models.normalized import Pixels
 from kd.registry import models, parameters
+
+STEMS = ("own", "cifar")
 
 
 @models.register("torchvision")
-def torchvision(name: str, classes: int, channels: int = 3, weights: str | None = None) -> nn.Module:
+def torchvision(name: str, classes: int, channels: int = 3, weights: str | None = None, stem: str = "own") -> nn.Module:
     """A torchvision classification model, ``name`` as in ``torchvision.models.list_models()``.
 
-    ``weights`` is a name such as ``DEFAULT`` or ``IMAGENET1K_V1`` and needs the network on first use.
+    ``weights`` is a name such as ``DEFAULT`` or ``IMAGENET1K_V1`` and needs the internet on first use. ``stem=cifar``
+    makes the first convolution 3x3 with stride 1 and takes away the pooling after it, for small images.
 
     Raises:
-        InputError: an unknown name or weights.
+        InputError: an unknown name, weights or stem, or weights that cannot be fetched.
     """
     from torchvision import models as library
 
@@ -31,20 +39,34 @@ def torchvision(name: str, classes: int, channels: int = 3, weights: str | None 
     if name not in known:
         raise unknown("torchvision model", name, known)
     if weights is None:
-        return _fit_channels(library.get_model(name, num_classes=classes), channels)
-    try:
-        network = library.get_model(name, weights=weights)
-    except (KeyError, ValueError) as error:
-        raise unknown(f"weights of {name}", weights, list(library.get_model_weights(name).__members__)) from error
-    return _fit_channels(_fit_classes(network, classes), channels)
+        network = library.get_model(name, num_classes=classes)
+    else:
+        choices = library.get_model_weights(name).__members__
+        if weights not in choices:
+            raise unknown(f"weights of {name}", weights, choices)
+        network = library.get_model(name, weights=None, num_classes=len(choices[weights].meta["categories"]))
+        network.load_state_dict(read(_fetched(choices[weights].url)).state)
+        preset = choices[weights].transforms()
+        network.pixels = Pixels(preset.mean, preset.std, preset.crop_size[0])
+    return _with_stem(_fit_channels(_fit_classes(network, classes), channels), stem)
 
 
 @models.register("timm")
-def timm(name: str, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
-    """A timm model, ``name`` as in ``timm.list_models()``; ``pretrained`` needs the network on first use.
+def timm(
+    name: str,
+    classes: int,
+    channels: int = 3,
+    pretrained: bool = False,
+    stem: str = "own",
+    options: dict[str, Any] = {},  # noqa: B006 (never changed; Hydra shows it)
+) -> nn.Module:
+    """A timm model, ``name`` as in ``timm.list_models()``; ``pretrained`` needs the internet on first use.
+
+    ``options`` go to ``timm.create_model``: ``{img_size: 32, patch_size: 4}`` fits a vision transformer to small
+    images; without, images are resized to the one size that such a network takes.
 
     Raises:
-        InputError: timm is not installed, or an unknown name.
+        InputError: timm is not installed, an unknown name or stem, wrong options, or weights that cannot be fetched.
     """
     try:
         library: Any = import_module("timm")
@@ -52,10 +74,20 @@ def timm(name: str, classes: int, channels: int = 3, pretrained: bool = False) -
         raise InputError("timm is not installed: pip install 'kd-lightning[timm]'") from error
     if not library.is_model(name.split(".")[0]):
         raise unknown("timm model", name, library.list_models())
-    return library.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels)
+    try:
+        network = library.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options)
+    except Exception as error:
+        raise InputError(f"timm cannot make {name}: {str(error).splitlines()[0]}") from error
+    stated = network.pretrained_cfg
+    if pretrained:
+        network.pixels = Pixels(stated["mean"], stated["std"], stated["input_size"][-1])
+        network.untrained_head = stated["num_classes"] != classes
+    elif stated.get("fixed_input_size") and "img_size" not in options:
+        network.pixels = Pixels(size=stated["input_size"][-1])
+    return _with_stem(network, stem)
 
 
-@models.register("import")
+@models.register("import", imports=True)
 def import_path(path: str, classes: int, shape: Sequence[int]) -> nn.Module:
     """A network of your own: ``path`` is ``package.module:function``; it is called with what it names.
 
@@ -83,20 +115,67 @@ def offered(classes: int, shape: Sequence[int]) -> dict[str, Any]:
     return {"classes": classes, "num_classes": classes, **channels, "shape": list(shape)}
 
 
+def _fetched(url: str) -> Path:
+    """The file of weights behind a library's own URL, fetched once into torch's cache, its checksum verified."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checksum = path.stem.rpartition("-")[2]
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{url} cannot be fetched: {error}; put the file at {path}") from error
+    return path
+
+
 def _fit_classes(network: nn.Module, classes: int) -> nn.Module:
-    name, last = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
-    if last.out_features != classes:
+    name, last = [(n, m) for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    if isinstance(last, nn.Linear) and last.out_features != classes:
         _replace(network, name, nn.Linear(last.in_features, classes, bias=last.bias is not None))
+        network.untrained_head = True  # type: ignore[assignment]
+    elif isinstance(last, nn.Conv2d) and last.out_channels != classes:  # squeezenet
+        _replace(network, name, nn.Conv2d(last.in_channels, classes, last.kernel_size))  # type: ignore[arg-type]
+        network.untrained_head = True  # type: ignore[assignment]
     return network
 
 
 def _fit_channels(network: nn.Module, channels: int) -> nn.Module:
-    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    name, first = _first_convolution(network)
     if first.in_channels != channels:
-        options = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding", "dilation")}
-        bias = first.bias is not None
-        _replace(network, name, nn.Conv2d(channels, first.out_channels, bias=bias, **options))
+        fitted = _like(first, in_channels=channels)
+        with torch.no_grad():
+            fitted.weight.copy_(first.weight.sum(1, keepdim=True).expand_as(fitted.weight) / channels)
+            if first.bias is not None and fitted.bias is not None:
+                fitted.bias.copy_(first.bias)
+        _replace(network, name, fitted)
     return network
+
+
+def _with_stem(network: nn.Module, stem: str) -> nn.Module:
+    if stem not in STEMS:
+        raise unknown("stem", stem, STEMS)
+    if stem == "cifar":
+        name, first = _first_convolution(network)
+        if first.stride == (1, 1) or first.kernel_size == first.stride:
+            raise InputError(f"stem=cifar does not fit {type(network).__name__}: its stem is no strided convolution")
+        _replace(network, name, _like(first, kernel_size=3, stride=1, padding=1))
+        if isinstance(getattr(network, "maxpool", None), nn.Module):
+            network.maxpool = nn.Identity()
+    return network
+
+
+def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    found = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if found is None:
+        raise InputError(f"{type(network).__name__} has no convolution that could be fitted to the images")
+    return found
+
+
+def _like(first: nn.Conv2d, **changed: Any) -> nn.Conv2d:
+    """A new convolution with another's options, some of them changed."""
+    keys = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    options = {key: getattr(first, key) for key in keys} | changed
+    return nn.Conv2d(bias=first.bias is not None, **options)
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

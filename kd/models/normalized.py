@@ -1,13 +1,23 @@
-"""Pixels in, logits out: each network carries its own normalisation in front of it."""
+"""Pixels in, logits out: each network carries what it expects of its pixels in front of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+
+
+class Pixels(NamedTuple):
+    """What pre-trained weights expect: mean and std per channel on the [0, 1] scale, height and width."""
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    size: int | None = None
 
 
 def bare(network: nn.Module) -> nn.Module:
@@ -18,15 +28,18 @@ def bare(network: nn.Module) -> nn.Module:
 class Normalized(nn.Module):
     """``net((images - mean) / std)`` for images as uint8 or as float in [0, 1], shape [B, C, H, W].
 
-    Mean and std are given per channel on the [0, 1] scale. They are no part of the state dict, so that the
-    weights are the bare network's.
+    Mean and std are given per channel on the [0, 1] scale; with ``size``, images of another size are resized to it,
+    bilinearly and without aliasing. None of them is part of the state dict, so that the weights are the bare
+    network's.
     """
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise InputError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
-        self.net = net
+        if size is not None and size < 1:
+            raise InputError(f"size must be at least 1 pixel, got {size}")
+        self.net, self.size = net, size
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
@@ -35,7 +48,9 @@ class Normalized(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, [self.size, self.size], mode="bilinear", antialias=True)
         return self.net((images - self.mean) / self.std)
 
     def extra_repr(self) -> str:
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}, size={self.size}"

@@ -163,11 +163,11 @@ class ShuffleNetV2(nn.Module):
 
 @models.register("ShuffleV1")
 def ShuffleV1(classes: int, channels: int = 3) -> ShuffleNetV1:
-    """0.95 million parameters."""
+    """0.95 million parameters, 38.7 million MACs."""
     return ShuffleNetV1(3, classes, channels)
 
 
 @models.register("ShuffleV2")
 def ShuffleV2(classes: int, channels: int = 3) -> ShuffleNetV2:
-    """1.36 million parameters."""
+    """1.36 million parameters, 44.5 million MACs."""
     return ShuffleNetV2(classes, channels)

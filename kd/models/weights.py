@@ -1,73 +1,53 @@
-"""Weights from and to files: safetensors, or ``torch.load`` that never unpickles code."""
+"""Weights into and out of networks, and what a network is prepared with."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.models.normalized import Normalized
+from kd.models.containers import Weights, read, without_prefix
+from kd.models.normalized import Normalized, Pixels
 
-WRAPPERS = ("state_dict", "model", "net")
+log = logging.getLogger(__name__)
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file: ``.safetensors``, or anything that ``torch.load(weights_only=True)`` takes.
-
-    A dictionary under ``state_dict``, ``model`` or ``net`` is unwrapped, and so is a ``module.`` before every
-    key. A run folder stands for its ``student.safetensors``.
+def load_into(network: nn.Module, path: str | Path) -> Weights:
+    """Loads a file's weights strictly, and says which wrappers it took off.
 
     Raises:
-        InputError: no such file, or no plain weights in it.
+        InputError: no plain weights; keys missing, too many, or of another shape: the first of them are named.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "student.safetensors"
-    if not path.is_file():
-        raise InputError(f"no weights at {path}: give a .safetensors or .pth file, or a run folder")
-    try:
-        state: Any
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path} holds no plain weights ({type(error).__name__})") from error
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
-
-
-def load_into(network: nn.Module, path: str | Path) -> None:
-    """Loads a file's weights strictly.
-
-    Raises:
-        InputError: keys missing, too many, or of another shape; the first of them are named.
-    """
-    state = read(path)
     own = network.state_dict()
-    missing = [key for key in own if key not in state]
+    weights = without_prefix(read(path), own)
+    state = weights.state
+    # torch counted no batches before 0.4.1, and the count has no part in the answer
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    shapes = [_shapes(key, state, own) for key in own if key in state and own[key].shape != state[key].shape]
     for what, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes)):
         if keys:
-            raise InputError(f"{path} does not fit {type(network).__name__}: {len(keys)} {what}, first {keys[:3]}")
-    network.load_state_dict(state)
+            trained = f"; it was saved from {weights.about['name']}" if "name" in weights.about else ""
+            first = ", ".join(keys[:3])
+            raise InputError(
+                f"{path} does not fit {type(network).__name__}: {len(keys)} {what}, first {first}{trained}"
+            )
+    network.load_state_dict({**own, **state})
+    if weights.wrappers:
+        log.info("weights: %s, found under %s", path, ", ".join(map(repr, weights.wrappers)))
+    return weights
+
+
+def _shapes(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    return f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
 
 
 def prepare(
@@ -77,20 +57,49 @@ def prepare(
     checkpoint: str | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    size: int | None = None,
 ) -> Normalized:
-    """Loads weights, if a file is named, and puts the normalisation in front: the data's, unless it has its own."""
-    if checkpoint is not None:
-        load_into(network, checkpoint)
-    return Normalized(network, mean or data_mean, std or data_std)
+    """Loads weights, if a file is named, and puts what the network expects of its pixels in front of it.
+
+    Normalisation and size are, in this order: those asked for (``mean``, ``std``, ``size``), those that the file of
+    weights or the network's library states, and the data's.
+    """
+    loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint)
+    pixels = pixels_of(network, loaded)
+    channels = len(data_mean)
+    return Normalized(
+        network,
+        mean or _fitted(pixels.mean, channels) or data_mean,
+        std or _fitted(pixels.std, channels) or data_std,
+        size or pixels.size,
+    )
+
+
+def pixels_of(network: nn.Module, weights: Weights) -> Pixels:
+    """What the file of weights, else the network's library, states of the pixels."""
+    stated = {key: weights.about[key] for key in Pixels._fields if weights.about.get(key)}
+    return Pixels(**stated) if stated else getattr(network, "pixels", Pixels())
+
+
+def _fitted(values: Sequence[float] | None, channels: int) -> Sequence[float] | None:
+    """Statistics per channel for another count of channels: the mean of them."""
+    if values is None or len(values) == channels:
+        return values
+    return [sum(values) / len(values)] * channels
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a teacher comes from.
+    """Where a teacher comes from, and what is asked of it.
 
     ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for
-    ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run. ``mean``
-    and ``std`` replace the data's where the teacher expects others.
+    ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run. ``mean``,
+    ``std`` and ``size`` (images are resized to it) replace the data's where the teacher expects others.
+    ``classes`` picks, in the order of the data's classes, the columns of a teacher that knows more; ``outputs``
+    says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the share of validation images
+    it must get right to be a teacher; None asks for a tenth of the way from chance to perfection. ``cache`` is
+    ``auto``, ``off``, or the folder of a table of its answers. ``shuffle`` is a control: each training sample gets
+    another one's answer.
     """
 
     checkpoint: str | None = None
@@ -98,13 +107,31 @@ class Origin:
     seed: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
+    size: int | None = None
+    classes: list[int] | None = None
+    outputs: int | None = None
+    min_accuracy: float | None = None
+    cache: str = "auto"
+    shuffle: bool = False
+
+
+def outputs_of(network: nn.Module, checkpoint: str | Path) -> int | None:
+    """How many classes the weights in a file know: the length of the network's last tensor there, its classifier's."""
+    own = list(network.state_dict())
+    last = without_prefix(read(checkpoint), own).state.get(own[-1])
+    return None if last is None else len(last)
 
 
 def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes the bare state dict as safetensors, whole or not at all."""
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    save_tensors(network.state_dict(), path, metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors by name as safetensors, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({key: value.clone() for key, value in state.items()}, temporary, metadata=metadata)
+    held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    temporary.write_bytes(serialise(held, metadata=metadata))
     os.replace(temporary, path)
 
 
