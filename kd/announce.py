@@ -11,10 +11,14 @@ import pytorch_lightning as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from kd.assemble import members
+from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.run import name_of, size_of
+from kd.teacher import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +28,28 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
     if not trainer.is_global_zero:
         return
     shape = list(data.shape)
-    if isinstance(data, Data):
-        about = {part: len(labels) for part, (_, labels) in data.memory.parts.items()}
-        split = ", ".join(f"{count:,} {part}" for part, count in about.items())
-        if data.memory.val == "test":
+    if isinstance(data, (Data, Folder)):
+        split = ", ".join(f"{count:,} {part}" for part, count in data.counts().items())
+        if data.val == "test":
             split += "; the best epoch is chosen on the TEST set (data.val=test)"
         log.info("data: %s; %d classes, images %s", split, data.classes, "x".join(map(str, shape)))
-    networks = {"student": distiller.student, "teacher": distiller.teacher and distiller.teacher.network}
-    for side, network in networks.items():
-        if network is not None:
-            size = size_of(network, shape)
-            name = name_of(config[side])
-            counts = f"{size['parameters']:,} parameters, {size['macs'] / 1e6:,.1f} million MACs"
-            log.info("%s: %s, %s%s", side, name, counts, ", frozen" if side == "teacher" else "")
+    _network("student", name_of(config["student"]), distiller.student, shape)
+    if distiller.teacher is not None:
+        nodes = members(config["teacher"])
+        for name, network in distiller.teacher.networks().items():
+            _network(f"teacher {name}".strip(), name_of(nodes[name]), network, shape, ", frozen")
+        if isinstance(distiller.teacher, Ensemble):
+            log.info("teacher: %s", distiller.teacher.describe())
     for line in distiller.objective.describe():
         log.info("objective: %s", line)
     log.info("watch: tensorboard --logdir %s", shown(folder))
+
+
+def _network(who: str, name: str, network: nn.Module, shape: list[int], note: str = "") -> None:
+    size = size_of(network, shape)
+    counts = f"{size['parameters']:,} parameters, {size['macs'] / 1e6:,.1f} million MACs"
+    resized = f", images resized to {network.size}" if network.size else ""
+    log.info("%s: %s, %s%s%s", who, name, counts, resized, note)
 
 
 def conclude(summary: dict[str, Any], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,20 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from kd import run
+from kd.cached import Cached, Store, cached
 from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.errors import InputError, placed
-from kd.models.normalized import Normalized
+from kd.models.normalized import Normalized, bare
+from kd.models.weights import outputs_of
 from kd.objective import Objective, Term
 from kd.optim import Optim
 from kd.registry import build, defaults_of, named_by
-from kd.teacher import Frozen
+from kd.teacher import Ensemble, Frozen
 
 Config = Mapping[str, Any]
+Teacher = Frozen | Cached | Ensemble
 
 
 def data(config: Config) -> Any:
@@ -36,16 +39,18 @@ def data(config: Config) -> Any:
     if isinstance(source, pl.LightningDataModule):
         if not hasattr(source, "classes") or not hasattr(source, "shape"):
             raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
+        if unused := sorted(around & node.keys()):
+            raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
         return source
     with placed("data"):
         return Data(Memory(source, **{key: node[key] for key in around if key in node}), config["seed"])
 
 
-def network(node: Config, at: str, data: Any) -> Normalized:
-    """A network for the data, with its normalisation in front."""
+def network(node: Config, at: str, data: Any, classes: int | None = None) -> Normalized:
+    """A network for the data, with its normalisation in front; for the data's classes unless others are said."""
     mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
     std = getattr(data, "std", None) or [1.0] * data.shape[0]
-    return run.network_of(node, at, data.classes, list(data.shape), mean, std)
+    return run.network_of(node, at, classes or data.classes, list(data.shape), mean, std)
 
 
 def objective(nodes: Config) -> Objective:
@@ -70,7 +75,7 @@ def optim(node: Config) -> Optim:
         return Optim(make, **{key: node[key] for key in around if key in node})
 
 
-def distiller(config: Config, data: Any, teacher: Frozen | None) -> Distiller:
+def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     """Student and objective, made anew from the run's seed, around the teacher."""
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     student = network(config["student"], "student", data)
@@ -78,15 +83,18 @@ def distiller(config: Config, data: Any, teacher: Frozen | None) -> Distiller:
     for name, term in terms.named_terms():
         if term.start >= config["trainer"].get("max_epochs", math.inf):
             raise InputError(f"objective.{name}.start={term.start} is after the run's last epoch; see init_epochs")
-    if isinstance(data, Data):
-        labels = data.memory.parts["train"][1]
+    labels = getattr(data, "train_labels", None)
+    if labels is not None:
+        terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))
         terms.tell("attach_data", len(labels), labels)
     kept = {"config": dict(config)}
-    return Distiller(student, teacher, terms, optim(config["optim"]), data.shape, data.classes, config["T"], kept)
+    shuffle = bool((config["teacher"] or {}).get("shuffle"))
+    optimiser = optim(config["optim"])
+    return Distiller(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
 
 
-def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:
-    """Lightning's trainer with the configured callbacks and loggers, which write into the run folder."""
+def trainer(config: Config, folder: Path, own: Sequence[Callback]) -> pl.Trainer:
+    """Lightning's trainer with kd's own and the configured callbacks and loggers, which write into the run folder."""
     places: dict[str, Any] = {
         "save_dir": str(folder),
         "dirpath": str(folder / "checkpoints"),
@@ -100,29 +108,79 @@ def trainer(config: Config, folder: Path, record: Callback) -> pl.Trainer:
     trainer = build(config["trainer"], "trainer", partial=True)
     with placed("trainer"):
         try:
-            return trainer(callbacks=[record, *callbacks], logger=loggers or False, default_root_dir=str(folder))
+            return trainer(callbacks=[*own, *callbacks], logger=loggers or False, default_root_dir=str(folder))
         except MisconfigurationException as error:
             raise InputError(str(error)) from error
 
 
-def teacher(config: Config, data: Any) -> Frozen | None:
-    """The frozen teacher, still without its weights: everything else is checked before they are made."""
-    node = config["teacher"] or {}
-    if not node.get("_target_"):
-        return None
-    return Frozen(network({**node, "checkpoint": None}, "teacher", data))
+def members(node: Config | None) -> dict[str, Config]:
+    """The networks of the teacher's node by name: of an ensemble its members, of one teacher itself under ``""``."""
+    if not node or not node.get("_target_"):
+        return {}
+    return {"": node} if "members" not in node else dict(node["members"])
+
+
+def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False) -> Teacher | None:
+    """The frozen teacher, each network with a table of its answers if ``cache``.
+
+    With ``weights=False`` none are loaded, so that all else is checked before they are made.
+    """
+    node = config["teacher"]
+    found: dict[str, Frozen | Cached] = {}
+    for name, member in members(node).items():
+        frozen = _frozen(member if weights else {**member, "checkpoint": None}, place(name), data, member)
+        found[name] = _cached(config, name, frozen, data) if cache else frozen
+    if not found or "" in found:
+        return found.get("")
+    options = {key: value for key, value in node.items() if key not in ("members", "min_accuracy", "shuffle")}
+    return build(options, "teacher", members=found)
+
+
+def _cached(config: Config, name: str, frozen: Frozen, data: Any) -> Frozen | Cached:
+    node = members(config["teacher"])[name]
+    with placed("cache"):
+        store = Store(**config["cache"])
+    precision = str(config["trainer"].get("precision", "32-true"))
+    return cached(frozen, data, node.get("cache", "auto"), store, run.name_of(node), precision)
+
+
+def min_accuracies(node: Config | None) -> dict[str, float | None]:
+    """The least accuracy asked of the teacher, under ``""``, and of each member of an ensemble; None if not said."""
+    asked = {name: member.get("min_accuracy") for name, member in members(node).items()}
+    return {"": (node or {}).get("min_accuracy"), **asked}
+
+
+def place(name: str) -> str:
+    """Where a member's node stands in the configuration."""
+    return f"teacher.members.{name}" if name else "teacher"
+
+
+def _frozen(node: Config, at: str, data: Any, asked: Config) -> Frozen:
+    classes, outputs = node.get("classes"), node.get("outputs")
+    if classes is not None:
+        if len(classes) != data.classes:
+            raise InputError(f"{at}.classes picks {len(classes)} columns, but the data has {data.classes} classes")
+        if outputs is None and asked.get("checkpoint"):
+            outputs = outputs_of(bare(network({**node, "checkpoint": None}, at, data)), asked["checkpoint"])
+        if outputs is None:
+            raise InputError(f"{at}.outputs must say how many classes the teacher knows, as {at}.classes picks some")
+    with placed(at):
+        return Frozen(network(node, at, data, outputs), classes)
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
     """What the HPARAMS tab shows: the root keys, the networks' names and the options of what shapes the result."""
     shown = {key: config[key] for key in ("T", "alpha", "seed")}
-    for side in ("student", "teacher"):
-        node = config[side] or {}
-        shown[side] = run.name_of(node) if node.get("_target_") else "none"
+    shown |= {"student": run.name_of(config["student"]), "teacher": teacher_name(config["teacher"]) or "none"}
     for group in ("objective", "optim", "data"):
         shown |= _flat(config[group], f"{group}.")
     shown["trainer.max_epochs"] = config["trainer"].get("max_epochs")
     return shown
+
+
+def teacher_name(node: Config | None) -> str:
+    """What the teacher is called: an ensemble by its members."""
+    return "+".join(name or run.name_of(member) for name, member in members(node).items())
 
 
 def _flat(config: Config, prefix: str) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +28,8 @@ import kd.models
 import kd.optim
 from kd.complaint import explain
 from kd.errors import InputError
-from kd.registry import load_plugins
+from kd.registry import defaults_of, load_plugins, node_of
+from kd.teacher import Ensemble
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Root:
     epochs: int = MISSING
     init_epochs: int = MISSING
     teachers: str = MISSING
+    cache: Any = MISSING
     pair: Any = MISSING
     data: Any = MISSING
     student: Any = MISSING
@@ -49,6 +53,7 @@ class Root:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = MISSING
+    cell: Any = None
 
 
 def train() -> None:
@@ -59,8 +64,49 @@ def train() -> None:
 def _train(config: DictConfig) -> float | None:
     from kd.train import train as run
 
-    summary = run(plain(config), Path(HydraConfig.get().runtime.output_dir))
+    runtime = HydraConfig.get().runtime
+    summary = run(plain(config), Path(runtime.output_dir), objective=runtime.choices.get("objective"))
     return summary["metrics"]["best"].get("val/acc")
+
+
+def compare() -> None:
+    """``kd-compare``: scratch, distilled students and seeds in one table. Exit code 0 done, 1 bug, 2 bad input."""
+    with _one_line(_full()):
+        _prepare()
+        from kd import study
+
+        given = get_args_parser().parse_intermixed_args()
+        if given.help:
+            print(study.HELP)
+            return
+        if given.cfg or given.multirun:
+            raise InputError("kd-compare takes overrides of kd-train and its own; kd-train --cfg job shows them")
+        words = [*given.overrides]
+        if given.config_dir:
+            words.append(f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]")
+        study.compare(words, plain)
+
+
+def evaluate() -> None:
+    """``kd-evaluate``: measures a run's student. Exit code 0 done, 1 bug, 2 bad input."""
+    from kd.evaluate import evaluate as run
+
+    _function("evaluate", run)
+
+
+def export() -> None:
+    """``kd-export``: writes a run's student for use without kd. Exit code 0 done, 1 bug, 2 bad input."""
+    from kd.export import export as run
+
+    _function("export", run)
+
+
+def _function(name: str, function: Callable[..., Any]) -> None:
+    """Runs a function as a Hydra command: its parameters are the keys, and its defaults theirs."""
+    root = OmegaConf.structured(node_of(function))
+    OmegaConf.set_struct(root.data, False)  # of the run's own data any key may be changed
+    ConfigStore.instance().store(name=f"{name}_root", node=root, provider="kd")
+    _command(name, lambda config: function(**plain(config)))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -78,10 +124,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _command(name: str, task: Callable[[DictConfig], Any]) -> None:
     """Runs a Hydra command. Hydra is asked to raise, not to print, so that bad input is one line."""
-    full = os.environ.setdefault("KD_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
+    full = _full()
 
     @functools.wraps(task)
     def job(config: DictConfig) -> Any:
@@ -89,10 +132,23 @@ def _command(name: str, task: Callable[[DictConfig], Any]) -> None:
             return task(config)
 
     with _one_line(full):
-        load_plugins()
-        _register()
-        _check_flags()
+        _prepare()
         hydra.main(version_base="1.3", config_path=str(kd.CONFIG_DIR), config_name=name)(job)()
+
+
+def _full() -> bool:
+    """Whether the user asked for whole tracebacks; Hydra itself always raises, so that kd decides what is shown."""
+    full = os.environ.setdefault("KD_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    return full
+
+
+def _prepare() -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
+    load_plugins()
+    _register()
+    _check_flags()
 
 
 @contextmanager
@@ -117,16 +173,59 @@ def _check_flags() -> None:
 
     parser.error = refuse  # type: ignore[method-assign]
     overrides = parser.parse_intermixed_args().overrides
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in overrides] + overrides
+    flags = [word for word in sys.argv[1:] if word not in overrides]
+    sys.argv[1:] = flags + [word for override in overrides for word in _several_teachers(override)]
+
+
+def _several_teachers(override: str) -> list[str]:
+    """``teacher=[a,b]`` as the choice ``ensemble`` with members; anything else as it is."""
+    match = re.fullmatch(r"teacher=\[([\w, ]*)\]", override)
+    if match is None:
+        return [override]
+    chosen: list[str] = []
+    words = ["teacher=ensemble"]
+    for choice in filter(None, (part.strip() for part in match[1].split(","))):
+        chosen.append(choice)
+        again = chosen.count(choice)
+        name = f"{choice}_{again}" if again > 1 else choice
+        words.append(f"+teacher@teacher.members.{name}={choice}")
+    return words
 
 
 def _register() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it complains of is raised as well
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
+    OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
     store = ConfigStore.instance()
     store.store(name="root", node=Root, provider="kd")
     store.store(group="teacher", name="none", node={"_target_": None}, provider="kd")
+    ensemble = {"_target_": "kd.teacher.Ensemble", "members": {}, **defaults_of(Ensemble)}
+    store.store(
+        group="teacher",
+        name="ensemble",
+        node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False},
+        provider="kd",
+    )
+
+
+def _networks() -> str:
+    """The networks and what their documentation says first, for ``--help``."""
+    documented = {name: (inspect.getdoc(kd.models[name]) or "").partition("\n")[0] for name in kd.models}
+    return "\n".join(f"  {name:12} {line}" for name, line in sorted(documented.items()))
+
+
+def report() -> None:
+    """``kd-report``: compares all runs below a folder on one page. Exit code 0 done, 1 bug, 2 bad input."""
+    _command("report", _report)
+
+
+def _report(config: DictConfig) -> None:
+    from kd.report import write
+
+    given = plain(config)
+    write(Path(str(given["runs"])), Path(str(given["out"] or given["runs"]))).say()
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from kd.cached import Cached
 from kd.data.batch import Batch
 from kd.errors import InputError
-from kd.losses.hard import entropy
+from kd.losses.hard import entropy, labelled
 from kd.losses.logits import kl, soft_cross_entropy
-from kd.metrics import Scores
+from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
 from kd.taps import Taps
-from kd.teacher import Frozen
+from kd.teacher import Ensemble, Frozen
 
 
 class Distiller(pl.LightningModule):
@@ -34,6 +35,8 @@ class Distiller(pl.LightningModule):
         T: the temperature of the logged ``train/kl``, ``train/soft_ce`` and ``teacher/entropy``, for which
             kl = soft_ce - entropy.
         config: plain containers, kept in checkpoints as hyper-parameters.
+        shuffle_teacher: a control: in training, each sample gets another one's teacher tensors. What is gained
+            with it is no gain from the teacher's knowledge of the sample.
 
     Raises:
         InputError: a term needs a teacher and there is none, a layer that does not exist, or networks whose
@@ -43,22 +46,25 @@ class Distiller(pl.LightningModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Frozen | None,
+        teacher: Frozen | Cached | Ensemble | None,
         objective: Objective,
         optim: Optim | None = None,
         shape: Sequence[int] = (3, 32, 32),
         classes: int = 10,
         T: float = 4.0,
         config: Mapping[str, Any] | None = None,
+        shuffle_teacher: bool = False,
     ) -> None:
         super().__init__()
+        self.shuffle_teacher = shuffle_teacher
         self.save_hyperparameters(dict(config or {}), logger=False)
         self.student, self.teacher, self.objective = student, teacher, objective
-        self.optim, self.T = optim, T
+        self.optim, self.T, self.classes = optim, T, classes
         self.taps = Taps(student, objective.layers("student"))
         self._build(shape, classes)
         self.scores = nn.ModuleDict({part: Scores(classes, teacher is not None) for part in ("val", "test")})
         self._teacher_logits: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.predictions = Predictions()
 
     @torch.no_grad()
     def _build(self, shape: Sequence[int], classes: int) -> None:
@@ -76,7 +82,8 @@ class Distiller(pl.LightningModule):
             self.teacher.tap(self.objective.layers("teacher"))
             answer = self.teacher(Batch(images, torch.zeros(2, dtype=torch.long)))
             _check_output("teacher", answer[""], classes)
-        self.objective.tell("attach", bare(self.student), self.teacher and bare(self.teacher.network))
+        networks = list(self.teacher.networks().values()) if self.teacher is not None else []
+        self.objective.tell("attach", bare(self.student), bare(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -91,13 +98,23 @@ class Distiller(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.student.train()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        teacher = self.teacher and self.teacher.fingerprint()
+        checkpoint["kd"] = {"format_version": 1, "teacher_sha256": teacher}
+
     def on_train_epoch_start(self) -> None:
         self.objective.tell("on_epoch", self.current_epoch)
+
+    def on_train_epoch_end(self) -> None:
+        if self.teacher is not None:
+            self.teacher.settle()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = Batch(*batch)
         student = self.taps(batch.images)
         teacher = self.teacher(batch) if self.teacher is not None and self.objective.uses_teacher else None
+        if teacher is not None and self.shuffle_teacher:
+            teacher = {layer: tensor.roll(1, 0) for layer, tensor in teacher.items()}
         total, parts = self.objective(student, batch.labels, teacher, batch.index, self.current_epoch)
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in parts.items()})
@@ -107,10 +124,15 @@ class Distiller(pl.LightningModule):
 
     def _log_step(self, batch: Batch, student: Tensor, teacher: Mapping[str, Tensor] | None, parts: set[str]) -> None:
         self.log_dict({f"train/{name}": value for name, value in self.objective.logged().items()})
+        if self.teacher is not None:
+            self.log_dict({f"time/{name}": value for name, value in self.teacher.logged().items()}, prog_bar=True)
         if self.objective.predictor is not None:
             return  # the student's own output is not its answer
-        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
-        self.log("train/acc", (student.argmax(-1) == labels).float().mean(), prog_bar=True)
+        known = labelled(batch.labels)
+        if known.any():
+            labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+            right = ((student.argmax(-1) == labels) & known).sum()
+            self.log("train/acc", right / known.sum(), prog_bar=True)
         if teacher is not None:
             identity = self._identity(student.float(), teacher[""].float())
             self.log_dict({tag: value for tag, value in identity.items() if tag[6:] not in parts})
@@ -133,13 +155,15 @@ class Distiller(pl.LightningModule):
     def _evaluate(self, part: str, batch: Batch, batch_idx: int) -> None:
         scores = self.scores[part]
         assert isinstance(scores, Scores)
-        student = self(batch.images)
-        scores.update(student, batch.labels, self._answer(part, batch, batch_idx))
+        student, teacher = self(batch.images), self.answer(part, batch, batch_idx)
+        scores.update(student, batch.labels, teacher)
+        if part == "test":
+            self.predictions.update(batch.index, batch.labels, student, teacher)
         for name, metric in scores.named().items():
             tag = f"{part}/{name}" if part == "test" else f"{part}/{name}".replace("val/teacher_", "teacher/")
             self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=tag == "val/acc")
 
-    def _answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
+    def answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
         """The teacher's logits; those of a batch met before are remembered, as neither of them changes."""
         if self.teacher is None:
             return None

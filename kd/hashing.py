@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
 
 
-def hashed(seed: int, epoch: int, index: Tensor, stream: int = 0) -> Tensor:
+def hashed(seed: int, epoch: int | Tensor, index: Tensor, stream: int | Tensor = 0) -> Tensor:
     """Uniform integers in [0, 2^32) as int64, one for each sample position in ``index`` (any shape).
 
     Two rounds of a multiply-xorshift integer hash over seed, epoch, stream and index, in 64-bit arithmetic
-    that no product overflows, so that every device gives the same numbers.
+    that no product overflows, so that every device gives the same numbers. ``epoch`` and ``stream`` may be
+    tensors that broadcast with ``index``.
     """
-    key = _mix_int(_mix_int(_mix_int(seed & MASK) ^ (epoch & MASK)) ^ (stream & MASK))
+    if torch.compiler.is_compiling() and not isinstance(epoch, Tensor):
+        epoch = torch.full((), epoch, device=index.device)  # as a symbol, its formula would grow beyond measure
+    key = _salted(_salted(_salted(seed & MASK) ^ (epoch & MASK)) ^ (stream & MASK))
     x = (index.long() ^ key) & MASK
     return mix(mix(x) ^ key)
 
 
-def mix(x: Tensor) -> Tensor:
-    """A multiply-xorshift hash of integers below 2^32, in 64 bits that no product overflows."""
+def below(count: int | Tensor, bits: Tensor) -> Tensor:
+    """Uniform integers in [0, count) out of uniform integers in [0, 2^32); ``count`` is at most 2^31."""
+    return (bits * count) >> 32
+
+
+def mix(x: Any) -> Any:
+    """A multiply-xorshift hash of integers below 2^32 (int64 tensor or int), in 64 bits that no product overflows."""
     for factor, shift in ((0x7FEB352D, 15), (0x46EA6B5D, 13)):
         x = x ^ (x >> 16)
         x = (x * factor) & MASK
@@ -28,5 +38,5 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _mix_int(x: int) -> int:
-    return int(mix(torch.tensor((x + 0x9E3779B9) & MASK)))
+def _salted(x: Any) -> Any:
+    return mix((x + 0x9E3779B9) & MASK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import CatMetric, MeanMetric, Metric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -59,3 +59,33 @@ class Scores(nn.Module):
         metric = (self.student if name in self.student else self.teacher)[name]
         assert isinstance(metric, Metric)
         return metric
+
+
+class Predictions(nn.Module):
+    """Every answer on a data set, in its order, over all processes; none if they are more than ``most`` numbers."""
+
+    def __init__(self, most: int = 2**26) -> None:
+        super().__init__()
+        self.most, self.count = most, 0
+        self.parts = nn.ModuleDict()
+
+    def update(self, index: Tensor | None, labels: Tensor, student: Tensor, teacher: Tensor | None) -> None:
+        """Adds positions [B], labels [B] and logits [B, C]."""
+        self.count += student.numel()
+        if self.count > self.most:
+            self.parts.clear()
+            return
+        given = {"index": index, "labels": labels, "student": student, "teacher": teacher}
+        for name, values in given.items():
+            if values is not None:
+                if name not in self.parts:
+                    self.parts[name] = CatMetric(nan_strategy="disable").to(values.device)
+                self.parts[name].update(values.double() if name in ("index", "labels") else values)  # type: ignore[operator]
+
+    def compute(self) -> dict[str, Tensor]:
+        """``labels`` [N], ``student`` and perhaps ``teacher`` in half precision [N, C]; empty if there are too many."""
+        found = {name: metric.compute() for name, metric in self.parts.items()}  # type: ignore[operator]
+        if "index" in found:
+            order = found.pop("index").argsort()
+            found = {name: values[order] for name, values in found.items()}
+        return {name: values.long() if name == "labels" else values.half() for name, values in found.items()}

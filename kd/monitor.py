@@ -159,7 +159,13 @@ class Bar(RichProgressBar):
     """Lightning's progress bar without the version number, with short names."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        short = {"train/loss": "loss", "train/acc": "acc", "val/acc": "val", "time/images_per_s": "img/s"}
+        short = {
+            "train/loss": "loss",
+            "train/acc": "acc",
+            "val/acc": "val",
+            "time/images_per_s": "img/s",
+            "time/cache_hits": "hits",
+        }
         metrics = super().get_metrics(trainer, pl_module)
         shown = {short[name]: value for name, value in metrics.items() if name in short}
         return {name: f"{value:.0f}" if name == "img/s" else value for name, value in shown.items()}

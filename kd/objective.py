@@ -23,6 +23,8 @@ class Term(nn.Module):
         loss: any module whose ``forward`` names what it needs out of ``student, teacher, labels, index`` and
             returns an unweighted scalar. An optional ``build(student, teacher)`` is called once with example
             tensors and creates whatever depends on shapes; further optional hooks are told of by ``Objective.tell``.
+            One that names ``labels`` says by ``takes_unlabelled = True`` that some may be unknown, by
+            ``takes_mixed = True`` that they may be probabilities [B, C].
         weight: factor in the total, at least 0.
         student: where its student tensor comes from: ``""`` the output, ``layer3`` a layer's output,
             ``fc:in`` a layer's input; a list of them gives a list of tensors.
@@ -133,6 +135,19 @@ class Objective(nn.Module):
         for name, term in self.named_terms():
             with placed(f"objective.{name}"):
                 term.build(student, teacher)
+
+    def check_labels(self, unlabelled: bool, mixed: bool) -> None:
+        """Asks every term that names ``labels`` whether it can do with unknown labels, and with mixed ones.
+
+        Raises:
+            InputError: a term cannot; it is named.
+        """
+        for name, term in self.named_terms():
+            who = f"objective.{name}: {type(term.loss).__name__}"
+            if unlabelled and "labels" in term.needs and not getattr(term.loss, "takes_unlabelled", False):
+                raise InputError(f"{who} needs the label of every sample, but some of the data have none")
+            if mixed and "labels" in term.needs and not getattr(term.loss, "takes_mixed", False):
+                raise InputError(f"{who} needs class numbers as labels, but data.mixup or data.cutmix mixes them")
 
     def tell(self, hook: str, *facts: Any) -> None:
         """Calls an optional hook of every loss that has it.

@@ -33,15 +33,21 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def __init__(self, kind: str, groups: dict[str, str], given: tuple[str, ...] = ()) -> None:
         self.kind, self.groups, self.given = kind, groups, given
         self._entries: dict[str, Callable[..., Any]] = {}
+        self._importing: set[str] = set()
 
-    def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
-        """Decorator: the class or function is ``registry[name]`` and the Hydra choice ``group=name``."""
+    def register(self, name: str, imports: bool = False) -> Callable[[Callable[..., Any]], Any]:
+        """Decorator: the class or function is ``registry[name]`` and the Hydra choice ``group=name``.
+
+        ``imports`` says that its arguments name code, so that it is made only for whom is trusted.
+        """
 
         def keep(entry: Callable[..., Any]) -> Callable[..., Any]:
             known = self._entries.get(name)
             if known is not None and target_of(known) != target_of(entry):
                 raise InputError(f"{self.kind} {name!r} is registered already, by {target_of(known)}")
             self._entries[name] = entry
+            if imports:
+                self._importing.add(name)
             for group, around in self.groups.items():
                 _store(group, name, self._node(entry, around))
             return entry
@@ -66,13 +72,17 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """The name under which a dotted path is registered."""
         return next((name for name, entry in self._entries.items() if target_of(entry) == target), None)
 
+    def offers(self, target: str) -> bool:
+        """Whether a dotted path is registered and may be made from a node that nobody vouches for."""
+        name = self.name_of(target)
+        return name is not None and name not in self._importing
+
     def _node(self, entry: Callable[..., Any], around: str) -> type:
         fields = {"_target_": (str, target_of(entry)), **_fields(entry, skip=self.given)}
         if around:
             extra = _fields(locate(around), skip=())
             fields |= {key: field for key, field in extra.items() if field[1] != MISSING}
-        typed = [(key, hint, _field(default)) for key, (hint, default) in fields.items()]
-        return dataclasses.make_dataclass(entry.__name__, typed)
+        return _dataclass(entry.__name__, fields)
 
 
 class RegistryPackage(types.ModuleType):
@@ -104,6 +114,7 @@ models = Registry(
     given=("classes", "num_classes", "channels", "in_channels", "shape"),
 )
 sources = Registry("data set", {"source": "kd.data.memory:Memory"})
+modules = Registry("data module", {"module": ""}, given=("seed",))
 optimisers = Registry("optimiser", {"optim": "kd.optim:Optim"}, given=("parameters",))
 
 
@@ -138,6 +149,11 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: p.default for name, p in parameters(function).items() if p.default is not p.empty}
 
 
+def node_of(function: Callable[..., Any]) -> type:
+    """A typed node of a function's parameters, without a ``_target_``."""
+    return _dataclass(function.__name__, _fields(function, skip=()))
+
+
 def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **given: Any) -> Any:
     """Makes what a configuration node describes.
 
@@ -159,7 +175,7 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     if not isinstance(target, str):
         raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
     if not trust:
-        _check_registered(node, at)
+        check_registered(node, at)
     try:
         function = get_object(target)
         _check_arguments(function, node, at)
@@ -190,17 +206,27 @@ def named_by(node: Mapping[str, Any], at: str) -> set[str]:
             raise InputError(f"_target_={node.get('_target_')} cannot be imported: {error}") from error
 
 
-def _check_registered(node: Any, at: str) -> None:
-    registries = (losses, models, sources, optimisers)
+def check_registered(node: Any, at: str) -> None:
+    """Refuses a node, out of a run folder, that would run anything but what is registered with kd.
+
+    Raises:
+        InputError: a ``_target_`` that is not registered or that imports what its arguments name, or an
+            interpolation, which could stand for such a node.
+    """
+    registries = (losses, models, sources, optimisers, modules)
     if isinstance(node, Mapping):
         target = node.get("_target_")
-        if target is not None and not any(registry.name_of(target) for registry in registries):
-            raise InputError(f"{at} names {target!r}, which is not registered with kd; it is not run")
+        if target is not None and not any(registry.offers(target) for registry in registries):
+            known = any(registry.name_of(target) for registry in registries)
+            why = "imports what it is told" if known else "is not registered with kd"
+            raise InputError(f"{at} names {target!r}, which {why}; it is not run")
         for key, value in node.items():
-            _check_registered(value, f"{at}.{key}")
+            check_registered(value, f"{at}.{key}")
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _check_registered(value, at)
+            check_registered(value, at)
+    elif isinstance(node, str) and "${" in node:
+        raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
 
 
 def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
@@ -225,6 +251,10 @@ def _fields(function: Callable[..., Any], skip: tuple[str, ...]) -> dict[str, tu
         for name, p in parameters(function).items()
         if name not in skip
     }
+
+
+def _dataclass(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type:
+    return dataclasses.make_dataclass(name, [(key, hint, _field(default)) for key, (hint, default) in fields.items()])
 
 
 def _field(default: Any) -> Any:

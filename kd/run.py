@@ -15,14 +15,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import predictor
-from kd.errors import InputError
+from kd.errors import InputError, placed
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
-from kd.models.weights import Origin, prepare
+from kd.models.weights import Origin, fingerprint, prepare
 from kd.registry import build, defaults_of, models
 
 FORMAT = 1
 STUDENT = "student.safetensors"
+PREDICTIONS = "predictions.safetensors"
+HISTORY = "history.csv"
 SUMMARY = "summary.json"
 
 
@@ -49,9 +51,24 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged") from error
-    if not isinstance(summary, dict) or summary.get("format_version", FORMAT + 1) > FORMAT:
+    number = summary.get("format_version") if isinstance(summary, dict) else None
+    if not isinstance(number, int):
+        raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged")
+    if number > FORMAT:
         raise InputError(f"{path} was written by a later version of kd")
     return summary
+
+
+def require(summary: Mapping[str, Any], folder: Path, *keys: str) -> None:
+    """Checks that a summary, which anyone may have written, says ``part.key`` for each of ``keys``.
+
+    Raises:
+        InputError: a key is absent; it is named.
+    """
+    for key in keys:
+        part, _, name = key.partition(".")
+        if part not in summary or (name and not (isinstance(summary[part], dict) and name in summary[part])):
+            raise InputError(f"{folder / SUMMARY} is damaged: it does not say {key}")
 
 
 def versions() -> dict[str, str]:
@@ -69,12 +86,14 @@ def network_of(
     node: Mapping[str, Any], at: str, classes: int, shape: list[int], mean: Any, std: Any, trust: bool = True
 ) -> Normalized:
     """A network from its configuration node, with its normalisation in front and its weights if it names any."""
+    offer = offered(classes, shape)
     around = {**defaults_of(prepare), **defaults_of(Origin)}
     own = {key: value for key, value in node.items() if key not in around}
-    network = build(own, at, trust=trust, **offered(classes, shape))
+    network = build(own, at, trust=trust, **offer)
     if not isinstance(network, nn.Module):
         raise InputError(f"{at} gave a {type(network).__name__}, not an nn.Module")
-    return prepare(network, mean, std, **{key: node[key] for key in defaults_of(prepare) if key in node})
+    with placed(at):
+        return prepare(network, mean, std, **{key: node[key] for key in defaults_of(prepare) if key in node})
 
 
 def name_of(node: Mapping[str, Any]) -> str:
@@ -108,14 +127,18 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """
     folder = Path(folder)
     summary = read_summary(folder)
+    require(summary, folder, *(f"student.{key}" for key in ("name", "config", "mean", "std")))
+    require(summary, folder, *(f"data.{key}" for key in ("config", "classes", "shape")))
     student, data = summary["student"], summary["data"]
     node = {
         **student["config"],
         "checkpoint": str(folder / STUDENT),
-        "mean": student["mean"],
-        "std": student["std"],
+        **{key: student[key] for key in ("mean", "std", "size") if key in student},
     }
-    network = network_of(node, "student", data["classes"], data["shape"], None, None, trust=trust)
+    mean, std = student["mean"], student["std"]
+    network = network_of(node, "student", data["classes"], data["shape"], mean, std, trust=trust)
+    if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
+        raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
     network.eval()
     if about := student.get("predictor"):
         return predictor.restore(network, about, data["shape"], folder, trust).eval()

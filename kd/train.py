@@ -12,17 +12,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from torch import Tensor
 
 from kd import assemble, predictor, run
 from kd.announce import announce, conclude
-from kd.assemble import Config
+from kd.assemble import Config, members
+from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.errors import InputError
-from kd.models.normalized import bare
-from kd.models.weights import Origin, load_into, save
+from kd.gate import Gate
+from kd.models.normalized import Pixels, bare
+from kd.models.weights import Origin, fingerprint, save, save_tensors
 from kd.monitor import Record
+from kd.objective import Objective
 from kd.registry import defaults_of
+from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +53,13 @@ def check(config: Config) -> None:
             raise InputError(f"{key}={value} must be a whole number of at least 1")
 
 
-def train(config: Config, folder: Path) -> dict[str, Any]:
+def train(config: Config, folder: Path, **about: Any) -> dict[str, Any]:
     """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
 
     Args:
         config: the composed configuration as plain containers.
         folder: the run folder, made if absent.
+        about: what else the summary is to say: the ``objective``'s name, the ``cell`` of a comparison.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -63,20 +69,19 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     """
     check(config)
     data = assemble.data(config)
-    teacher = assemble.teacher(config, data)
-    record = Record()
-    trainer = assemble.trainer(config, folder, record)
+    record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
+    trainer = assemble.trainer(config, folder, [gate, record])
+    teacher = assemble.teacher(config, data, weights=False)
     if teacher is not None:
-        assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
-        config = {**config, "teacher": {**config["teacher"], "checkpoint": weights_of(config, data)}}
-        if config["teacher"]["checkpoint"]:
-            load_into(bare(teacher.network), config["teacher"]["checkpoint"])
+        dry = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
+        config = {**config, "teacher": with_weights(config, data)}
+        teacher = assemble.teacher(config, data, cache=cacheable(dry.objective))
     distiller = assemble.distiller(config, data, teacher)
     folder.mkdir(parents=True, exist_ok=True)
     run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     try:
-        return fit(config, folder, trainer, distiller, data, record)
+        return fit(config, folder, trainer, distiller, data, record, gate, about)
     finally:
         for logger in trainer.loggers:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
@@ -85,7 +90,14 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def fit(
-    config: Config, folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, record: Record
+    config: Config,
+    folder: Path,
+    trainer: pl.Trainer,
+    distiller: Distiller,
+    data: Any,
+    record: Record,
+    gate: Gate,
+    about: Config,
 ) -> dict[str, Any]:
     """Trains, goes back to the best epoch, touches the test set once and writes what is left behind."""
     started = time.perf_counter()
@@ -94,7 +106,9 @@ def fit(
     steps, epochs = trainer.global_step, trainer.current_epoch
     if trainer.interrupted:
         raise KeyboardInterrupt
-    summary = summarise(config, distiller, data, record)
+    summary = summarise(config, distiller, data, record, gate.accuracy)
+    summary["objective"] |= {"name": about.get("objective")}
+    summary |= {"cell": about.get("cell")}
     best = folder / "checkpoints" / "best.ckpt"
     kept = str(best) if best.is_file() else None
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
@@ -102,56 +116,49 @@ def fit(
     images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
     summary["training"]["images_per_s"] = round(images / seconds, 1)
     summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
+    predictions = distiller.predictions.compute()
     if trainer.is_global_zero:
-        about = {key: json.dumps(summary["student"][key]) for key in ("name", "mean", "std")}
-        save(bare(distiller.student), folder / run.STUDENT, metadata=about)
-        if (term := distiller.objective.predictor) is not None:
-            predictor.keep(term, folder)
-        run.write_summary(folder, summary)
-        conclude(summary, folder)
+        leave_behind(folder, distiller, summary, record, predictions)
+        if not summary["cell"]:
+            conclude(summary, folder)
     trainer.strategy.barrier("summary written")
     return summary
 
 
-def summarise(config: Config, distiller: Distiller, data: Any, record: Record) -> dict[str, Any]:
-    """All of the summary that is known without timing and test; the schema is in docs/run-folder.md."""
-    teacher = distiller.teacher
-    sides: dict[str, Any] = {"student": distiller.student, "teacher": teacher.network if teacher else None}
-    described: dict[str, Any] = {}
-    for side, network in sides.items():
-        described[side] = network and {
-            "name": run.name_of(config[side]),
-            "config": {key: value for key, value in config[side].items() if key not in defaults_of(Origin)},
-            "mean": [round(m, 6) for m in network.mean.flatten().tolist()],
-            "std": [round(s, 6) for s in network.std.flatten().tolist()],
-            **run.size_of(network, list(data.shape)),
-        }
-    if about := predictor.describe(distiller.objective, config["objective"]):
-        described["student"] |= {"predictor": about}
-    if teacher is not None:
-        described["teacher"] |= {
-            "sha256": teacher.fingerprint(),
-            "checkpoint": config["teacher"]["checkpoint"],
-        }
-    about = data.memory.describe() if isinstance(data, Data) else {"classes": data.classes, "shape": list(data.shape)}
-    return {
-        "task": config["task"],
-        "versions": run.versions(),
-        "seed": config["seed"],
-        "data": {"config": config["data"], **about},
-        **described,
-        "objective": {"T": config["T"], "alpha": config["alpha"], "terms": distiller.objective.describe()},
-        "training": {},
-        "metrics": {"monitor": "val/acc", "best": record.best(), "last": record.last()},
-    }
+def leave_behind(
+    folder: Path, distiller: Distiller, summary: dict[str, Any], record: Record, predictions: dict[str, Tensor]
+) -> None:
+    """Writes the student, its answers on the test set, the history and, last of all, the summary."""
+    summary["student"]["sha256"] = fingerprint(bare(distiller.student))
+    about = {key: json.dumps(summary["student"][key]) for key in ("name", *Pixels._fields)}
+    save(bare(distiller.student), folder / run.STUDENT, metadata=about)
+    if (term := distiller.objective.predictor) is not None:
+        predictor.keep(term, folder)
+    if predictions:
+        save_tensors(predictions, folder / run.PREDICTIONS)
+    run.write(folder / run.HISTORY, history(record))
+    run.write_summary(folder, summary)
 
 
-def weights_of(config: Config, data: Any) -> str | None:
-    """The file or run folder of the teacher's weights; None if its library has filled it with weights already."""
+def cacheable(objective: Objective) -> bool:
+    """Whether a table of logits can answer for the teacher; says if it cannot because layers are looked at."""
+    if layers := objective.layers("teacher"):
+        log.info("cache: off, the objective looks at the teacher's layers %s", ", ".join(layers))
+    return objective.uses_teacher and not layers
+
+
+def with_weights(config: Config, data: Any) -> Config:
+    """The teacher's node with the file or run folder of the weights of each of its networks."""
     node = config["teacher"]
+    found = {name: {**own, "checkpoint": weights_of(config, own, data)} for name, own in members(node).items()}
+    return found.get("", {**node, "members": found})
+
+
+def weights_of(config: Config, node: Config, data: Any) -> str | None:
+    """The file or run folder of a teacher's weights; None if its library has filled it with weights already."""
     if node.get("checkpoint") or node.get("weights") or node.get("pretrained"):
         return node.get("checkpoint")
-    return str(trained_teacher(config, data))
+    return str(trained_teacher({**config, "teacher": node}, data))
 
 
 def trained_teacher(config: Config, data: Any) -> Path:
@@ -160,8 +167,11 @@ def trained_teacher(config: Config, data: Any) -> Path:
     A teacher is known by its network, the data's content and augmentation, the optimiser, the course and the seed.
     """
     node = config["teacher"]
-    own = {key: value for key, value in node.items() if key not in defaults_of(Origin) or key in ("mean", "std")}
+    own = {key: value for key, value in node.items() if key not in defaults_of(Origin) or key in Pixels._fields}
     epochs = node.get("epochs") or config["epochs"]
+    if node.get("data"):
+        config = {**config, "data": {**config["data"], **node["data"]}}
+        data = assemble.data(config)
     recipe = dict(config) | {
         "task": "teacher",
         "student": own,
@@ -172,7 +182,7 @@ def trained_teacher(config: Config, data: Any) -> Path:
     }
     machine = ("accelerator", "devices", "strategy", "enable_progress_bar", "log_every_n_steps", "num_nodes")
     course = {key: value for key, value in recipe["trainer"].items() if key not in machine}
-    content = data.memory.describe()["sha256"] if isinstance(data, Data) else ""
+    content = data.describe()["sha256"] if isinstance(data, (Data, Folder)) else ""
     images = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
     parts = {key: recipe[key] for key in ("student", "optim", "seed")}
     parts |= {"trainer": course, "data": images, "content": content}

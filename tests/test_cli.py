@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Run
+from conftest import Complain, Run
 
 import kd
 import kd.cli
@@ -23,6 +23,7 @@ SMALL = (
     "data.train=400",
     "data.test=100",
     "teacher=resnet8",
+    "teacher.epochs=6",
     "student=cnn",
     "epochs=2",
     "trainer.enable_progress_bar=false",
@@ -44,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def test_a_run_says_what_it_does_and_how_it_went(runs: tuple[Path, list[str]]) -> None:
     first, second = runs[1]
-    assert "teacher: no checkpoint, so it is trained first, 2 epochs, once" in first
+    assert "teacher: no checkpoint, so it is trained first, 6 epochs, once" in first
     assert "teacher: reused from runs/teachers/resnet8-" in second
     assert "data: 360 train, 40 val, 100 test; 4 classes, images 1x8x8" in second
     assert "objective: total = 0.1 * ce + 0.9 * kd" in second
@@ -130,20 +131,6 @@ def test_a_sweep_makes_a_folder_for_each_point(kd_train: Run, tmp_path: Path) ->
     assert len(list((tmp_path / "runs/teachers").iterdir())) == 1
 
 
-def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
-    """The line on stderr; asserts that it is one, with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["kd-train", *overrides])
-    for name in ("HYDRA_FULL_ERROR", "KD_FULL_ERROR"):
-        monkeypatch.setenv(name, "0")
-    with pytest.raises(SystemExit) as stop:
-        kd.cli.train()
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
 BAD = {
     "T=abc": "T=abc: Value 'abc' of type 'str' could not be converted to Float; for example T=4.0",
     "T=0": "T=0 must be a finite number above 0",
@@ -175,10 +162,10 @@ BAD = {
 
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_line(
-    override: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    override: str, complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert BAD[override] in complain(capsys, monkeypatch, override)
+    assert BAD[override] in complain(override)
     assert not list(tmp_path.rglob("summary.json"))
     assert not list(tmp_path.rglob("teachers"))
 

@@ -216,7 +216,7 @@ def test_class_folders_are_read_resized_and_split(tmp_path: Path) -> None:
     assert (data.classes, data.names, data.shape) == (2, ("ant", "bee"), (3, 32, 32))
     sizes = {part: len(images) for part, images in data.parts.items()}
     assert sizes == {"train": 8, "val": 4, "test": 12}
-    images, labels, index = next(iter(data.train_dataloader()))
+    images, labels, index, _ = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert [data.parts["train"].files[i][1] for i in index.tolist()] == labels.tolist()

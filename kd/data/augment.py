@@ -1,37 +1,49 @@
 """Random choices that are computed and not remembered: pure functions of (seed, epoch, index).
 
 A sample's augmentation is a *view*: with padding p and flips there are (2p + 1)^2 * 2 of them, numbered
-``(dy * (2p + 1) + dx) * 2 + flip``. Whole batches are augmented at once, on whatever device they lie.
+``(dy * (2p + 1) + dx) * 2 + flip``. Whole batches are augmented at once, on whatever device they lie: integers
+decide everything, so that every device shows the same pixels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.hashing import hashed
+from kd.data.boxes import Erasing, centred_square, random_boxes
+from kd.data.streams import ORDER, TRANSFORM, VIEW, VIEWS
+from kd.data.transforms import PerSample
+from kd.errors import InputError, unknown
+from kd.hashing import below, hashed
+
+BORDERS = ("zero", "edge", "reflect")
+RULE = 1  # goes up when a change of the code gives some view other pixels
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch: a permutation of ``range(n)``, the same on every machine."""
-    return torch.argsort(hashed(seed, epoch, torch.arange(n), stream=1), stable=True)
+    return torch.argsort(hashed(seed, epoch, torch.arange(n), ORDER), stable=True)
 
 
-def views(index: Tensor, seed: int, epoch: int, pad: int, flip: bool) -> Tensor:
-    """The view that each sample gets in this epoch, uniform over all views."""
+def views(index: Tensor, seed: int, epoch: int | Tensor, pad: int, flip: bool) -> Tensor:
+    """The crop and flip that each sample gets in this epoch, uniform over all of them."""
     count = view_count(pad, flip)
-    return (hashed(seed, epoch, index, stream=2) * count) >> 32
+    return below(count, hashed(seed, epoch, index, VIEW)) if count > 1 else torch.zeros_like(index)
 
 
 def view_count(pad: int, flip: bool) -> int:
-    """How many views there are."""
+    """How many crops and flips there are."""
     return (2 * pad + 1) ** 2 * (2 if flip else 1)
 
 
-def crop_flip(images: Tensor, view: Tensor, pad: int, flip: bool) -> Tensor:
-    """Each image's view: zero padding by ``pad``, a crop back to its size, and a horizontal flip or none.
+def crop_flip(images: Tensor, view: Tensor, pad: int, flip: bool, border: str = "zero") -> Tensor:
+    """Each image's view: a border of ``pad`` pixels, a crop back to its size, and a horizontal flip or none.
 
+    In other words a shift by up to ``pad`` pixels each way; what comes in is zero, the edge's pixel, or reflected.
     ``images`` [B, C, H, W] of any dtype, ``view`` [B].
     """
     if pad == 0 and not flip:
@@ -41,8 +53,105 @@ def crop_flip(images: Tensor, view: Tensor, pad: int, flip: bool) -> Tensor:
     rows = (offset // (2 * pad + 1))[:, None] + torch.arange(height, device=view.device)
     columns = torch.arange(width, device=view.device).expand(batch, width)
     columns = torch.where(flips[:, None] == 1, width - 1 - columns, columns) + (offset % (2 * pad + 1))[:, None]
-    padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
-    place = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    flat = padded.reshape(batch, channels, -1)
+    if border == "zero":
+        images = F.pad(images, (pad, pad, pad, pad))
+    else:
+        rows, columns = _inside(rows - pad, height, border), _inside(columns - pad, width, border)
+    place = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    flat = images.reshape(batch, channels, -1)
     taken = flat.gather(2, place.reshape(batch, 1, -1).expand(batch, channels, height * width))
     return taken.reshape(batch, channels, height, width)
+
+
+def _inside(place: Tensor, size: int, border: str) -> Tensor:
+    if border == "edge":
+        return place.clamp(0, size - 1)
+    return size - 1 - (size - 1 - place.abs()).abs()
+
+
+class Augment:
+    """What is done to each training image, in this order: crop and flip, ``transform``, ``erase``, ``cutout``.
+
+    Args:
+        shape: [C, H, W] of the images.
+        fill: the colour [C] of what is erased, in [0, 255].
+        pad: the random crop's padding in pixels: a shift by up to so many each way.
+        border: what a shift brings in: ``zero``, ``edge`` or ``reflect``.
+        flip: whether half of the images are flipped horizontally.
+        erase: the share of images from which a random box is erased (see :func:`~kd.data.boxes.random_boxes`).
+        erase_area: the least and the largest share of the image that this box takes.
+        cutout: side of a square erased from every image, in pixels (see :func:`~kd.data.boxes.centred_square`).
+        transform: what runs sample by sample (see :class:`~kd.data.transforms.PerSample`), or None.
+        keep: how many views each sample has, drawn once and for all; 0 for a new one each epoch.
+
+    Raises:
+        InputError: a number out of range, or a transform that changes shape or type of an image.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        fill: Sequence[int],
+        pad: int = 0,
+        border: str = "zero",
+        flip: bool = False,
+        erase: float = 0.0,
+        erase_area: Sequence[float] = (0.02, 0.33),
+        cutout: int = 0,
+        transform: Any = None,
+        keep: int = 0,
+    ) -> None:
+        if not 0 <= pad < min(shape[1:]):
+            raise InputError(f"pad must lie between 0 and the image size, got {pad}")
+        if border not in BORDERS:
+            raise unknown("border", border, BORDERS)
+        if keep < 0:
+            raise InputError(f"views must be at least 1, or 0 for a new one each epoch; got {keep}")
+        self.pad, self.border, self.flip, self.keep = pad, border, flip, keep
+        self.transform = PerSample(transform, shape) if transform else None
+        self.erasings: dict[str, Erasing] = {}
+        if erase:
+            self.erasings["erase"] = Erasing(shape, fill, erase, random_boxes(shape, erase_area), inside=True)
+        if cutout:
+            self.erasings["cutout"] = Erasing(shape, fill, 1.0, centred_square(shape, cutout), inside=False)
+
+    @property
+    def views(self) -> int:
+        """How many views an image has; 0 if they cannot be counted."""
+        if self.keep:
+            return self.keep
+        return 0 if self.transform or self.erasings else view_count(self.pad, self.flip)
+
+    def draw(self, index: Tensor, seed: int, epoch: int) -> tuple[Tensor | None, int, int | Tensor]:
+        """Each sample's view where they are counted, and the (seed, epoch) from which all its choices are drawn.
+
+        Kept views are drawn as in so many epochs of a seed of their own: apart from the run's seed.
+        """
+        if self.keep:
+            view = below(self.keep, hashed(seed, epoch, index, VIEW))
+            return view, VIEWS, view
+        return (views(index, seed, epoch, self.pad, self.flip) if self.views else None), seed, epoch
+
+    def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int | Tensor, view: Tensor | None) -> Tensor:
+        """The images [B, C, H, W] as uint8, augmented; ``view`` their crops and flips, if they are known already."""
+        if view is None and (self.pad or self.flip):
+            view = views(index, seed, epoch, self.pad, self.flip)
+        if view is not None:
+            images = crop_flip(images, view, self.pad, self.flip, self.border)
+        if self.transform is not None:
+            images = self.transform(images, hashed(seed, epoch, index, TRANSFORM))
+        for number, erasing in enumerate(self.erasings.values()):
+            images = erasing(images, index, seed, epoch, number)
+        return images
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the pixels of a view, in plain containers."""
+        return {
+            "rule": RULE,
+            "pad": self.pad,
+            "border": self.border,
+            "flip": self.flip,
+            "transform": self.transform.describe() if self.transform else None,
+            **{name: erasing.describe() for name, erasing in self.erasings.items()},
+            "views": self.views,
+        }

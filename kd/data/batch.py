@@ -12,8 +12,9 @@ class Batch(NamedTuple):
     """One step's worth of samples.
 
     ``images`` [B, C, H, W] as uint8 or float in [0, 1], never normalised in transit; ``labels`` [B] class
-    numbers or [B, C] probabilities; ``index`` [B] the position in the training set; ``view`` [B] which
-    augmentation each image got.
+    numbers, -1 where not known, or [B, C] probabilities, zero where not known; ``index`` [B] the position in the
+    training set; ``view`` [B] which augmentation each image got, where augmentations are counted: the pixels are then
+    a function of (index, view).
     """
 
     images: Tensor
@@ -26,8 +27,8 @@ class Batch(NamedTuple):
 class Arrays:
     """An image data set in memory: uint8 images [N, C, H, W] and int64 labels [N], for training and for test.
 
-    ``names`` are the classes; ``mean`` and ``std`` per channel on the [0, 1] scale, computed from the
-    training images where absent.
+    A training label is -1 where it is not known. ``names`` are the classes; ``mean`` and ``std`` per channel on the
+    [0, 1] scale, computed from the training images where absent.
     """
 
     train: tuple[Tensor, Tensor]

@@ -6,6 +6,7 @@ import gzip
 import math
 import pickle
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ CIFAR_FILES: dict[str, dict[str, Any]] = {
 }
 
 
-def idx(name: str, root: str, download: bool) -> tuple[Part, Part]:
+def idx(name: str, root: str, download: bool, classes: int) -> tuple[Part, Part]:
     """Training and test part of an MNIST-like set in four idx files, ``.gz`` or not.
 
     They lie in ``root`` itself or in torchvision's ``root/<name>/raw``. ``download`` fetches them through
@@ -50,15 +51,17 @@ def idx(name: str, root: str, download: bool) -> tuple[Part, Part]:
     """
     folders = [Path(root), Path(root) / name / "raw"]
     wanted = IDX_FILES["train"][0]
-    found = _first_holding(folders, [wanted, wanted + ".gz"])
+    found = first_holding(folders, [wanted, wanted + ".gz"])
     if found is None:
-        _fetch(name, root, download, f"{wanted}.gz", folders)
+        fetch(name, root, download, f"{wanted}.gz", folders)
         found = folders[1]
-    parts = []
+    parts: list[Part] = []
     for images_file, labels_file in IDX_FILES.values():
         images, labels = _read_idx(found, images_file, 3), _read_idx(found, labels_file, 1)
-        if len(images) != len(labels):
-            raise InputError(f"{found / images_file} has {len(images)} images but {len(labels)} labels")
+        check_labels(found / labels_file, labels.long(), classes, len(images))
+        if parts and images.shape[1:] != parts[0][0].shape[2:]:
+            shapes = f"{list(images.shape[1:])}, those that train {list(parts[0][0].shape[2:])}"
+            raise InputError(f"{found / images_file} holds images of {shapes}")
         parts.append((images.unsqueeze(1), labels.long()))
     return parts[0], parts[1]
 
@@ -74,21 +77,26 @@ def cifar(name: str, root: str, download: bool) -> tuple[Part, Part, tuple[str, 
     """
     layout = CIFAR_FILES[name]
     folders = [Path(root), Path(root) / layout["folder"]]
-    found = _first_holding(folders, [layout["train"][0]])
+    found = first_holding(folders, [layout["train"][0]])
     if found is None or not (found / layout["names"][0]).is_file():
-        _fetch(name, root, download, f"{layout['folder']}/{layout['train'][0]}", folders)
+        fetch(name, root, download, f"{layout['folder']}/{layout['train'][0]}", folders)
         found = folders[1]
-    names = _read_pickle(found / layout["names"][0], layout["names"][1])
-    train = _join([_read_batch(found / file, layout["labels"]) for file in layout["train"]])
-    test = _join([_read_batch(found / file, layout["labels"]) for file in layout["test"]])
-    return train, test, tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    names = _read_names(found / layout["names"][0], layout["names"][1])
+    train = _join([_read_batch(found / file, layout["labels"], len(names)) for file in layout["train"]])
+    test = _join([_read_batch(found / file, layout["labels"], len(names)) for file in layout["test"]])
+    return train, test, names
 
 
-def _first_holding(folders: list[Path], files: list[str]) -> Path | None:
+def first_holding(folders: list[Path], files: list[str]) -> Path | None:
     return next((folder for folder in folders if any((folder / file).is_file() for file in files)), None)
 
 
-def _fetch(name: str, root: str, download: bool, wanted: str, looked_in: list[Path]) -> None:
+def fetch(name: str, root: str, download: bool, wanted: str, looked_in: list[Path], splits: Sequence[str] = ()) -> None:
+    """Downloads a torchvision data set, each of its ``splits``, if that is wished.
+
+    Raises:
+        InputError: it is not wished, and says where was looked for ``wanted``; or it fails.
+    """
     if not download:
         state = "has no" if Path(root).is_dir() else "does not exist, so it has no"
         raise InputError(
@@ -98,7 +106,8 @@ def _fetch(name: str, root: str, download: bool, wanted: str, looked_in: list[Pa
     from torchvision import datasets
 
     try:
-        getattr(datasets, name)(root, download=True)
+        for options in [{"split": split} for split in splits] or [{}]:
+            getattr(datasets, name)(root, download=True, **options)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{name} cannot be downloaded to {root}: {error}") from error
 
@@ -115,18 +124,42 @@ def _read_idx(folder: Path, file: str, dimensions: int) -> Tensor:
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
         raise InputError(f"{path} is no idx file of {dimensions} dimensions of bytes")
-    shape = np.frombuffer(content[4:header], dtype=">i4").tolist()
+    shape = np.frombuffer(content[4:header], dtype=">u4").tolist()
     if len(content) - header != math.prod(shape):
         raise InputError(f"{path} is cut off: it holds {len(content) - header} bytes, its header says {shape}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
 
-def _read_batch(path: Path, labels_key: str) -> Part:
-    pixels = _read_pickle(path, "data")
-    labels = _read_pickle(path, labels_key)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-        raise InputError(f"{path} is no CIFAR batch: data and {labels_key} do not match")
-    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels, dtype=torch.int64)
+def check_labels(path: Path, labels: Tensor, classes: int, images: int) -> None:
+    """Refuses, by an InputError, a label file without labels, with more or fewer than images, or unknown classes."""
+    if not len(labels):
+        raise InputError(f"{path} holds no labels")
+    if len(labels) != images:
+        raise InputError(f"{path} has {len(labels)} labels for {images} images")
+    if labels.min() < 0 or labels.max() >= classes:
+        odd = labels[(labels < 0) | (labels >= classes)][0]
+        raise InputError(f"{path} holds label {odd}, but there are {classes} classes")
+
+
+def _read_batch(path: Path, labels_key: str, classes: int) -> Part:
+    pixels, given = _read_pickle(path, "data", labels_key)
+    try:
+        labels = torch.tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is no CIFAR batch: {labels_key} are no numbers") from error
+    if labels.ndim != 1 or (labels.is_floating_point() and len(labels)):
+        raise InputError(f"{path} is no CIFAR batch: {labels_key} are {list(labels.shape)} of {labels.dtype}")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+        raise InputError(f"{path} is no CIFAR batch: data is not [N, 3072] of bytes")
+    check_labels(path, labels.long(), classes, len(pixels))
+    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels.long()
+
+
+def _read_names(path: Path, key: str) -> tuple[str, ...]:
+    (given,) = _read_pickle(path, key)
+    if not isinstance(given, list) or not given or not all(isinstance(name, (bytes, str)) for name in given):
+        raise InputError(f"{path} is damaged: {key} is no list of names")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else name for name in given)
 
 
 def _join(parts: list[Part]) -> Part:
@@ -150,12 +183,13 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_pickle(path: Path, key: str) -> Any:
+def _read_pickle(path: Path, *keys: str) -> list[Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     try:
         with path.open("rb") as stream:
             content = _PlainUnpickler(stream, encoding="bytes").load()
-        return content[key.encode()] if key.encode() in content else content[key]
+        return [content[key.encode()] if key.encode() in content else content[key] for key in keys]
     except Exception as error:
-        raise InputError(f"{path} is damaged, or no CIFAR batch: {type(error).__name__} {error}") from error
+        line = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path} is damaged, or no CIFAR batch: {type(error).__name__} {line}") from error

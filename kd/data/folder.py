@@ -1,82 +1,61 @@
-"""Images in class folders, decoded by workers: ``root/train/CLASS/*`` and ``root/val/CLASS/*``, as ImageNet has it."""
+"""Images in files, decoded by workers: class folders as ImageNet has them, or webdataset's shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import v2
 
-from kd.data.augment import permutation
+from kd.data.augment import RULE
 from kd.data.batch import Batch
-from kd.data.memory import stratified
+from kd.data.decode import File
+from kd.data.listing import listed
+from kd.data.pictures import Decoded, Pictures, Views, training_transform
+from kd.data.split import Subset, split
 from kd.errors import InputError
+from kd.registry import modules
 
 
-class Images(Dataset[tuple[Tensor, int, int]]):
-    """Some of the files of an :class:`ImageFolder`, each as (uint8 image [3, H, W], label, position)."""
-
-    def __init__(self, files: list[tuple[str, int]], transform: Callable[[Tensor], Tensor]) -> None:
-        self.files, self.transform = files, transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
-        path, label = self.files[position]
-        try:
-            image = decode_image(path, mode=ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise InputError(f"{path} cannot be decoded: {str(error).splitlines()[0]}") from error
-        return self.transform(image), label, position
-
-
-class Order:
-    """The positions of an epoch for one process: a computed permutation, or all in order."""
-
-    def __init__(self, count: int, shuffle: bool, seed: int, epoch: Callable[[], int], rank: int, world: int) -> None:
-        self.count, self.shuffle, self.seed, self.epoch, self.rank, self.world = (
-            count,
-            shuffle,
-            seed,
-            epoch,
-            rank,
-            world,
-        )
-
-    def __len__(self) -> int:
-        return self.count // self.world if self.shuffle else len(range(self.rank, self.count, self.world))
-
-    def __iter__(self) -> Iterator[int]:
-        order = permutation(self.count, self.seed, self.epoch()) if self.shuffle else torch.arange(self.count)
-        return iter(order[self.rank :: self.world][: len(self)].tolist())
-
-
+@modules.register("folder")
 class Folder(pl.LightningDataModule):
-    """Class folders behind a LightningDataModule.
+    """Images in files behind a LightningDataModule.
 
     Args:
-        root: holds ``train`` and ``val``; what is called val there is the test set here.
-        size: height and width of the images given, by random resized crop and flip in training, and by resizing to
-            size * 8 / 7 and a centre crop elsewhere.
+        root: holds ``train`` and ``val``, or shards; what is called val there is the test set here. See
+            :func:`~kd.data.listing.listed`.
+        size: height and width of the images given: in training by ``crop``, elsewhere by resizing to size * 8 / 7
+            and a centre crop.
         batch_size: images per step and process, also in evaluation.
         val: the share of the training images held out for validation, or ``"test"``.
+        fraction: the share of each class's remaining training images that is used; see :class:`~kd.data.split.Subset`.
+        per_class: how many training images of each class are used; 0 for all.
+        unlabelled: whether the rest of that subset stays in the training set, without its labels.
         workers: processes that decode.
+        crop: ``resized`` for a random resized crop (Szegedy et al. 2015, arXiv:1409.4842), ``centre`` for the crop of
+            evaluation.
+        scale: the least and the largest share of the picture that the random crop takes.
+        flip: whether half of the images are flipped horizontally.
+        transform: what comes after them, such as ``randaugment``; see :mod:`kd.data.transforms`.
+        views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
         mean: per channel on the [0, 1] scale; ImageNet's unless said otherwise.
         std: likewise.
-        seed: of the order.
-        split_seed: draws the validation split.
+        seed: of the order and the augmentation.
+        split_seed: draws the validation split and the subset.
+
+    Attributes:
+        start: as of :class:`~kd.data.module.Data`.
 
     Raises:
         InputError: absent or empty folders, other classes in ``val`` than in ``train``, numbers out of range.
     """
+
+    mixed = False
 
     def __init__(
         self,
@@ -84,7 +63,15 @@ class Folder(pl.LightningDataModule):
         size: int = 224,
         batch_size: int = 256,
         val: float | str = 0.02,
+        fraction: float = 1.0,
+        per_class: int = 0,
+        unlabelled: bool = False,
         workers: int = 4,
+        crop: str = "resized",
+        scale: list[float] = [0.08, 1.0],  # noqa: B006 (never changed; Hydra shows it)
+        flip: bool = True,
+        transform: Any = None,
+        views: int = 0,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         seed: int = 0,
@@ -92,52 +79,88 @@ class Folder(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if min(size, batch_size) < 1 or workers < 0:
-            raise InputError(
-                f"size and batch_size must be at least 1, workers at least 0: {size=} {batch_size=} {workers=}"
-            )
-        if not (val == "test" or (isinstance(val, float) and 0 < val < 1)):
-            raise InputError(f"val must be a share in (0, 1) or 'test', got {val!r}")
-        train, test = _listed(Path(root) / "train"), _listed(Path(root) / "val")
-        if train.classes != test.classes:
-            odd = sorted(set(train.classes) ^ set(test.classes))
-            raise InputError(f"{root}: train and val have other classes, first {odd[:3]}")
-        self.names, self.classes, self.shape = tuple(train.classes), len(train.classes), (3, size, size)
-        self.mean, self.std, self.seed = mean, std, seed
-        self.batch_size, self.workers = batch_size, workers
-        kept, held_out = torch.arange(len(train.samples)), test.samples
-        if isinstance(val, float):
-            kept, out = stratified(torch.tensor(train.targets), val, split_seed)
-            held_out = [train.samples[i] for i in out.tolist()]
-        crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
-        centre = v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size)])
-        training = [train.samples[i] for i in kept.tolist()]
-        files = {"train": (training, crop), "val": (held_out, centre), "test": (test.samples, centre)}
-        self.parts = {part: Images(listed, transform) for part, (listed, transform) in files.items()}
+            numbers = f"{size=} {batch_size=} {workers=}"
+            raise InputError(f"size and batch_size must be at least 1, workers at least 0: {numbers}")
+        self.root, self.shape, self.mean, self.std, self.seed = root, (3, size, size), mean, std, seed
+        self.batch_size, self.workers, self.val, self.start = batch_size, workers, val, 0
+        self._augment = training_transform(size, crop, scale, flip, transform)
+        self._views = Views(views, self._augment.random)
+        self._divide(Subset(fraction, per_class, unlabelled), split_seed)
 
-    def _loader(self, part: str) -> DataLoader[Any]:
-        trainer, images, train = self.trainer, self.parts[part], part == "train"
+    def _divide(self, subset: Subset, seed: int) -> None:
+        files, test, self.names = listed(self.root)
+        self.classes = len(self.names)
+        parts = split(torch.tensor([file.label for file in files]), self.val, subset, seed, self.names)
+        if len(parts.train) < self.batch_size:
+            raise InputError(f"batch_size={self.batch_size} is more than the {len(parts.train)} training images")
+        self.train_labels: Tensor = parts.labels
+        train = [files[i]._replace(label=label) for i, label in zip(parts.train.tolist(), parts.labels.tolist())]
+        held_out = [files[i] for i in parts.held_out.tolist()] or test
+        centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
+        chosen = {"train": (train, self._augment), "val": (held_out, centre), "test": (test, centre)}
+        self.parts = {part: Pictures(of, transform) for part, (of, transform) in chosen.items()}
+
+    @property
+    def views(self) -> int:
+        """How many views a training image has; 0 if they cannot be counted."""
+        return self._views.count
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether some training labels are -1, not known."""
+        return bool((self.train_labels < 0).any())
+
+    def augmentation(self) -> dict[str, Any]:
+        """Everything that decides the pixels of view v of sample i, in plain containers."""
+        return {"rule": RULE, **self._augment.describe(), "views": self.views}
+
+    def train_sha256(self) -> str:
+        """sha256 of the training files' paths below root, sizes and labels, in their order."""
+        return self._digests[0]
+
+    def counts(self) -> dict[str, int]:
+        """How many images each part has, and how many of the training images have labels if not all do."""
+        counts = {part: len(pictures) for part, pictures in self.parts.items()}
+        return {**counts, "labelled": int((self.train_labels >= 0).sum())} if self.unlabelled else counts
+
+    def describe(self) -> dict[str, Any]:
+        """Counts, shape and sha256 of all files' paths, sizes and labels, for the run's summary."""
+        return {"classes": self.classes, "shape": list(self.shape), **self.counts(), "sha256": self._digests[1]}
+
+    @cached_property
+    def _digests(self) -> tuple[str, str]:
+        digests = [fingerprint(self.root, self.parts[part].files) for part in ("train", "val", "test")]
+        return digests[0], hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _loader(self, part: str, start: int = 0) -> Decoded:
+        trainer, train = self.trainer, part == "train"
+        epoch = (lambda: trainer.current_epoch) if trainer else int
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        order = Order(len(images), train, self.seed, lambda: trainer.current_epoch if trainer else 0, rank, world)
-        pinned = torch.cuda.is_available()
-        return DataLoader(
-            images, self.batch_size, sampler=order, num_workers=self.workers, drop_last=train, pin_memory=pinned
-        )
+        views = self._views if train else None
+        place = (self.seed, epoch, rank, world, start)
+        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader("train")
+    def train_dataloader(self) -> Decoded:
+        start, self.start = self.start, 0
+        return self._loader("train", start)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> Decoded:
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> Decoded:
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         return Batch(*batch)
 
 
-def _listed(folder: Path) -> ImageFolder:
-    try:
-        return ImageFolder(str(folder))
-    except (FileNotFoundError, OSError) as error:
-        raise InputError(f"data.root: {folder} holds no class folders with images: {error}") from error
+def fingerprint(root: str, files: list[File]) -> str:
+    """sha256 of the files' paths below ``root``, sizes and labels, in their order."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            size = os.path.getsize(file.path) if file.length is None else f"{file.offset}+{file.length}"
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
+        digest.update(f"{Path(file.path).relative_to(root).as_posix()}\t{size}\t{file.label}\n".encode())
+    return digest.hexdigest()

@@ -1,16 +1,20 @@
-"""A data set in memory: split, loaders that compute their order, and the augmentation of a whole batch."""
+"""A data set in memory: its parts, loaders that compute their order, and the augmentation of a whole batch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from kd.data.augment import crop_flip, permutation, view_count, views
+from kd.data.augment import Augment
 from kd.data.batch import Arrays, Batch
+from kd.data.loader import Loader
+from kd.data.mixing import Mixing
+from kd.data.resident import PerDevice
+from kd.data.split import Subset, split, statistics
 from kd.errors import InputError
 
 
@@ -23,9 +27,21 @@ class Memory:
         eval_batch_size: the same in validation and test.
         val: the share of the training images held out for validation, drawn by class; or ``"test"``, which
             chooses the best epoch on the test set as many published tables do, and is named in the summary.
+        fraction: the share of each class's remaining training images that is used; see :class:`~kd.data.split.Subset`.
+        per_class: how many training images of each class are used; 0 for all.
+        unlabelled: whether the rest of that subset stays in the training set, without its labels.
         pad: zero padding of the random crop, in pixels.
+        border: what the crop shows there instead: ``zero``, ``edge`` or ``reflect``.
         flip: whether half of the images are flipped horizontally.
-        split_seed: draws the validation split; apart from the run's seed, so that seeds share the split.
+        transform: what runs sample by sample, such as ``randaugment``; see :mod:`kd.data.transforms`.
+        erase: the share of images from which a random box is erased.
+        erase_area: the least and the largest share of the image that this box takes.
+        cutout: side of a square erased from every image, in pixels; 0 for none.
+        mixup: alpha of MixUp, 0 for none; see :class:`~kd.data.mixing.Mixing`.
+        cutmix: alpha of CutMix, 0 for none.
+        views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
+        resident: whether the training images lie on the device that trains.
+        split_seed: draws the validation split and the subset; apart from the run's seed, so that seeds share them.
 
     Raises:
         InputError: sizes or shares out of range, or fewer images than one batch.
@@ -37,118 +53,138 @@ class Memory:
         batch_size: int = 64,
         eval_batch_size: int = 500,
         val: float | str = 0.1,
+        fraction: float = 1.0,
+        per_class: int = 0,
+        unlabelled: bool = False,
         pad: int = 0,
+        border: str = "zero",
         flip: bool = False,
+        transform: Any = None,
+        erase: float = 0.0,
+        erase_area: list[float] = [0.02, 0.33],  # noqa: B006 (never changed; Hydra shows it)
+        cutout: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        views: int = 0,
+        resident: bool = False,
         split_seed: int = 0,
     ) -> None:
-        self._check(arrays, batch_size, eval_batch_size, val, pad)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val, self.pad, self.flip = val, pad, flip
-        self.names = arrays.names
-        self.classes = len(arrays.names)
-        images, labels = arrays.train
-        self.shape = tuple(images.shape[1:])
-        if isinstance(val, str):
-            train, held_out = torch.arange(len(labels)), arrays.test
-        else:
-            train, kept = stratified(labels, val, split_seed)
-            held_out = (images[kept], labels[kept])
-        self.parts = {"train": (images[train], labels[train]), "val": held_out, "test": arrays.test}
-        if len(train) < batch_size:
-            raise InputError(f"batch_size={batch_size} is more than the {len(train)} training images")
-        self.mean, self.std = arrays.mean, arrays.std
-        if self.mean is None or self.std is None:
-            self.mean, self.std = statistics(self.parts["train"][0])
-
-    @staticmethod
-    def _check(arrays: Arrays, batch_size: int, eval_batch_size: int, val: float | str, pad: int) -> None:
         if batch_size < 1 or eval_batch_size < 1:
             raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
-        if not (val == "test" or (isinstance(val, float) and 0 < val < 1)):
-            raise InputError(f"val must be a share in (0, 1) or 'test', got {val!r}")
-        if not 0 <= pad < min(arrays.train[0].shape[2:]):
-            raise InputError(f"pad must lie between 0 and the image size, got {pad}")
-        for part, (images, labels) in (("training", arrays.train), ("test", arrays.test)):
-            if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels) or not len(labels):
-                shapes = f"{images.dtype} {list(images.shape)} and {list(labels.shape)}"
-                raise InputError(f"the {part} set needs uint8 images [N, C, H, W] and labels [N], got {shapes}")
-            if labels.min() < 0 or labels.max() >= len(arrays.names):
-                raise InputError(f"the {part} labels leave the range of the {len(arrays.names)} classes")
+        _check(arrays)
+        self.batch_size, self.eval_batch_size, self.val, self.resident = batch_size, eval_batch_size, val, resident
+        self.names, self.classes, self.shape = arrays.names, len(arrays.names), tuple(arrays.train[0].shape[1:])
+        self._divide(arrays, Subset(fraction, per_class, unlabelled), split_seed)
+        fill = [round(255 * m) for m in self.mean]
+        self._augment = Augment(self.shape, fill, pad, border, flip, erase, erase_area, cutout, transform, views)
+        self._mixing = Mixing(self.shape, self.classes, mixup, cutmix) if mixup or cutmix else None
+
+    def _divide(self, arrays: Arrays, subset: Subset, seed: int) -> None:
+        images, labels = arrays.train
+        train, known, held_out = split(labels, self.val, subset, seed, self.names)
+        if len(train) < self.batch_size:
+            raise InputError(f"batch_size={self.batch_size} is more than the {len(train)} training images")
+        val = (images[held_out], labels[held_out]) if len(held_out) else arrays.test
+        self.parts = {"train": (images[train], known), "val": val, "test": arrays.test}
+        self._resident = PerDevice(*self.parts["train"])
+        if arrays.mean is not None and arrays.std is not None:
+            self.mean, self.std = arrays.mean, arrays.std
+        else:  # of all that is not held out, so that a subset does not change what the networks expect
+            rest = torch.ones(len(labels), dtype=torch.bool)
+            rest[held_out] = False
+            self.mean, self.std = statistics(images, rest.nonzero().flatten())
 
     @property
     def views(self) -> int:
-        """How many views a training image has."""
-        return view_count(self.pad, self.flip)
+        """How many views a training image has; 0 if they cannot be counted."""
+        return 0 if self._mixing and not self._augment.keep else self._augment.views
 
-    def loader(self, part: str, seed: int = 0, epoch: Callable[[], int] = int, rank: int = 0, world: int = 1) -> Loader:
-        """The batches of ``train`` (shuffled, whole batches only), ``val`` or ``test`` (in order, all of it)."""
-        train = part == "train"
-        size = self.batch_size if train else self.eval_batch_size
-        return Loader(*self.parts[part], size, train, seed, epoch, rank, world)
+    @property
+    def mixed(self) -> bool:
+        """Whether training labels come as probabilities [B, classes]."""
+        return self._mixing is not None
 
-    def augment(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """The training batch with each image replaced by its view of this epoch."""
-        if batch.index is None or self.views == 1:
-            return batch
-        view = views(batch.index, seed, epoch, self.pad, self.flip)
-        return batch._replace(images=crop_flip(batch.images, view, self.pad, self.flip), view=view)
+    @property
+    def unlabelled(self) -> bool:
+        """Whether some training labels are -1, not known."""
+        return bool((self.parts["train"][1] < 0).any())
 
-    def describe(self) -> dict[str, Any]:
-        """Counts, shape and sha256 for the run's summary."""
-        counts = {part: len(labels) for part, (_, labels) in self.parts.items()}
-        digest = hashlib.sha256()
-        for images, labels in self.parts.values():
-            digest.update(images.numpy().tobytes() + labels.numpy().tobytes())
-        return {"classes": self.classes, "shape": list(self.shape), **counts, "sha256": digest.hexdigest()}
-
-
-class Loader:
-    """An iterable with a length over resident tensors; its order is computed from (seed, epoch)."""
-
-    def __init__(
+    def loader(
         self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        train: bool,
+        part: str,
         seed: int = 0,
         epoch: Callable[[], int] = int,
         rank: int = 0,
         world: int = 1,
-    ) -> None:
-        self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
-        self.seed, self.epoch, self.rank, self.world = seed, epoch, rank, world
+        start: int = 0,
+        device: torch.device | None = None,
+    ) -> Loader:
+        """The batches of ``train`` (shuffled, whole batches only), ``val`` or ``test`` (in order, all of it).
 
-    def __len__(self) -> int:
-        if self.train:
-            return len(self.labels) // (self.batch_size * self.world)
-        mine = len(range(self.rank, len(self.labels), self.world))
-        return -(-mine // self.batch_size)
+        ``start`` counts samples (see :class:`~kd.data.loader.Loader`); ``device`` is where resident images lie.
+        """
+        train = part == "train"
+        size = self.batch_size if train else self.eval_batch_size
+        images, labels = self.parts[part]
+        if train and self.resident and device is not None:
+            images, labels = self._resident.on(device)
+        return Loader(images, labels, size, train, seed, epoch, rank, world, start)
 
-    def __iter__(self) -> Iterator[Batch]:
-        count = len(self.labels)
-        order = permutation(count, self.seed, self.epoch()) if self.train else torch.arange(count)
-        order = order[self.rank :: self.world]
-        for step in range(len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Batch(self.images[index], self.labels[index], index)
+    def augment(self, batch: Batch, seed: int, epoch: int) -> Batch:
+        """The training batch with each image replaced by its view of this epoch, on the device where it lies."""
+        if batch.index is None:
+            return batch
+        index, images, labels = batch.index, batch.images, batch.labels
+        view, seed, drawn = self._augment.draw(index, seed, epoch)
+        images = self._augment(images, index, seed, drawn, None if self._augment.keep else view)
+        if self._mixing:
+            every, known = self._resident.on(images.device)
+            partner = self._mixing.partner(index, len(known), seed, drawn)
+            other = self._augment(every.index_select(0, partner), partner, seed, drawn, None)
+            pair, answers = (images, other), (labels, known.index_select(0, partner))
+            images, labels = self._mixing(pair, answers, index, seed, drawn)
+        return Batch(images, labels, index, view if self.views else None)
+
+    def augmentation(self) -> dict[str, Any]:
+        """Everything that decides the pixels of view v of sample i, in plain containers."""
+        return {**self._augment.describe(), "views": self.views, "mix": self._mixing and self._mixing.describe()}
+
+    def counts(self) -> dict[str, int]:
+        """How many images each part has, and how many of the training images have labels if not all do."""
+        counts = {part: len(labels) for part, (_, labels) in self.parts.items()}
+        labelled = int((self.parts["train"][1] >= 0).sum())
+        return counts if labelled == counts["train"] else {**counts, "labelled": labelled}
+
+    def describe(self) -> dict[str, Any]:
+        """Counts, shape and sha256 for the run's summary."""
+        return {"classes": self.classes, "shape": list(self.shape), **self.counts(), "sha256": self._sha256}
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        for images, labels in self.parts.values():
+            digest.update(images.numpy().tobytes() + labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def train_sha256(self) -> str:
+        """sha256 of the training images in their order, without labels."""
+        return self._train_sha256
+
+    @cached_property
+    def _train_sha256(self) -> str:
+        images = self.parts["train"][0]
+        head = f"{images.dtype} {list(images.shape)} ".encode()
+        return hashlib.sha256(head + images.numpy().tobytes()).hexdigest()
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions of the rest and of a share of each class, at least one, both in ascending order."""
-    order = permutation(len(labels), seed, epoch=0)
-    kept = []
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        kept.append(members[: max(1, round(share * len(members)))])
-    held_out = torch.cat(kept).sort().values
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[held_out] = False
-    return rest.nonzero().flatten(), held_out
-
-
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel on the [0, 1] scale, over at most 10,000 images."""
-    pixels = images[:10_000].double() / 255
-    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
-    return tuple(round(m, 4) for m in mean.tolist()), tuple(max(round(s, 4), 1e-3) for s in std.tolist())
+def _check(arrays: Arrays) -> None:
+    for part, (images, labels) in (("training", arrays.train), ("test", arrays.test)):
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels) or not len(labels):
+            shapes = f"{images.dtype} {list(images.shape)} and {list(labels.shape)}"
+            raise InputError(f"the {part} set needs uint8 images [N, C, H, W] and labels [N], got {shapes}")
+        least = -1 if part == "training" else 0  # -1 where the label is not known
+        if labels.min() < least or labels.max() >= len(arrays.names):
+            raise InputError(f"the {part} labels leave the range of the {len(arrays.names)} classes")
+    if arrays.train[0].shape[1:] != arrays.test[0].shape[1:]:
+        shapes = f"{list(arrays.train[0].shape[1:])} and {list(arrays.test[0].shape[1:])}"
+        raise InputError(f"training and test images differ in shape: {shapes}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.data.memory import Loader, Memory
+from kd.data.loader import Loader
+from kd.data.memory import Memory
 
 
 class Data(pl.LightningDataModule):
@@ -15,23 +17,60 @@ class Data(pl.LightningDataModule):
 
     Any other LightningDataModule serves in its place if it yields ``(images, labels)`` and says ``classes``
     and ``shape``; ``mean`` and ``std`` are used where it has them.
+
+    Attributes:
+        start: how many samples of the epoch, over all processes, the next training loader's first pass leaves out;
+            set it before a run goes on in the middle of an epoch.
     """
 
     def __init__(self, memory: Memory, seed: int = 0) -> None:
         super().__init__()
-        self.memory, self.seed = memory, seed
+        self.memory, self.seed, self.start = memory, seed, 0
         self.classes, self.shape, self.names = memory.classes, memory.shape, memory.names
-        self.mean, self.std, self.batch_size = memory.mean, memory.std, memory.batch_size
+        self.mean, self.std, self.batch_size, self.val = memory.mean, memory.std, memory.batch_size, memory.val
 
-    def _loader(self, part: str) -> Loader:
+    @property
+    def views(self) -> int:
+        """How many views a training image has; 0 if they cannot be counted."""
+        return self.memory.views
+
+    @property
+    def mixed(self) -> bool:
+        """Whether training labels come as probabilities [B, classes]."""
+        return self.memory.mixed
+
+    @property
+    def train_labels(self) -> Tensor:
+        """The training set's class numbers [N], -1 where not known."""
+        return self.memory.parts["train"][1]
+
+    def augmentation(self) -> dict[str, Any]:
+        """Everything that decides the pixels of view v of sample i, in plain containers."""
+        return self.memory.augmentation()
+
+    def train_sha256(self) -> str:
+        """sha256 of the training images in their order."""
+        return self.memory.train_sha256()
+
+    def counts(self) -> dict[str, int]:
+        """How many images each part has."""
+        return self.memory.counts()
+
+    def describe(self) -> dict[str, Any]:
+        """Counts, shape and sha256 for the run's summary."""
+        return self.memory.describe()
+
+    def _loader(self, part: str, start: int = 0) -> Loader:
         trainer = self.trainer
         if trainer is None:
-            return self.memory.loader(part, self.seed)
+            return self.memory.loader(part, self.seed, start=start)
         epoch = lambda: trainer.current_epoch  # noqa: E731
-        return self.memory.loader(part, self.seed, epoch, trainer.global_rank, trainer.world_size)
+        where = trainer.strategy.root_device
+        return self.memory.loader(part, self.seed, epoch, trainer.global_rank, trainer.world_size, start, where)
 
     def train_dataloader(self) -> Loader:
-        return self._loader("train")
+        start, self.start = self.start, 0
+        return self._loader("train", start)
 
     def val_dataloader(self) -> Loader:
         return self._loader("val")

@@ -83,7 +83,7 @@ def synthetic(
 @sources.register("mnist")
 def mnist(root: str = data_root(), download: bool = False) -> Arrays:
     """70,000 handwritten digits of 28x28 pixels (LeCun et al. 1998). Files as for ``fashion_mnist``."""
-    train, test = idx("MNIST", root, download)
+    train, test = idx("MNIST", root, download, len(DIGITS))
     return Arrays(train, test, DIGITS, (0.1307,), (0.3081,))
 
 
@@ -93,7 +93,7 @@ def fashion_mnist(root: str = data_root(), download: bool = False) -> Arrays:
 
     ``root`` holds the four idx ``.gz`` files, or torchvision's ``FashionMNIST/raw``.
     """
-    train, test = idx("FashionMNIST", root, download)
+    train, test = idx("FashionMNIST", root, download, len(FASHION))
     return Arrays(train, test, FASHION, (0.2860,), (0.3530,))
 
 

@@ -215,6 +215,7 @@ class CRDBatch(nn.Module):
         super().__init__()
         check("batchmean", T=T)
         self.T, self.other_class = T, other_class
+        self.takes_unlabelled = self.takes_mixed = not other_class
         self.embed = Embeddings("crd_batch", dim)
 
     def build(self, student: Layers, teacher: Layers) -> None:

@@ -93,6 +93,8 @@ class NKD(nn.Module):
     Published: ImageNet T 1, gamma 1.5; CIFAR-100 T 3, gamma 3.5 for resnet pairs.
     """
 
+    takes_mixed = True
+
     def __init__(self, gamma: float = 1.5, T: float = 1.0, standardise: bool = False) -> None:
         super().__init__()
         check("batchmean", T=T)
@@ -125,6 +127,8 @@ class WSLD(nn.Module):
     always that of the networks' own logits. Published: CE + 2.5 * this with T 2 on ImageNet, CE + 2.25 * this
     with T 4 on CIFAR-100.
     """
+
+    takes_mixed = True
 
     def __init__(self, T: float = 2.0, standardise: bool = False) -> None:
         super().__init__()

@@ -10,26 +10,37 @@ from kd.losses.reduce import check, reduce
 from kd.registry import losses
 
 
+def labelled(labels: Tensor) -> Tensor:
+    """Which samples [B] have a label: class numbers [B] of at least 0, or probabilities [B, C] that are not all 0."""
+    return labels >= 0 if labels.ndim == 1 else labels.sum(dim=-1) > 0
+
+
 def cross_entropy(student: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch of -sum_c y_c log softmax(student)_c, in nats.
+    """Mean over the labelled samples of the batch of -sum_c y_c log softmax(student)_c, in nats; 0 if there are none.
 
     Args:
         student: logits [B, C].
-        labels: class numbers [B], or class probabilities [B, C].
+        labels: class numbers [B], -1 where not known, or class probabilities [B, C], all 0 where not known.
         label_smoothing: eps; the target becomes (1 - eps) * y + eps / C (Szegedy et al. 2016,
             arXiv:1512.00567, section 7).
     """
+    known = labelled(labels)
     if labels.is_floating_point():
         labels = labels.to(student.dtype)
-    return F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+    each = F.cross_entropy(student, labels, ignore_index=-1, reduction="none", label_smoothing=label_smoothing)
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 @losses.register("ce")
 class CE(nn.Module):
     """CE(student, labels), natural log, mean over the batch.
 
-    Labels are class numbers [B] or probabilities [B, C]. See :func:`cross_entropy`.
+    Labels are class numbers [B] or probabilities [B, C]; samples without one do not count. See
+    :func:`cross_entropy`.
     """
+
+    takes_unlabelled = True
+    takes_mixed = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

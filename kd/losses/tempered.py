@@ -242,6 +242,8 @@ class TfKD(nn.Module):
     classes, this mean over the batch. Published: 0.9 * CE + 0.1 * this.
     """
 
+    takes_mixed = True
+
     def __init__(self, T: float = 20.0, correct: float = 0.99, variant: str = "code") -> None:
         super().__init__()
         check("batchmean", T=T)

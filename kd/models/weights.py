@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as serialise
@@ -93,7 +94,8 @@ class Origin:
     """Where a teacher comes from, and what is asked of it.
 
     ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for
-    ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run. ``mean``,
+    ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run; ``data`` holds
+    the keys of the data in which that training differs, ``{per_class: 0}`` say for all labels. ``mean``,
     ``std`` and ``size`` (images are resized to it) replace the data's where the teacher expects others.
     ``classes`` picks, in the order of the data's classes, the columns of a teacher that knows more; ``outputs``
     says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the share of validation images
@@ -105,6 +107,7 @@ class Origin:
     checkpoint: str | None = None
     epochs: int | None = None
     seed: int = 0
+    data: dict[str, Any] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     size: int | None = None

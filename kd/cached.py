@@ -1,0 +1,223 @@
+"""The cached teacher: each view of each training image is answered by the network once ever, then looked up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.data.cache import DTYPES, Table
+from kd.errors import InputError, unknown
+from kd.models.normalized import Normalized
+from kd.teacher import Frozen, Hidden
+
+log = logging.getLogger(__name__)
+
+# how far a looked-up row may lie from a fresh answer, as a share of the largest logit: rounding, no more
+TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where and how teachers' answers are kept.
+
+    Args:
+        root: the folder that holds the tables.
+        dtype: ``float32`` (exact), ``float16`` or ``bfloat16``.
+        topk: how many classes of each answer are kept, with the mass of the rest spread evenly; 0 for all of them.
+        max_gb: a table above this size is not made.
+
+    Raises:
+        InputError: a size that is no positive number.
+    """
+
+    root: str = "runs/cache"
+    dtype: str = "float32"
+    topk: int = 0
+    max_gb: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not self.max_gb > 0:
+            raise InputError(f"cache.max_gb must be above 0, got {self.max_gb:g}")
+
+
+class Cached(Hidden):
+    """A frozen teacher whose logits for views met before come out of a table.
+
+    A batch without ``index`` and ``view`` (evaluation) is answered by the network, and so is every batch once
+    layers are tapped, as only logits are kept. A half-known batch runs only what is missing. The first
+    looked-up rows of each epoch are compared with fresh answers.
+
+    Args:
+        frozen: the teacher.
+        table: of its answers.
+        tolerance: the largest deviation of a looked-up row from a fresh answer, as a share of its largest logit.
+
+    Raises:
+        InputError: rows that are not the teacher's answers.
+    """
+
+    def __init__(self, frozen: Frozen, table: Table, tolerance: float = 1e-3) -> None:
+        super().__init__()
+        self.__dict__["frozen"] = frozen
+        self.table, self.tolerance = table, tolerance
+        self.looked_up = self.asked = 0
+        self._checked = False
+
+    frozen: Frozen
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that answers what is not in the table."""
+        return self.frozen.network
+
+    def networks(self) -> dict[str, nn.Module]:
+        return self.frozen.networks()
+
+    def tap(self, layers: Iterable[str]) -> None:
+        """Names layers to tap; with any, every batch runs through the network."""
+        self.frozen.tap(layers)
+
+    @property
+    def live(self) -> bool:
+        """Whether the table is of no use, because layers are tapped."""
+        return bool(self.frozen.taps.layers)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``{"": logits [B, C], layer: tensor, ...}`` for a batch, without gradient."""
+        if self.live or batch.index is None or batch.view is None:
+            return self.frozen(batch)
+        rows = (batch.index * self.table.views + batch.view).cpu()
+        met = self.table.met[rows]
+        known = int(met.sum())
+        self.asked, self.looked_up = self.asked + len(rows), self.looked_up + known
+        if known == len(rows):
+            logits = self.table.read(rows).to(batch.images.device)
+            self._check(batch, logits)
+            return {"": logits}
+        return {"": self._filled(batch, rows, met, known)}
+
+    def _filled(self, batch: Batch, rows: Tensor, met: Tensor, known: int) -> Tensor:
+        missing = (~met).nonzero().flatten()
+        some = missing.to(batch.images.device)
+        images, labels = (batch.images, batch.labels) if not known else (batch.images[some], batch.labels[some])
+        fresh = self.frozen(Batch(images, labels))[""]
+        self.table.write(rows[missing], fresh.cpu())
+        if not known:
+            return self.table.read(rows).to(fresh) if self.table.topk else fresh.to(self._dtype).to(fresh.dtype)
+        return self.table.read(rows).to(fresh)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.table.layout["values"][0]
+
+    def _check(self, batch: Batch, logits: Tensor) -> None:
+        """Compares one batch of looked-up rows with fresh answers: nothing else would notice a wrong table."""
+        if self._checked:
+            return
+        fresh = self.frozen(batch)[""].float()
+        if self.table.topk:
+            kept = self.table.read((batch.index * self.table.views + batch.view).cpu()).to(fresh)  # type: ignore[operator]
+            fresh, logits = fresh.log_softmax(-1).gather(1, kept.argmax(-1, keepdim=True)), kept.amax(-1, keepdim=True)
+        apart = float((fresh - logits).abs().max() / fresh.abs().max().clamp(min=1.0))
+        if not apart <= self.tolerance:
+            raise InputError(
+                f"the cache {self.table.folder} does not hold this teacher's answers: they differ by {apart:.2g} of "
+                "the largest logit; delete it, or say teacher.cache=off"
+            )
+        self._checked = True
+
+    def settle(self) -> None:
+        """Brings what is new to the disk, at an epoch's end; the next epoch checks again."""
+        self.table.flush()
+        self._checked = False
+
+    def logged(self) -> dict[str, float]:
+        """``cache_hits``: the share of answers looked up since it was last asked for."""
+        share = self.looked_up / max(self.asked, 1)
+        asked, self.asked, self.looked_up = self.asked, 0, 0
+        return {} if not asked else {"cache_hits": share}
+
+
+def cached(frozen: Frozen, data: Any, where: str, store: Store, name: str, precision: str) -> Frozen | Cached:
+    """The teacher with a table of its answers, or without, where they cannot be kept; says which and why.
+
+    Args:
+        frozen: the teacher, with its weights.
+        data: says ``views``, ``augmentation()``, ``train_sha256()`` and ``counts()``; no other data can be cached.
+        where: ``off``, ``auto`` for a folder of its own under ``store.root``, or that folder.
+        store: how answers are kept.
+        name: the teacher's, for the folder's name.
+        precision: in which it computes, as Lightning calls it.
+
+    Raises:
+        InputError: an explicit folder that cannot serve.
+    """
+    if where == "off":
+        return frozen
+    count = getattr(data, "views", 0)
+    reason = None if count else "the augmentations of this data cannot be counted (data.views=K draws K for each image)"
+    if reason is None:
+        samples = data.counts()["train"]
+        size = Table.bytes(samples, count, data.classes, _known(store.dtype), store.topk) / 1e9
+        if size > store.max_gb:
+            reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
+    if reason is not None:
+        if where != "auto":
+            raise InputError(f"teacher.cache={where}: {reason}")
+        log.info("cache: off, %s", reason)
+        return frozen
+    key = key_of(frozen, data, precision)
+    folder = Path(store.root) / f"{name}-{digest(key, store)}" if where == "auto" else Path(where)
+    try:
+        made = Table(folder, key, samples, count, data.classes, store.dtype, store.topk)
+    except InputError as error:
+        if where == "auto" and _no_space(folder, size):
+            log.info("cache: off, %s", error)
+            return frozen
+        raise
+    log.info("cache: %s, %s views, %.2f GB, %.1f %% met", folder, f"{made.rows:,}", size, 100 * made.met.float().mean())
+    return Cached(frozen, made, TOLERANCE[store.dtype] if precision.startswith("32") else 0.1)
+
+
+def key_of(frozen: Frozen, data: Any, precision: str) -> dict[str, Any]:
+    """What a teacher's logits for a view depend on."""
+    network = frozen.network
+    pixels: Mapping[str, Any] = {}
+    if isinstance(network, Normalized):
+        pixels = {"mean": network.mean.flatten().tolist(), "std": network.std.flatten().tolist(), "size": network.size}
+    return {
+        "teacher": frozen.fingerprint(),
+        "pixels": pixels,
+        "columns": None if frozen.columns is None else frozen.columns.tolist(),
+        "data": data.train_sha256(),
+        "augmentation": data.augmentation(),
+        "precision": precision,
+    }
+
+
+def digest(key: Mapping[str, Any], store: Store) -> str:
+    """Sixteen letters that stand for a key."""
+    text = json.dumps([key, store.dtype, store.topk], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _known(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise unknown("cache.dtype", dtype, DTYPES)
+    return dtype
+
+
+def _no_space(folder: Path, size: float) -> bool:
+    place = next((path for path in folder.absolute().parents if path.is_dir()), Path("/"))
+    return shutil.disk_usage(place).free < size * 1e9

@@ -1,0 +1,88 @@
+"""Data sets of the Hugging Face hub, through its package ``datasets``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from kd.data.batch import Arrays
+from kd.data.decode import pixels
+from kd.errors import InputError, unknown
+from kd.registry import sources
+
+
+@sources.register("huggingface")
+def huggingface(
+    name: str = "",
+    subset: str | None = None,
+    train: str = "train",
+    test: str = "test",
+    image: str = "",
+    label: str = "",
+    size: int = 0,
+) -> Arrays:
+    """A data set of the Hugging Face hub, or a folder written by ``save_to_disk``, read into memory.
+
+    Args:
+        name: as on the hub, ``uoft-cs/cifar10``, or the folder.
+        subset: its configuration, where it has several.
+        train: the split that trains.
+        test: the split that tests.
+        image: the column of images; the first one of that type where empty.
+        label: the column of class numbers; the first one of that type where empty.
+        size: images are resized and cropped to so many pixels; 0 where all are of one size already.
+
+    Raises:
+        InputError: the package, the data set, a split or a column is absent, or images of several sizes.
+    """
+    if not name:
+        raise InputError("data.name must be given: a data set of the Hugging Face hub, uoft-cs/cifar10 for example")
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"data=huggingface needs the package datasets (pip install datasets): {error}") from error
+    try:
+        saved = (Path(name) / "dataset_dict.json").is_file()
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, subset)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"data.name={name} cannot be loaded: {line}") from error
+    for part in (train, test):
+        if not hasattr(found, "keys") or part not in found:
+            raise unknown(f"split of {name}", part, getattr(found, "keys", list)())
+    columns = found[train].features
+    image = _column(columns, image, "Image", "image")
+    label = _column(columns, label, "ClassLabel", "label")
+    resize = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)]) if size else None
+    parts = [_read(found[part], image, label, resize, f"{name} ({part})") for part in (train, test)]
+    return Arrays(parts[0], parts[1], tuple(columns[label].names))
+
+
+def _column(columns: Any, asked: str, kind: str, option: str) -> str:
+    fitting = [name for name, feature in columns.items() if type(feature).__name__ == kind]
+    if asked and asked not in fitting:
+        raise unknown(f"data.{option} of type {kind}", asked, fitting)
+    if not fitting:
+        raise InputError(f"data.{option}: none of the columns {list(columns)} is of type {kind}")
+    return asked or fitting[0]
+
+
+def _read(rows: Any, image: str, label: str, resize: v2.Transform | None, where: str) -> tuple[Tensor, Tensor]:
+    images: list[Tensor] = []
+    for row in range(len(rows)):
+        try:
+            picture = rows[row][image]
+            decoded = pixels(picture)[: 1 if picture.mode == "L" else 3]
+        except Exception as error:
+            raise InputError(f"image {row} of {where} cannot be decoded: {error}") from error
+        images.append(resize(decoded) if resize else decoded)
+        if images[-1].shape != images[0].shape:
+            sizes = f"{list(images[0].shape)} and {list(images[-1].shape)}"
+            raise InputError(f"images of {where} differ in shape, {sizes}: give data.size")
+    if not images:
+        raise InputError(f"{where} holds no images")
+    return torch.stack(images), torch.tensor(rows[label][:], dtype=torch.int64)

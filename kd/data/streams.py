@@ -1,0 +1,9 @@
+"""The streams of random numbers: one for each kind of choice, so that no two choices share their numbers."""
+
+ORDER = 1  # of an epoch
+VIEW = 2  # the crop and flip, or which of the kept views
+TRANSFORM = 3  # the seed of what runs sample by sample
+ERASE = 16  # from here on four for each kind of erasing: whether, size, row, column
+MIX = 32  # from here on: partner, kind, lambda, row, column
+
+VIEWS = 0x7669  # the seed of kept views, which are apart from the run's seed

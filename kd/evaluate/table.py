@@ -1,0 +1,75 @@
+"""What an evaluation says on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kd.announce import shown
+from kd.evaluate.measure import BINS
+
+
+def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
+    """Prints the table: the measures, the classes the student knows least, and what it takes for what."""
+    about, metrics, console = result["data"], result["metrics"], Console(highlight=False, soft_wrap=True)
+    where = f"{about['images']:,} images of {about['name']} ({about['part']})"
+    table = Table(title=f"{shown(Path(result['run']))} on {where}", title_justify="left", box=box.SIMPLE)
+    table.add_column("", no_wrap=True)
+    table.add_column(f"student {result['student']}", justify="right")
+    with_teacher = result["teacher"]["measured"]
+    if with_teacher:
+        table.add_column(f"teacher {result['teacher']['name']}", justify="right")
+    for key, (label, form) in MEASURES.items():
+        if key in metrics:
+            own = f"teacher_{key}"
+            table.add_row(label, form(metrics[key]), *([form(metrics[own]) if own in metrics else ""] * with_teacher))
+    console.print(table)
+    if result["teacher"]["name"] and not with_teacher:
+        console.print(f"teacher {result['teacher']['name']} not measured: {result['teacher']['about']}")
+    if about["chosen_on_test"]:
+        console.print("the run chose its best epoch on the TEST set (data.val=test)")
+    for line in weakest(result):
+        console.print(line)
+    console.print(f"written: {shown(folder / file)}, reliability.png, confusion.png")
+
+
+def weakest(result: Mapping[str, Any], most: int = 5) -> list[str]:
+    """The classes with the lowest accuracy and the commonest mistakes, a line each."""
+    known = [own for own in result["classes"] if own["acc"] is not None]
+    low = sorted(known, key=lambda own: own["acc"])[:most]
+    names = [own["name"] for own in result["classes"]]
+    wrong = [
+        (count, f"{names[i]} as {names[j]} ({count})")
+        for i, row in enumerate(result["confusion"])
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    lines = ["lowest accuracy: " + ", ".join(f"{own['name']} {_percent(own['acc'])}" for own in low)]
+    if wrong:
+        commonest = sorted(wrong, key=lambda pair: -pair[0])[:most]
+        lines.append("most often taken: " + ", ".join(text for _, text in commonest))
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f}"
+
+
+MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "acc": ("top-1 accuracy", _percent),
+    "top5": ("top-5 accuracy", _percent),
+    "nll": ("NLL, nats", _nats),
+    "brier": ("Brier score, 0 to 2", _nats),
+    "ece": (f"ECE, {BINS} bins", _percent),
+    "agreement": ("agreement with the teacher", _percent),
+    "kl": ("KL(teacher || student), nats", _nats),
+}

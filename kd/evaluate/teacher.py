@@ -1,0 +1,95 @@
+"""The teacher of a run, with the weights that it had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from kd import assemble
+from kd.errors import InputError
+from kd.registry import check_registered
+from kd.restore import Restored
+from kd.run import STUDENT, require
+from kd.teacher import Ensemble
+
+ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
+
+
+def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[assemble.Teacher | None, str]:
+    """The run's teacher with its weights, and where they are; or None, and why.
+
+    Args:
+        found: the run.
+        checkpoint: where the teacher's weights are now, ``none`` to leave it out, None to look where they were.
+        trust: whether the teacher may be a class that is not registered with kd.
+
+    Raises:
+        InputError: weights that are not those of the run, or a teacher that is neither registered nor trusted.
+    """
+    about, own = found.summary["teacher"], found.summary["data"]
+    if about is None or checkpoint == "none":
+        return None, "the run had none" if about is None else "left out, as asked"
+    require(found.summary, found.folder, "teacher.sha256")
+    node = _teacher_node(found.folder, trust)
+    nodes = _with_weights(node, about, checkpoint, found.folder)
+    if absent := [member["absent"] for member in nodes.values() if "absent" in member]:
+        return None, f"its weights are no longer at {absent[0]}"
+    where = ", ".join(member["checkpoint"] or "its library" for member in nodes.values())
+    like = SimpleNamespace(classes=own["classes"], shape=own["shape"])
+    try:
+        teacher = assemble.teacher({"teacher": nodes.get("") or {**node, "members": nodes}}, like)
+    except InputError as error:
+        if all(member["checkpoint"] for member in nodes.values()):
+            raise
+        return None, str(error)  # weights of a library, which may be out of reach
+    assert teacher is not None
+    if (sha256 := teacher.fingerprint()) != about["sha256"]:
+        raise InputError(
+            f"the teacher at {where} is not the run's: its sha256 is {sha256[:12]}..., the run's was "
+            f"{about['sha256'][:12]}...; teacher_checkpoint=none leaves it out"
+        )
+    return teacher, where
+
+
+def _with_weights(
+    node: Mapping[str, Any], about: Mapping[str, Any], checkpoint: str | None, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """The nodes of the teacher's networks with their pixels' statistics and weights, or with what is ``absent``."""
+    told = about.get("members", {"": about})
+    nodes: dict[str, dict[str, Any]] = {}
+    for name, member in assemble.members(node).items():
+        own = told.get(name, {})
+        path = checkpoint or own.get("checkpoint")
+        weights = _found(path, folder)
+        if checkpoint is not None and weights is None:
+            raise InputError(f"teacher_checkpoint={checkpoint} holds no weights")
+        pixels = {key: own[key] for key in ("mean", "std", "size") if key in own}
+        lost = {"absent": path} if path is not None and weights is None else {}
+        nodes[name] = {**member, **pixels, "checkpoint": weights and str(weights), **lost}
+    return nodes
+
+
+def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:
+    """The teacher's node as the run resolved it; nothing in it but kd's own ensemble and what is registered."""
+    try:
+        node = yaml.safe_load((folder / "config.yaml").read_text())["teacher"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'config.yaml'} is absent or damaged; teacher_checkpoint=none leaves the teacher out"
+        ) from error
+    if not trust:
+        outer = node if node["_target_"] != ENSEMBLE else {**node, "_target_": None}
+        check_registered(outer, "teacher")
+    return node
+
+
+def _found(path: str | None, folder: Path) -> Path | None:
+    """A path as it was typed when the run started: from here, or from a folder that the run folder is in."""
+    if path is None:
+        return None
+    places = [place / path for place in (Path(), *folder.resolve().parents)]
+    return next((place for place in places if place.is_file() or (place / STUDENT).is_file()), None)

@@ -1,0 +1,177 @@
+"""The four formats: how each is written, read back as its users will, and told how to be used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kd.errors import InputError, unknown
+from kd.models.normalized import Normalized
+from kd.models.weights import save_tensors
+from kd.predictor import Answering
+
+Answer = Callable[[Tensor], Tensor]
+INPUT = "images"
+
+
+@dataclass(frozen=True)
+class Format:
+    """``write(network, example, output, path)`` makes the file ``file``; ``read(path, network)`` answers from it.
+
+    ``network`` takes float images [B, C, H, W] in [0, 1], ``example`` is a batch of them and ``output`` the name of
+    what it gives. ``usage`` is a program without kd that uses the file. A file without a ``graph`` holds weights only.
+    """
+
+    file: str
+    runtime: str
+    write: Callable[[nn.Module, Tensor, str, Path], None]
+    read: Callable[[Path, nn.Module], Answer]
+    usage: str
+    graph: bool = True
+    needs: tuple[str, ...] = ()
+
+    def versions(self) -> dict[str, str]:
+        """The versions of what it is written and read with."""
+        return {package: version(package) for package in dict.fromkeys((*self.needs, self.runtime))}
+
+
+def chosen(name: str, softmax: bool) -> Format:
+    """A format by name.
+
+    Raises:
+        InputError: an unknown format, one whose packages are not installed, or a softmax asked of mere weights.
+    """
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    for package in FORMATS[name].needs:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise InputError(f"format={name} needs {package}: pip install 'kd-lightning[export]'") from error
+    if softmax and not FORMATS[name].graph:
+        raise InputError(f"softmax=true needs a format that computes: format={name} holds weights only")
+    return FORMATS[name]
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """The bare student's state by its own names, and that of its predictor, if it has one, under ``predictor.``."""
+    if isinstance(network, Answering):
+        predictor = {f"predictor.{key}": value for key, value in network.loss.state_dict().items()}
+        return {**network.net.state_dict(), **predictor}
+    assert isinstance(network, Normalized)
+    return network.net.state_dict()
+
+
+def _write_safetensors(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
+    front = network.student if isinstance(network, Answering) else network
+    assert isinstance(front, Normalized)
+    about = {"mean": front.mean.flatten().tolist(), "std": front.std.flatten().tolist(), "size": front.size}
+    save_tensors(weights(network), path, {key: json.dumps(value) for key, value in about.items()})
+
+
+def _read_safetensors(path: Path, network: nn.Module) -> Answer:
+    emptied = copy.deepcopy(network)
+    state, held = weights(emptied), load_file(path)
+    for key, tensor in state.items():
+        tensor.zero_()
+        tensor.copy_(held.pop(key))
+    assert not held
+    return emptied
+
+
+def _write_onnx(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
+    torch.onnx.export(
+        network,
+        (example,),
+        str(path),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=[INPUT],
+        output_names=[output],
+        external_data=False,
+        verbose=False,
+    )
+
+
+def read_onnx(path: Path, network: nn.Module | None = None) -> Answer:
+    """Answers from an ONNX file by onnxruntime on the CPU, with as many threads as torch has."""
+    runtime: Any = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+
+
+def _write_export(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+
+
+def _read_export(path: Path, network: nn.Module) -> Answer:
+    return torch.export.load(path).module()
+
+
+def _write_script(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and it guesses at Python branches; the check tells
+        torch.jit.trace(network, example, check_trace=False).save(str(path))
+
+
+def _read_script(path: Path, network: nn.Module) -> Answer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.load(str(path), map_location="cpu")
+
+
+FORMATS = {
+    "safetensors": Format(
+        file="student.safetensors",
+        runtime="torch",
+        write=_write_safetensors,
+        read=_read_safetensors,
+        usage="""from safetensors.torch import load_file
+network.load_state_dict(load_file("student.safetensors"))  # {network}
+logits = network.eval()((images - mean) / std)  # {input}; mean and std as above""",
+        graph=False,
+    ),
+    "onnx": Format(
+        file="student.onnx",
+        runtime="onnxruntime",
+        write=_write_onnx,
+        read=read_onnx,
+        usage="""import onnxruntime
+session = onnxruntime.InferenceSession("student.onnx")
+{output} = session.run(None, {{"images": images}})[0]  # a numpy array: {input}""",
+        needs=("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "torch_export": Format(
+        file="student.pt2",
+        runtime="torch",
+        write=_write_export,
+        read=_read_export,
+        usage="""import torch
+network = torch.export.load("student.pt2").module()
+{output} = network(images)  # {input}""",
+    ),
+    "torchscript": Format(
+        file="student.torchscript.pt",
+        runtime="torch",
+        write=_write_script,
+        read=_read_script,
+        usage="""import torch
+network = torch.jit.load("student.torchscript.pt")
+{output} = network(images)  # {input}""",
+    ),
+}

@@ -1,0 +1,216 @@
+"""``kd-compare``: launches the cells of a comparison through Hydra, shows how far it is, and ends in the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import kd
+from kd import run
+from kd.compare import Cell, fill, left_of, plan, prepare
+from kd.complaint import explain
+from kd.errors import InputError
+
+HELP = """kd-compare answers whether distillation helped: one teacher, a student from scratch and one for each
+objective, for each seed, on the same budget and the same batches; then a table, verdicts and report.html.
+
+  kd-compare objective=[kd,dkd,dist] seeds=5 student=resnet8 teacher=resnet56 epochs=30
+
+  objective=[...]   names in configs/objective; kd
+  seeds=5           how many, counted from 0; or which: seeds=[3,4]
+  shuffled=true     a control: the first objective with each sample getting another's answer
+  +variants.NAME=[OVERRIDE,...]   one more student, by overrides of kd-train
+  study=FOLDER      where the runs lie; by default a folder named by the configuration, so that the same command goes on
+                    where it was stopped and skips what is finished
+  hydra/launcher=joblib   runs side by side, through any of Hydra's launchers
+
+Everything else is an override of kd-train; see kd-train --help."""
+QUIET = ("trainer.enable_progress_bar=false", "hydra/job_logging=file", "hydra/hydra_logging=none")
+
+
+@dataclass
+class Asked:
+    """What ``kd-compare`` takes besides the overrides of ``kd-train``."""
+
+    objective: Sequence[str] = ("kd",)
+    seeds: int | Sequence[int] = 5
+    study: str | None = None
+    shuffled: bool = False
+    variants: Mapping[str, Sequence[str]] | None = None
+
+
+def asked_of(words: Sequence[str]) -> tuple[Asked, list[str]]:
+    """The words that are kd-compare's own, and the rest, which are overrides of kd-train.
+
+    Raises:
+        InputError: a value of its own that is no such thing.
+    """
+    own, rest = Asked(), []
+    variants: dict[str, Sequence[str]] = {}
+    for word in words:
+        name, _, text = word.lstrip("+").partition("=")
+        if name.startswith("variants."):
+            variants[name.removeprefix("variants.")] = _list(word, text)
+        elif name == "objective":
+            own.objective = _list(word, text)
+        elif name == "seeds":
+            value = yaml.safe_load(text)
+            own.seeds = value if isinstance(value, int) else _list(word, text)
+        elif name == "study":
+            own.study = text
+        elif name == "shuffled":
+            if text not in ("true", "false"):
+                raise InputError(f"{word}: shuffled is true or false")
+            own.shuffled = text == "true"
+        elif name == "seed":
+            raise InputError(f"{word}: a comparison has seeds, for example seeds=5 or seeds=[3,4]")
+        else:
+            rest.append(word)
+    own.variants = variants
+    return own, rest
+
+
+def _list(word: str, text: str) -> list[Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{word} is no list; write for example objective=[kd,dkd]") from error
+    return value if isinstance(value, list) else [value]
+
+
+def compare(words: Sequence[str], plain: Any) -> None:
+    """Runs the comparison that the words of a command line ask for, or what is left of it, and reports.
+
+    Args:
+        words: overrides.
+        plain: from a composed configuration to plain containers.
+
+    Raises:
+        InputError: anything in the words that cannot work.
+    """
+    from kd.report import write
+
+    own, rest = asked_of(words)
+    cells = plan(own.objective, own.seeds, own.shuffled, own.variants or {})
+    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
+        with _told():
+            name = prepare({cell.label: plain(compose("train", _composed(cell, rest))) for cell in cells}, rest)
+        folder = Path(own.study) if own.study else Path("runs/compare") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        run.write(
+            folder / "plan.json", json.dumps({"words": list(words), "cells": [asdict(c) for c in cells]}, indent=1)
+        )
+        failed = launch(cells, folder, rest)
+    if failed and len(left_of(cells, folder)) == len(cells):
+        raise InputError(failed[0])
+    report = write(folder, folder)
+    _board(folder, report.markdown())
+    report.say()
+    if failed:
+        raise InputError(failed[0])
+
+
+def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[str]:
+    """Runs the cells without a finished run through Hydra's launcher; what failed, a line each."""
+    left = left_of(cells, folder)
+    if done := len(cells) - len(left):
+        Console(highlight=False).print(f"{done} of {len(cells)} runs are finished already, in {folder}")
+    if not left:
+        return []
+    loader = GlobalHydra.instance().hydra
+    assert loader is not None
+    where = f"hydra.sweep.dir={folder}"
+    master = loader.compose_config("train", [*QUIET, where, *_for_hydra(rest)], run_mode=RunMode.MULTIRUN)
+    context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(master))
+    launcher = Plugins.instance().instantiate_launcher(config=master, hydra_context=context, task_function=_job)
+    with _progress(cells, folder, len(left)):
+        words = [cell.words(folder.name, [*QUIET, where, *rest]) for cell in left]
+        returned: Sequence[JobReturn] = launcher.launch(words, 0)
+    failed = []
+    for cell, job in zip(left, returned):
+        try:
+            _ = job.return_value
+        except Exception as error:
+            failed.append(f"{cell.folder}: {explain(error) or f'{type(error).__name__}: {error}'}")
+    return failed
+
+
+def _composed(cell: Cell, rest: Sequence[str]) -> list[str]:
+    return [word for word in cell.words("", rest) if not word.startswith("hydra.sweep")]
+
+
+def _for_hydra(words: Sequence[str]) -> list[str]:
+    """The words that say how jobs are launched; the others are each cell's own."""
+    return [word for word in words if word.lstrip("+~").startswith("hydra")]
+
+
+def _job(config: DictConfig) -> float | None:
+    from kd.cli import plain
+
+    runtime = HydraConfig.get().runtime
+    summary = fill(plain(config), Path(runtime.output_dir), runtime.choices.get("objective"))
+    return summary["metrics"]["best"].get("val/acc")
+
+
+@contextmanager
+def _progress(cells: Sequence[Cell], folder: Path, left: int) -> Iterator[None]:
+    """One bar over all cells, that counts the finished run folders, whoever fills them."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
+    stop = threading.Event()
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
+        task = bar.add_task("compare", total=left)
+
+        def watch() -> None:
+            while not stop.wait(0.5):
+                bar.update(task, completed=left - len(left_of(cells, folder)))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            bar.update(task, completed=left - len(left_of(cells, folder)))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What kd says of the teacher goes to the terminal, as no job has set up logging yet."""
+    logger, handler = logging.getLogger("kd"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _board(folder: Path, text: str) -> None:
+    """The report's table in TensorBoard's text tab, under the run ``report``."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "report")) as board:
+        board.add_text("report", text)

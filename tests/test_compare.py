@@ -1,0 +1,185 @@
+"""Comparisons: the plan, the runs it leaves, and going on where it was stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Complain
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd.compare import SCRATCH, Cell, plan
+from kd.errors import InputError
+
+SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=400", "data.test=100")
+SMALL += ("teacher=mlp", "teacher.epochs=8", "student=cnn", "epochs=2")
+
+
+@given(st.lists(st.sampled_from(["kd", "dkd", "dist"]), min_size=1, unique=True), st.integers(1, 5), st.booleans())
+def test_every_objective_meets_scratch_on_every_seed(objectives: list[str], seeds: int, shuffled: bool) -> None:
+    cells = plan(objectives, seeds, shuffled, {"own": ["T=2"]})
+    labels = [SCRATCH, *objectives, *(["shuffled"] if shuffled else []), "own"]
+    assert [(cell.label, cell.seed) for cell in cells] == [(label, seed) for seed in range(seeds) for label in labels]
+    assert all((cell.role == "scratch") == (cell.label == SCRATCH) for cell in cells)
+
+
+def test_a_scratch_student_hears_nothing_of_the_teacher() -> None:
+    given = [
+        "teacher=resnet8",
+        "teacher.epochs=3",
+        "objective.kd.T=2",
+        "+loss@objective.x=sp",
+        "optim.lr=0.1",
+        "teachers=x",
+    ]
+    cell = Cell(SCRATCH, "scratch", 3, ("objective=ce", "teacher=none"))
+    assert cell.words("s", given)[:4] == ["optim.lr=0.1", "teachers=x", "objective=ce", "teacher=none"]
+    assert Cell("kd", "student", 3, ("objective=kd",)).words("s", given)[:6] == given
+
+
+def test_plans_that_cannot_be_are_refused() -> None:
+    wrong: list[tuple[tuple[Any, ...], str]] = [
+        ((["kd"], 0, False, {}), "seeds must be a count of at least 1"),
+        ((["kd"], [1, 1], False, {}), "different whole numbers"),
+        (([], 2, False, {}), "at least one objective"),
+        ((["kd"], 2, False, {"kd": []}), r"variants\.kd: a label is"),
+        ((["kd"], 2, False, {"a/b": []}), r"variants\.a/b: a label is"),
+    ]
+    for arguments, said in wrong:
+        with pytest.raises(InputError, match=said):
+            plan(*arguments)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "import kd.cli; kd.cli.compare()", *SMALL, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+
+def results(folder: Path) -> list[dict[str, str]]:
+    """The rows of a study's table, without what is measured by the clock."""
+    (path,) = folder.glob("runs/compare/*/results.csv")
+    rows = list(csv.DictReader(path.open()))
+    return [
+        {key: value for key, value in row.items() if "second" not in key and "images_per_s" not in key} for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished comparison, and what it said."""
+    folder = tmp_path_factory.mktemp("study")
+    process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    said, complained = process.communicate(timeout=300)
+    assert process.returncode == 0, complained
+    return folder, said
+
+
+def test_a_comparison_says_what_it_found(study: tuple[Path, str]) -> None:
+    folder, said = study
+    assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in said
+    for words in ("scratch", "dkd", "shuffled", "gain", "2 paired seeds", "report: runs/compare/cnn-"):
+        assert words in said
+    (place,) = folder.glob("runs/compare/*")
+    assert sorted(path.name for path in place.iterdir() if path.is_dir()) == [
+        "dkd",
+        "kd",
+        "report",
+        "scratch",
+        "shuffled",
+    ]
+    assert (place / "report.html").stat().st_size > 10_000
+    for label in ("scratch", "kd"):
+        summary = json.loads((place / label / "1/summary.json").read_text())
+        role = "scratch" if label == "scratch" else "student"
+        assert summary["cell"] == {"study": place.name, "role": role, "label": label, "seed": 1}
+        assert (place / label / "1/train.log").is_file()
+    assert len(list((folder / "runs/teachers").iterdir())) == 1
+    assert len(list((folder / "runs/cache").iterdir())) == 1
+
+
+def test_all_students_of_a_seed_start_alike(study: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (place,) = study[0].glob("runs/compare/*")
+    firsts = set()
+    for label in ("scratch", "kd", "dkd", "shuffled"):
+        summary = json.loads((place / label / "0/summary.json").read_text())
+        firsts.add((summary["training"]["steps"], summary["data"]["sha256"]))
+    assert len(firsts) == 1
+    tags = EventAccumulator(str(place / "report")).Reload().Tags()
+    assert "report/text_summary" in tags["tensors"]
+
+
+def test_the_same_command_runs_nothing_twice(study: tuple[Path, str]) -> None:
+    folder, _ = study
+    before = results(folder)
+    times = {path: path.stat().st_mtime for path in folder.rglob("summary.json")}
+    process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    said, complained = process.communicate(timeout=300)
+    assert process.returncode == 0, complained
+    assert "8 of 8 runs are finished already" in said
+    assert {path: path.stat().st_mtime for path in folder.rglob("summary.json")} == times
+    assert results(folder) == before
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_to_the_same_table(study: tuple[Path, str], tmp_path: Path) -> None:
+    words = ("objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    for wanted in (1, 4):
+        process = start(tmp_path, *words)
+        for _ in range(600):
+            if len(list(tmp_path.glob("runs/compare/*/*/*/summary.json"))) >= wanted or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start(tmp_path, *words)
+    _, complained = process.communicate(timeout=300)
+    assert process.returncode == 0, complained
+    same = [{key: value for key, value in row.items() if "folder" not in key} for row in results(tmp_path)]
+    assert same == [{key: value for key, value in row.items() if "folder" not in key} for row in results(study[0])]
+
+
+BAD = {
+    ("objective=[kd,dkdd]",): "unknown choice objective=dkdd; did you mean objective=dkd?",
+    ("seed=3",): "a comparison has seeds, for example seeds=5",
+    ("seeds=0",): "seeds must be a count of at least 1",
+    ("shuffled=yes",): "shuffled is true or false",
+    ("teacher=none", "objective=ce"): "a comparison needs a teacher",
+    ("optim.lr=-1",): "optim: lr must be a finite number above 0",
+    ("--cfg", "job"): "kd-compare takes overrides of kd-train and its own",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_line(
+    words: tuple[str, ...], complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert BAD[words] in complain(*words, command="compare")
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_study_of_another_configuration_is_not_mixed_in(
+    study: tuple[Path, str], complain: Complain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study[0])
+    (place,) = study[0].glob("runs/compare/*")
+    (place / "kd/1/summary.json").rename(place / "kd/1/aside")  # so that there is something to do
+    try:
+        words = (*SMALL, "seeds=2", f"study={place}", "optim.lr=0.01")
+        assert "holds a run with optim.lr=0.05, not 0.01; give another study=" in complain(*words, command="compare")
+    finally:
+        (place / "kd/1/aside").rename(place / "kd/1/summary.json")
