@@ -111,6 +111,7 @@ def fit(
     summary |= {"cell": about.get("cell")}
     best = folder / "checkpoints" / "best.ckpt"
     kept = str(best) if best.is_file() else None
+    scores = history(record)  # now, as the best checkpoint also brings back the record of its epoch
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
     summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
     images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
@@ -118,7 +119,7 @@ def fit(
     summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
     predictions = distiller.predictions.compute()
     if trainer.is_global_zero:
-        leave_behind(folder, distiller, summary, record, predictions)
+        leave_behind(folder, distiller, summary, scores, predictions)
         if not summary["cell"]:
             conclude(summary, folder)
     trainer.strategy.barrier("summary written")
@@ -126,7 +127,7 @@ def fit(
 
 
 def leave_behind(
-    folder: Path, distiller: Distiller, summary: dict[str, Any], record: Record, predictions: dict[str, Tensor]
+    folder: Path, distiller: Distiller, summary: dict[str, Any], scores: str, predictions: dict[str, Tensor]
 ) -> None:
     """Writes the student, its answers on the test set, the history and, last of all, the summary."""
     summary["student"]["sha256"] = fingerprint(bare(distiller.student))
@@ -136,7 +137,7 @@ def leave_behind(
         predictor.keep(term, folder)
     if predictions:
         save_tensors(predictions, folder / run.PREDICTIONS)
-    run.write(folder / run.HISTORY, history(record))
+    run.write(folder / run.HISTORY, scores)
     run.write_summary(folder, summary)
 
 

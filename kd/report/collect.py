@@ -1,0 +1,273 @@
+"""Reads run folders into plain records. A run folder is data: nothing that it names is run or imported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd.errors import InputError
+from kd.run import HISTORY, SUMMARY, read_summary
+
+CONFIG = "config.yaml"
+PLAN = "plan.json"
+
+
+ABSENT = type(None)
+NUMBER = (int, float)
+EXPECTED: dict[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "cell": (dict, ABSENT),
+    "versions": (dict, ABSENT),
+    "data.classes": (int,),
+    "data.config": (dict, ABSENT),
+    **{f"data.{part}": (int, ABSENT) for part in ("train", "val", "test")},
+    "student.name": (str,),
+    "teacher": (dict, ABSENT),
+    **{f"{side}.{size}": (*NUMBER, ABSENT) for side in ("student", "teacher") for size in ("parameters", "macs")},
+    "objective": (dict, ABSENT),
+    **{f"objective.{key}": (*NUMBER, ABSENT) for key in ("T", "alpha")},
+    "objective.terms": (list, ABSENT),
+    "training": (dict, ABSENT),
+    **{f"training.{key}": (*NUMBER, ABSENT) for key in ("epochs", "seconds")},
+    "metrics.best": (dict,),
+    "metrics.last": (dict,),
+    "metrics.test": (dict, ABSENT),
+    "metrics.best.val/acc": NUMBER,
+    "metrics.last.val/acc": NUMBER,
+}  # dotted key of a summary to the types that the report can read
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    ``history`` is what its validations measured; ``overrides`` what was typed; ``latencies`` the median milliseconds
+    for one image, by how and where kd-export measured them.
+    """
+
+    folder: Path
+    name: str
+    summary: dict[str, Any] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    history: tuple[dict[str, float], ...] = field(repr=False)
+    overrides: tuple[str, ...] | None
+    latencies: dict[str, float]
+    modified: float
+
+    @property
+    def seed(self) -> int:
+        return int(self.summary["seed"])
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        return self.summary.get("cell") or {}
+
+    @property
+    def student(self) -> dict[str, Any]:
+        return self.summary["student"]
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        return self.summary.get("teacher") or {}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.summary["data"]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return self.summary.get("training") or {}
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        return self.summary.get("objective") or {}
+
+    def score(self, part: str, key: str) -> float | None:
+        """A finite number of ``metrics.best``, ``last`` or ``test``; None where it was not measured."""
+        value = (self.summary["metrics"].get(part) or {}).get(key)
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """On test, at the best validation epoch; on validation where there is no test set."""
+        test = self.score("test", "acc")
+        return self.score("best", "val/acc") if test is None else test
+
+
+@dataclass(frozen=True)
+class Left:
+    """A run folder that no table counts, and why."""
+
+    name: str
+    why: str
+
+
+def collect(root: Path) -> tuple[list[Run], list[Left]]:
+    """All run folders below ``root`` (or ``root`` itself): the finished ones, and those that are not.
+
+    Raises:
+        InputError: no such folder, no run folder in it, or none that has finished.
+    """
+    if not root.is_dir():
+        raise InputError(f"runs={root} is no folder")
+    runs, left = [], []
+    for folder in folders(root):
+        name = str(folder.relative_to(root)) if folder != root else root.name
+        if not (folder / SUMMARY).is_file():
+            left.append(Left(name, _unfinished(folder)))
+            continue
+        try:
+            runs.append(read(folder, name))
+        except InputError as error:
+            left.append(Left(name, str(error).removeprefix(f"{folder} ").removeprefix(f"{folder}/")))
+    there = {run.name for run in runs} | {run.name for run in left}
+    for path in sorted(root.rglob(PLAN)):
+        planned = [str((path.parent / cell).relative_to(root)) for cell in plan_of(path.parent)[1]]
+        left += [Left(name, "planned by kd-compare, not begun") for name in planned if name not in there]
+    if not runs and left:
+        named = ", ".join(run.name for run in left[:3]) + (", ..." if len(left) > 3 else "")
+        raise InputError(f"no run below runs={root} has finished: {named}")
+    if not runs:
+        raise InputError(f"runs={root} holds no run folder (one with a {SUMMARY}, as kd-train writes it)")
+    return runs, left
+
+
+def folders(root: Path) -> list[Path]:
+    """Run folders: with a summary, or with a run's configuration and no run below them."""
+    found: list[Path] = []
+    for place, _, files in os.walk(root, topdown=False):
+        folder = Path(place)
+        if any(part.startswith(".") for part in folder.relative_to(root).parts):
+            continue
+        holds_runs = any(run.is_relative_to(folder) for run in found)
+        if SUMMARY in files or (CONFIG in files and not holds_runs and _is_run(folder)):
+            found.append(folder)
+    return sorted(found, key=lambda path: [_natural(part) for part in path.parts])
+
+
+def read(folder: Path, name: str) -> Run:
+    """One finished run.
+
+    Raises:
+        InputError: a summary that cannot be read or lacks what every summary has.
+    """
+    summary = read_summary(folder)
+    for path, kinds in EXPECTED.items():
+        if not isinstance(_at(summary, path), kinds):
+            raise InputError(f"{SUMMARY} has no usable {path}")
+    config = _yaml(folder / CONFIG)
+    return Run(
+        folder,
+        name,
+        summary,
+        config if isinstance(config, dict) else {},
+        _history(folder / HISTORY),
+        command_of(folder),
+        _latencies(folder),
+        (folder / SUMMARY).stat().st_mtime,
+    )
+
+
+def command_of(folder: Path) -> tuple[str, ...] | None:
+    """What was typed after kd-train, from Hydra's record; None if there is none."""
+    overrides = _yaml(folder / ".hydra/overrides.yaml")
+    hydra = _yaml(folder / ".hydra/hydra.yaml")
+    try:
+        if hydra["hydra"]["job"]["config_name"] != "train" or not isinstance(overrides, list):
+            return None
+    except (KeyError, TypeError):
+        return None
+    return tuple(word for word in map(str, overrides) if not word.startswith("cell="))
+
+
+def plan_of(folder: Path) -> tuple[tuple[str, ...] | None, list[str]]:
+    """What was typed after kd-compare, and the folders of its runs; None and nothing where it left no plan."""
+    try:
+        plan = json.loads((folder / PLAN).read_text())
+        cells = [f"{cell['label']}/{cell['seed']}" for cell in plan["cells"]]
+        words = tuple(str(word) for word in plan["words"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, []
+    return words, [cell for cell in cells if ".." not in cell and not cell.startswith("/")]
+
+
+def quoted(command: str, words: tuple[str, ...]) -> str:
+    """A command line for a POSIX shell."""
+    return shlex.join([command, *words])
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested containers as one level of dotted keys."""
+    if isinstance(node, Mapping):
+        return {key: value for name, part in node.items() for key, value in flat(part, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: node}
+
+
+def latencies(runs: Iterable[Run]) -> tuple[str, dict[str, float]]:
+    """The way of measuring latency that most runs share, and milliseconds by a run's name."""
+    runs = list(runs)
+    ways = sorted({way for run in runs for way in run.latencies})
+    usual = max(ways, key=lambda way: sum(way in run.latencies for run in runs), default="")
+    return usual, {run.name: run.latencies[usual] for run in runs if usual in run.latencies}
+
+
+def _latencies(folder: Path) -> dict[str, float]:
+    found = {}
+    for path in sorted(folder.glob("export/*/card.json")):
+        try:
+            card = json.loads(path.read_text())
+            about = card["latency"]
+            way = f"{card['format']} on {about['processor']}, {about['threads']} threads"
+            found[way] = float(about["batch_1"]["median_ms"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a card of another version; the report does without
+    return {way: ms for way, ms in found.items() if math.isfinite(ms)}
+
+
+def _at(summary: dict[str, Any], path: str) -> Any:
+    """What stands under a dotted key: None where it, or what it stands in, is absent, ... for no finite number."""
+    found: Any = summary
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return ... if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def _unfinished(folder: Path) -> str:
+    history = _history(folder / HISTORY)
+    reached = f"after epoch {history[-1]['epoch']:.0f}" if history and "epoch" in history[-1] else "no epoch recorded"
+    return f"unfinished or failed: {reached}, no {SUMMARY}"
+
+
+def _is_run(folder: Path) -> bool:
+    config = _yaml(folder / CONFIG)
+    return isinstance(config, dict) and {"task", "student", "trainer"} <= set(config)
+
+
+def _history(path: Path) -> tuple[dict[str, float], ...]:
+    try:
+        with path.open(newline="") as file:
+            rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error, UnicodeDecodeError):
+        return ()
+    return tuple(row for row in rows if "epoch" in row)
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+
+
+def _natural(part: str) -> tuple[Any, ...]:
+    """Orders job 10 after job 9."""
+    return (0, int(part), "") if part.isdigit() else (1, 0, part)
