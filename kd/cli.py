@@ -28,7 +28,7 @@ import kd.models
 import kd.optim
 from kd.complaint import explain
 from kd.errors import InputError
-from kd.registry import defaults_of, load_plugins, node_of
+from kd.registry import defaults_of, load_plugins, models, node_of
 from kd.teacher import Ensemble
 
 
@@ -212,7 +212,7 @@ def _register() -> None:
 
 def _networks() -> str:
     """The networks and what their documentation says first, for ``--help``."""
-    documented = {name: (inspect.getdoc(kd.models[name]) or "").partition("\n")[0] for name in kd.models}
+    documented = {name: (inspect.getdoc(models[name]) or "").partition("\n")[0] for name in models}
     return "\n".join(f"  {name:12} {line}" for name, line in sorted(documented.items()))
 
 

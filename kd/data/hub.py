@@ -41,16 +41,7 @@ def huggingface(
     """
     if not name:
         raise InputError("data.name must be given: a data set of the Hugging Face hub, uoft-cs/cifar10 for example")
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(f"data=huggingface needs the package datasets (pip install datasets): {error}") from error
-    try:
-        saved = (Path(name) / "dataset_dict.json").is_file()
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, subset)
-    except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"data.name={name} cannot be loaded: {line}") from error
+    found = _loaded(name, subset)
     for part in (train, test):
         if not hasattr(found, "keys") or part not in found:
             raise unknown(f"split of {name}", part, getattr(found, "keys", list)())
@@ -60,6 +51,19 @@ def huggingface(
     resize = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)]) if size else None
     parts = [_read(found[part], image, label, resize, f"{name} ({part})") for part in (train, test)]
     return Arrays(parts[0], parts[1], tuple(columns[label].names))
+
+
+def _loaded(name: str, subset: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"data=huggingface needs the package datasets (pip install datasets): {error}") from error
+    try:
+        saved = (Path(name) / "dataset_dict.json").is_file()
+        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, subset)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"data.name={name} cannot be loaded: {line}") from error
 
 
 def _column(columns: Any, asked: str, kind: str, option: str) -> str:

@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-import kd.models
 from kd.errors import InputError, unknown
 from kd.models.hub import offered
 from kd.models.normalized import Pixels
-from kd.registry import load_plugins, parameters
+from kd.registry import load_plugins, models, parameters
 from kd.run import size_of
 
 HUBS = ("torchvision", "timm")
@@ -34,11 +33,11 @@ def found(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[]
     library, _, inner = pattern.partition(":")
     if library in HUBS:
         names = _listed(library)
-        make = kd.models[library]
+        make = models[library]
         makers: dict[str, Any] = {name: lambda name=name: make(name, classes, shape[0]) for name in names}
     else:
         inner, offer = pattern, offered(classes, shape)
-        zoo = {name: kd.models[name] for name in kd.models if name not in (*HUBS, "import")}
+        zoo = {name: models[name] for name in models if name not in (*HUBS, "import")}
         makers = {
             name: lambda f=f: f(**{key: value for key, value in offer.items() if key in parameters(f)})
             for name, f in zoo.items()
@@ -51,10 +50,10 @@ def found(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[]
 
 def _listed(library: str) -> list[str]:
     try:
-        models = import_module("torchvision.models" if library == "torchvision" else "timm")
+        found = import_module("torchvision.models" if library == "torchvision" else "timm")
     except ImportError as error:
         raise InputError(f"{library} is not installed: pip install 'kd-lightning[{library}]'") from error
-    return models.list_models(module=models) if library == "torchvision" else models.list_models()
+    return found.list_models(module=found) if library == "torchvision" else found.list_models()
 
 
 def main(arguments: list[str] | None = None) -> None:
