@@ -67,7 +67,7 @@ class Cached(Hidden):
     """
 
     def __init__(self, frozen: Frozen, table: Table, tolerance: float = 1e-3) -> None:
-        super().__init__()
+        super().__init__(frozen.networks())
         self.__dict__["frozen"] = frozen
         self.table, self.tolerance = table, tolerance
         self.looked_up = self.asked = 0
@@ -79,9 +79,6 @@ class Cached(Hidden):
     def network(self) -> nn.Module:
         """The network that answers what is not in the table."""
         return self.frozen.network
-
-    def networks(self) -> dict[str, nn.Module]:
-        return self.frozen.networks()
 
     def tap(self, layers: Iterable[str]) -> None:
         """Names layers to tap; with any, every batch runs through the network."""

@@ -59,8 +59,8 @@ def plan(
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers or len(set(numbers)) < len(numbers) or not all(isinstance(s, int) and s >= 0 for s in numbers):
         raise InputError(f"seeds must be a count of at least 1, or a list of different whole numbers, got {seeds}")
-    if not objectives:
-        raise InputError("objective must name at least one objective, for example objective=[kd,dkd]")
+    if not [name for name in objectives if name != "ce"]:
+        raise InputError("objective must name what is compared with scratch, for example objective=[kd,dkd]")
     named: dict[str, tuple[str, tuple[str, ...]]] = {SCRATCH: (SCRATCH, ("objective=ce", "teacher=none"))}
     named |= {name: ("student", (f"objective={name}",)) for name in objectives if name != "ce"}
     if shuffled:
@@ -99,30 +99,27 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> s
 
 
 def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict[str, Any]:
-    """The summary of one cell: of the finished run in its folder, or of a run now.
-
-    What a killed run left is taken away first, so that nothing of it is counted.
-
-    Raises:
-        InputError: the folder holds a finished run of another configuration.
-    """
-    if (folder / run.SUMMARY).is_file():
-        _check_same(config, folder)
-        return run.read_summary(folder)
+    """Runs one cell; what a killed run left in its folder is taken away first, so that nothing of it is counted."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
     return train(config, folder, objective=objective, cell=dict(config["cell"]))
 
 
-def _check_same(config: Mapping[str, Any], folder: Path) -> None:
+def check_same(config: Mapping[str, Any], folder: Path) -> None:
+    """Whether a finished run is of this configuration, apart from its seed.
+
+    Raises:
+        InputError: it is not; the first key that differs is named.
+    """
     try:
         known = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
-    here, there = (_flat({key: value for key, value in part.items() if key != "cell"}) for part in (config, known))
+    here, there = (_flat({k: v for k, v in part.items() if k not in ("cell", "seed")}) for part in (config, known))
     differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
-    differing = [key for key in differing if not key.endswith(".checkpoint")]  # filled in by the run
+    # a checkpoint is filled in by the run, and a bar shapes no result
+    differing = [key for key in differing if not key.endswith((".checkpoint", ".enable_progress_bar"))]
     if differing:
         key = differing[0]
         raise InputError(f"{folder} holds a run with {key}={there.get(key)}, not {here.get(key)}; give another study=")
@@ -130,8 +127,8 @@ def _check_same(config: Mapping[str, Any], folder: Path) -> None:
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, Mapping):
-        return {prefix: node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}.{name}").items()}
+        return {prefix.rstrip("."): node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
 
 
 def _of_teaching(word: str) -> bool:

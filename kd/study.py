@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kd
 from kd import run
-from kd.compare import Cell, fill, left_of, plan, prepare
+from kd.compare import Cell, check_same, fill, left_of, plan, prepare
 from kd.complaint import explain
 from kd.errors import InputError
 
@@ -112,13 +112,15 @@ def compare(words: Sequence[str], plain: Any) -> None:
     own, rest = asked_of(words)
     cells = plan(own.objective, own.seeds, own.shuffled, own.variants or {})
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
+        configs = {cell.label: plain(compose("train", _composed(cell, rest))) for cell in cells}
         with _told():
-            name = prepare({cell.label: plain(compose("train", _composed(cell, rest))) for cell in cells}, rest)
+            name = prepare(configs, rest)
         folder = Path(own.study) if own.study else Path("runs/compare") / name
+        for cell in {cell.label: cell for cell in cells if cell not in left_of(cells, folder)}.values():
+            check_same(configs[cell.label], folder / cell.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        run.write(
-            folder / "plan.json", json.dumps({"words": list(words), "cells": [asdict(c) for c in cells]}, indent=1)
-        )
+        planned = {"words": list(words), "cells": [asdict(cell) for cell in cells]}
+        run.write(folder / "plan.json", json.dumps(planned, indent=1) + "\n")
         failed = launch(cells, folder, rest)
     if failed and len(left_of(cells, folder)) == len(cells):
         raise InputError(failed[0])

@@ -22,11 +22,18 @@ class Hidden(nn.Module):
 
     What it holds sits in ``__dict__``, not in the module tree: ``train()`` does not reach it, and strict loading
     stays strict for the rest. ``to`` reaches it.
+
+    Args:
+        networks: those it asks, by name; a single one has the name ``""``.
     """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.__dict__["asked_networks"] = dict(networks)
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that it asks, by name; a single one has the name ``""``."""
-        raise NotImplementedError
+        return dict(self.__dict__["asked_networks"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hidden:
         for network in self.networks().values():
@@ -62,15 +69,12 @@ class Frozen(Hidden):
     columns: Tensor | None
 
     def __init__(self, network: nn.Module, classes: Sequence[int] | None = None) -> None:
-        super().__init__()
+        super().__init__({"": network})
         self.__dict__["network"] = network.eval().requires_grad_(False)
         if classes is not None and (not classes or min(classes) < 0 or len(set(classes)) < len(classes)):
             raise InputError(f"classes must name different columns, counted from 0, got {list(classes)}")
         self.__dict__["columns"] = None if classes is None else torch.tensor(list(classes))
         self.tap(())
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"": self.network}
 
     def tap(self, layers: Iterable[str]) -> None:
         """Names the layers whose tensors it gives besides its output, in place of those named before."""
@@ -122,7 +126,7 @@ class Ensemble(Hidden):
         confidence: bool = False,
         T: float = 4.0,
     ) -> None:
-        super().__init__()
+        super().__init__({name: member.network for name, member in members.items()})
         if len(members) < 2:
             raise InputError(f"an ensemble has two members at least, got {', '.join(members) or 'none'}")
         if average not in AVERAGES:
@@ -147,9 +151,6 @@ class Ensemble(Hidden):
     def logged(self) -> dict[str, float]:
         known = [member.logged() for member in self.members.values()]
         return {key: sum(each.get(key, 0.0) for each in known) / len(known) for key in known[0]}
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {name: member.network for name, member in self.members.items()}
 
     def tap(self, layers: Iterable[str]) -> None:
         """Names layers as ``member/layer``, in place of those named before."""
