@@ -250,6 +250,7 @@ def test_a_killed_fill_leaves_a_table_whose_marks_are_true(tmp_path: Path) -> No
     torch.testing.assert_close(teacher.table.read(met.nonzero().flatten()), all_rows(frozen, data)[met])
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_table(tmp_path: Path) -> None:
     both = [fill(tmp_path, seed) for seed in (0, 1000)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]

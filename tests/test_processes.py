@@ -10,7 +10,7 @@ from conftest import Run
 
 SMALL = (
     *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=400", "data.test=101"),
-    *("teacher=resnet8", "student=cnn", "epochs=2", "trainer.enable_progress_bar=false"),
+    *("teacher=resnet8", "teacher.epochs=8", "student=cnn", "epochs=2", "trainer.enable_progress_bar=false"),
 )
 
 
