@@ -110,13 +110,7 @@ class Cached(Hidden):
         images, labels = (batch.images, batch.labels) if not known else (batch.images[some], batch.labels[some])
         fresh = self.frozen(Batch(images, labels))[""]
         self.table.write(rows[missing], fresh.cpu())
-        if not known:
-            return self.table.read(rows).to(fresh) if self.table.topk else fresh.to(self._dtype).to(fresh.dtype)
-        return self.table.read(rows).to(fresh)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.table.layout["values"][0]
+        return self.table.read(rows).to(fresh)  # as every later look-up gives it
 
     def _check(self, batch: Batch, logits: Tensor) -> None:
         """Compares one batch of looked-up rows with fresh answers: nothing else would notice a wrong table."""
