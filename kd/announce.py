@@ -17,7 +17,7 @@ from kd.assemble import members
 from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
-from kd.run import name_of, size_of
+from kd.run import name_of, shown, size_of
 from kd.teacher import Ensemble
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,6 @@ def conclude(summary: dict[str, Any], folder: Path) -> None:
         console.print(f"agreement with the teacher on test {agreement}, KL {_number(test.get('kl'))} nats")
     speed = f"{training['steps']:,} steps in {training['seconds']:.1f} s, {training['images_per_s']:,.0f} images/s"
     console.print(f"{training['epochs']} epochs, {speed}; test scores at the best validation epoch")
-
-
-def shown(folder: Path) -> Path:
-    """The folder as the user would type it."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _percent(share: float | None) -> str:

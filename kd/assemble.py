@@ -15,15 +15,18 @@ from torch import nn
 
 from kd import run
 from kd.cached import Cached, Store, cached
+from kd.checkpoints import WholeFiles
 from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
+from kd.dot import DOTDistiller
 from kd.errors import InputError, placed
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import outputs_of
 from kd.objective import Objective, Term
-from kd.optim import Optim
-from kd.registry import build, defaults_of, named_by
+from kd.optim import DOT, Optim
+from kd.registry import build, defaults_of, named_by, target_of
+from kd.speed import Quick, Speed
 from kd.teacher import Ensemble, Frozen
 
 Config = Mapping[str, Any]
@@ -90,27 +93,43 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     kept = {"config": dict(config)}
     shuffle = bool((config["teacher"] or {}).get("shuffle"))
     optimiser = optim(config["optim"])
-    return Distiller(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
+    apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
+    kind = DOTDistiller if apart else Distiller
+    return kind(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
 
 
-def trainer(config: Config, folder: Path, own: Sequence[Callback]) -> pl.Trainer:
-    """Lightning's trainer with kd's own and the configured callbacks and loggers, which write into the run folder."""
+def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0) -> pl.Trainer:
+    """Lightning's trainer with kd's own and the configured callbacks and loggers, which write into the run folder.
+
+    ``step`` is the optimiser step from which a run goes on.
+    """
     places: dict[str, Any] = {
         "save_dir": str(folder),
         "dirpath": str(folder / "checkpoints"),
         "hyperparameters": hyperparameters(config),
+        "purge_step": step,
     }
     callbacks = [build(node, f"callbacks.{key}", **places) for key, node in config["callbacks"].items() if node]
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
     bar = config["trainer"].get("enable_progress_bar", True)
     useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
     callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]
-    trainer = build(config["trainer"], "trainer", partial=True)
+    trainer, quick = build(config["trainer"], "trainer", partial=True), Quick(speed(config))
     with placed("trainer"):
         try:
-            return trainer(callbacks=[*own, *callbacks], logger=loggers or False, default_root_dir=str(folder))
-        except MisconfigurationException as error:
+            return trainer(
+                callbacks=[quick, *own, *callbacks],
+                logger=loggers or False,
+                default_root_dir=str(folder),
+                plugins=[WholeFiles()],
+            )
+        except (MisconfigurationException, ImportError) as error:
             raise InputError(str(error)) from error
+
+
+def speed(config: Config) -> Speed:
+    """The switches that make a step faster; their defaults where a configuration has none."""
+    return Speed(**(config.get("speed") or {}))
 
 
 def members(node: Config | None) -> dict[str, Config]:
@@ -140,7 +159,7 @@ def _cached(config: Config, name: str, frozen: Frozen, data: Any) -> Frozen | Ca
     node = members(config["teacher"])[name]
     with placed("cache"):
         store = Store(**config["cache"])
-    precision = str(config["trainer"].get("precision", "32-true"))
+    precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
     return cached(frozen, data, node.get("cache", "auto"), store, run.name_of(node), precision)
 
 

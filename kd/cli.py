@@ -6,19 +6,21 @@ import functools
 import inspect
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import kd
@@ -26,10 +28,15 @@ import kd.data
 import kd.losses
 import kd.models
 import kd.optim
-from kd.complaint import explain
+from kd import processes
+from kd.complaint import NO_SPACE, check_words
+from kd.ending import Ended, say, told
 from kd.errors import InputError
+from kd.processes import Job
 from kd.registry import defaults_of, load_plugins, models, node_of
 from kd.teacher import Ensemble
+
+SAVED = ".hydra/config.yaml"
 
 
 @dataclass
@@ -51,51 +58,81 @@ class Root:
     objective: Any = MISSING
     optim: Any = MISSING
     trainer: Any = MISSING
+    speed: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = MISSING
     cell: Any = None
+    nan: str = MISSING
+    resume: str | None = None
+    trust: bool = False
 
 
 def train() -> None:
-    """``kd-train``: trains a student, as the command line says. Exit code 0 done, 1 bug, 2 bad input."""
+    """``kd-train``: trains a student, as the command line says."""
     _command("train", _train)
 
 
 def _train(config: DictConfig) -> float | None:
+    from kd.resume import resumed
     from kd.train import train as run
 
-    runtime = HydraConfig.get().runtime
-    summary = run(plain(config), Path(runtime.output_dir), objective=runtime.choices.get("objective"))
+    given, runtime = plain(config), HydraConfig.get().runtime
+    if given["resume"]:
+        summary = resumed(given["resume"], _typed(given), given["trust"])
+    else:
+        summary = run(given, Path(runtime.output_dir), objective=runtime.choices.get("objective"))
     return summary["metrics"]["best"].get("val/acc")
 
 
+def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command line says beside ``resume=`` and ``trust=``, dotted key to value; of a recipe, all of it."""
+    typed: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        name = override.key_or_group.replace("/", ".")
+        if name in ("resume", "trust"):
+            continue
+        if name.partition(".")[0] not in given:  # an experiment, say, which speaks for many keys
+            return {key: value for key, value in given.items() if key not in ("resume", "trust", "cell")}
+        value: Any = given
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        typed[name] = value
+    return typed
+
+
 def compare() -> None:
-    """``kd-compare``: scratch, distilled students and seeds in one table. Exit code 0 done, 1 bug, 2 bad input."""
-    with _one_line(_full()):
+    """``kd-compare``: scratch, distilled students and seeds in one table."""
+    if processes.is_child():
+        return train()
+    with told():
         _prepare()
         from kd import study
 
         given = get_args_parser().parse_intermixed_args()
         if given.help:
             print(study.HELP)
-            return
+            return None
         if given.cfg or given.multirun:
             raise InputError("kd-compare takes overrides of kd-train and its own; kd-train --cfg job shows them")
         words = [*given.overrides]
         if given.config_dir:
             words.append(f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]")
-        study.compare(words, plain)
+        if failure := study.compare(words, plain):
+            if failure.line:
+                say(failure.line)
+            raise Ended(failure.code)
+    return None
 
 
 def evaluate() -> None:
-    """``kd-evaluate``: measures a run's student. Exit code 0 done, 1 bug, 2 bad input."""
+    """``kd-evaluate``: measures a run's student."""
     from kd.evaluate import evaluate as run
 
     _function("evaluate", run)
 
 
 def export() -> None:
-    """``kd-export``: writes a run's student for use without kd. Exit code 0 done, 1 bug, 2 bad input."""
+    """``kd-export``: writes a run's student for use without kd."""
     from kd.export import export as run
 
     _function("export", run)
@@ -123,79 +160,74 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _command(name: str, task: Callable[[DictConfig], Any]) -> None:
-    """Runs a Hydra command. Hydra is asked to raise, not to print, so that bad input is one line."""
-    full = _full()
+    """Runs a Hydra command. Hydra is asked to raise, not to print, so that kd decides what is shown."""
 
     @functools.wraps(task)
     def job(config: DictConfig) -> Any:
-        with _one_line(full):
+        if name != "train":
+            with told():
+                return task(config)
+        with job_of(config, HydraConfig.get().mode == RunMode.MULTIRUN) as together, told(together):
             return task(config)
 
-    with _one_line(full):
-        _prepare()
-        hydra.main(version_base="1.3", config_path=str(kd.CONFIG_DIR), config_name=name)(job)()
+    with told():
+        words = _prepare()
+        if name == "train" and processes.started_outside():
+            _check_shared(words)
+        try:
+            hydra.main(version_base="1.3", config_path=str(kd.CONFIG_DIR), config_name=name)(job)()
+        except OSError as error:  # before the job
+            if error.errno in NO_SPACE or isinstance(error, HydraException):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise InputError(f"the run folder cannot be made: {where}{error.strerror}; see hydra.run.dir") from error
 
 
-def _full() -> bool:
-    """Whether the user asked for whole tracebacks; Hydra itself always raises, so that kd decides what is shown."""
-    full = os.environ.setdefault("KD_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    return full
+def _check_shared(words: list[Override]) -> None:
+    if "-m" in sys.argv or "--multirun" in sys.argv or "hydra.run.dir" not in [word.key_or_group for word in words]:
+        raise InputError(
+            "torchrun and srun start each process by itself: name the folder that they share, hydra.run.dir=FOLDER, "
+            "and start the jobs of a sweep one by one"
+        )
 
 
-def _prepare() -> None:
+def job_of(config: DictConfig, swept: bool) -> Job:
+    """The job that Hydra is about to run; if it is one of a sweep, its configuration is where its processes find it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if swept and not (folder / SAVED).is_file():
+        (folder / SAVED).parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / SAVED)
+    return Job(folder, swept)
+
+
+def _prepare() -> list[Override]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
     load_plugins()
     _register()
-    _check_flags()
-
-
-@contextmanager
-def _one_line(full: bool) -> Iterator[None]:
-    """Turns bad input into ``error: ...`` and exit code 2; anything else stays a traceback."""
-    try:
-        yield
-    except Exception as error:
-        line = explain(error)
-        if full or line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _check_flags() -> None:
-    """Refuses unknown flags in one line, and lets known ones stand anywhere, not only before the overrides."""
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise InputError(f"{message}; options are written key=value, for example trainer.max_epochs=3")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    overrides = parser.parse_intermixed_args().overrides
-    flags = [word for word in sys.argv[1:] if word not in overrides]
-    sys.argv[1:] = flags + [word for override in overrides for word in _several_teachers(override)]
-
-
-def _several_teachers(override: str) -> list[str]:
-    """``teacher=[a,b]`` as the choice ``ensemble`` with members; anything else as it is."""
-    match = re.fullmatch(r"teacher=\[([\w, ]*)\]", override)
-    if match is None:
-        return [override]
-    chosen: list[str] = []
-    words = ["teacher=ensemble"]
-    for choice in filter(None, (part.strip() for part in match[1].split(","))):
-        chosen.append(choice)
-        again = chosen.count(choice)
-        name = f"{choice}_{again}" if again > 1 else choice
-        words.append(f"+teacher@teacher.members.{name}={choice}")
+    words = check_words()
+    if processes.rank():
+        _quieten()
     return words
 
 
+def _quieten() -> None:
+    """What a process other than the first is told besides: it neither logs nor records the configuration.
+
+    One that Lightning started for a job of a sweep is told the job instead of the sweep.
+    """
+    if processes.is_child() and (swept := os.environ.get(processes.SWEPT)):
+        where = str(Path(swept) / SAVED)
+        sys.argv[1:] = ["--config-path", os.path.dirname(where), "--config-name", "config", f'hydra.run.dir="{swept}"']
+    sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+
+
 def _register() -> None:
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it complains of is raised as well
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen backbone is meant to be
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
     OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
     store = ConfigStore.instance()
@@ -217,7 +249,7 @@ def _networks() -> str:
 
 
 def report() -> None:
-    """``kd-report``: compares all runs below a folder on one page. Exit code 0 done, 1 bug, 2 bad input."""
+    """``kd-report``: compares all runs below a folder on one page."""
     _command("report", _report)
 
 

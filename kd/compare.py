@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import yaml
 
 from kd import assemble, run
 from kd.errors import InputError
-from kd.train import check, train, with_weights
+from kd.ranges import check
+from kd.train import train, with_weights
 
 SCRATCH = "scratch"
 SHUFFLED = "shuffled"
@@ -75,7 +75,7 @@ def plan(
 
 
 def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> str:
-    """Checks each label's configuration and trains the teacher if it has to be.
+    """Checks each label's configuration and trains the teacher if it has to be, and one process can do it.
 
     What comes back is a name for the study, the same for the same configuration apart from objectives and seeds;
     ``words`` are the overrides that all of them share.
@@ -90,7 +90,8 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> s
         check(config)
         data = assemble.data(config)
         assemble.distiller(config, data, assemble.teacher(config, data, weights=False))
-    with_weights(first, assemble.data(first))
+    if first["trainer"].get("devices", 1) == 1:  # else by the processes of the first run that it teaches
+        with_weights(first, assemble.data(first))
     free = ("cell", "seed", "logger", "callbacks", "objective", "pair")
     plainly = {key: value for key, value in first.items() if key not in free}
     plainly |= {"words": sorted(word for word in words if word.startswith(("objective.", "pair.")))}
@@ -99,15 +100,14 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> s
 
 
 def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict[str, Any]:
-    """Runs one cell; what a killed run left in its folder is taken away first, so that nothing of it is counted."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for events in folder.glob("events.out.tfevents.*"):
-        events.unlink()
-    return train(config, folder, objective=objective, cell=dict(config["cell"]))
+    """Runs one cell, or goes on with it where it was stopped."""
+    if (folder / run.CONFIG).is_file():
+        check_same(config, folder)
+    return train(config, folder, go_on=True, objective=objective, cell=dict(config["cell"]))
 
 
 def check_same(config: Mapping[str, Any], folder: Path) -> None:
-    """Whether a finished run is of this configuration, apart from its seed.
+    """Whether a run is of this configuration, apart from its seed.
 
     Raises:
         InputError: it is not; the first key that differs is named.
@@ -116,7 +116,7 @@ def check_same(config: Mapping[str, Any], folder: Path) -> None:
         known = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
-    here, there = (_flat({k: v for k, v in part.items() if k not in ("cell", "seed")}) for part in (config, known))
+    here, there = (_flat({k: v for k, v in part.items() if k not in ("cell", "seed", "about")}) for part in (config, known))
     differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     # a checkpoint is filled in by the run, and a bar shapes no result
     differing = [key for key in differing if not key.endswith((".checkpoint", ".enable_progress_bar"))]

@@ -1,36 +1,102 @@
-"""From an exception to the one line that a user reads."""
+"""What is said of bad input and of failures: one line, and an exit code. Words are checked before Hydra sees them."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from typing import Any
+import signal
+import sys
+from collections import Counter
+from typing import Any, NoReturn
 
+import torch
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from kd.errors import InputError, nearest
+import kd
+from kd.errors import InputError, Stopped, TrainingFailed, nearest
+
+BUG, INPUT, FAILED = 1, 2, 3
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LESS = "a smaller data.batch_size needs less"
 
 
-def explain(error: BaseException) -> str | None:
-    """One line that names the key, the value and the nearest right one; None if it is no fault of the input."""
+def judge(error: BaseException) -> tuple[int, str | None]:
+    """The exit code and the line for an exception; no line says that it is a bug, of kd or of the user's own code."""
     chain = _chain(error)
     for cause in chain:
-        if isinstance(cause, InputError):
-            return str(cause)
+        match cause:
+            case InputError():
+                return INPUT, _line(cause)
+            case TrainingFailed():
+                return FAILED, _line(cause)
+            case Stopped():
+                return 128 + cause.signum, _line(cause)
+            case SIGTERMException():
+                return 128 + signal.SIGTERM, "stopped by SIGTERM"
+            case KeyboardInterrupt():
+                return 128 + signal.SIGINT, "stopped by SIGINT"
+    if line := next(filter(None, map(_shortage, chain)), None):
+        return FAILED, line
+    if line := _of_configuration(chain):
+        return INPUT, line
+    return BUG, None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n"))
+
+
+def _shortage(cause: BaseException) -> str | None:
+    """What the machine has too little of, if that is what an exception says."""
+    text = _line(cause)
+    if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+        return f"no space left: {os.strerror(cause.errno)}{f': {cause.filename}' if cause.filename else ''}"
+    if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+        return f"out of memory{f' ({text})' if text else ''}; {LESS}, and so do fewer data.workers"
+    if not isinstance(cause, RuntimeError):
+        return None
+    if re.search(r"shared memory|\(shm\)|</torch_\d", text):
+        size = "docker run --shm-size=8g enlarges it"
+        return f"the shared memory in /dev/shm is too small for the data's workers; {size}, or lower data.workers"
+    if worker := re.search(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)", text):
+        return f"a worker of the data {worker[1]}, as a rule for lack of memory; {LESS}, and so do fewer data.workers"
+    if isinstance(cause, torch.OutOfMemoryError) or re.search(r"\bout of memory\b|ALLOC_FAILED", text):
+        needed = re.search(r"Tried to allocate [\d.]+ \w+", text)
+        return f"out of memory on the GPU{f' ({needed[0].lower()})' if needed else ''}; {LESS}"
+    if re.search(r"not enough memory|can't allocate memory", text):
+        return f"out of memory; {LESS}"
+    return None
+
+
+def _of_configuration(chain: list[BaseException]) -> str | None:
+    """One line that names the key, the value and the nearest right one; None if it is no fault of the input."""
     complaints = [cause for cause in reversed(chain) if isinstance(cause, OmegaConfBaseException)]
     if complaints:  # the innermost carries a template, the one around it the key
         return _config_line(next((cause for cause in complaints if cause.key is not None), complaints[0]), chain)
     for cause in chain:
         if isinstance(cause, HydraException):
             return _hydra_line(str(cause))
+        if isinstance(cause, MisconfigurationException):
+            return f"trainer: {_line(cause)}"
     return None
 
 
 def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and what it came from; not what it replaced on purpose (``raise ... from None``)."""
     chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+    while True:
+        last = chain[-1]
+        inner = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if inner is None or inner in chain:
+            return chain
         chain.append(inner)
-    return chain
 
 
 def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> str:
@@ -72,3 +138,72 @@ def _hydra_line(message: str) -> str:
         return f"unknown choice {group}={name}{hint} (there is: {', '.join(sorted(choices))})"
     kept = [line for line in lines if not line.startswith(("See http", "Config search path", "provider="))]
     return " ".join(kept)
+
+
+def check_words() -> list[Override]:
+    """Refuses words of the command line that Hydra takes, or answers at length; flags may stand anywhere among them.
+
+    Returns:
+        The overrides.
+
+    Raises:
+        InputError: an unknown flag, what is no override, or a group's choice that is no name or said twice.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; options are written key=value, for example trainer.max_epochs=3")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    given = parser.parse_intermixed_args()
+    if given.experimental_rerun:
+        raise InputError("--experimental-rerun runs a pickle; give the overrides again, or resume=RUN")
+    flags = [word for word in sys.argv[1:] if word not in given.overrides]
+    sys.argv[1:] = flags + [word for override in given.overrides for word in _several_teachers(override)]
+    parsed = [_parsed(word) for word in given.overrides]
+    _check_choices(parsed)
+    return parsed
+
+
+def _parsed(word: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"Error parsing override {word!r}: {said}; options are written key=value") from error
+    if override.key_or_group == "hydra.run.dir" and not override.value():
+        raise InputError(f"{word} names no folder")
+    return override
+
+
+def _check_choices(given: list[Override]) -> None:
+    chosen = [each for each in given if not each.is_delete() and _is_group(each.key_or_group)]
+    for each in chosen:
+        value = each.value()
+        if not value or not (isinstance(value, (str, list)) or each.is_sweep_override()):
+            raise InputError(f"{each.input_line}: {each.key_or_group} takes the name of a choice; see kd-train --help")
+    for key, times in Counter(each.get_key_element() for each in chosen).items():
+        if times > 1:
+            words = " and ".join(str(each.input_line) for each in chosen if each.get_key_element() == key)
+            raise InputError(f"{key.lstrip('+')} is chosen {times} times: {words}; give one of them")
+
+
+def _is_group(name: str) -> bool:
+    return isinstance(ConfigStore.instance().repo.get(name), dict) or (kd.CONFIG_DIR / name).is_dir()
+
+
+def _several_teachers(override: str) -> list[str]:
+    """``teacher=[a,b]`` as the choice ``ensemble`` with members; anything else as it is."""
+    match = re.fullmatch(r"teacher=\[([\w, ]*)\]", override)
+    if match is None:
+        return [override]
+    if not match[1].strip():
+        raise InputError(f"{override} names no teacher; teacher=none is none")
+    chosen: list[str] = []
+    words = ["teacher=ensemble"]
+    for choice in filter(None, (part.strip() for part in match[1].split(","))):
+        chosen.append(choice)
+        again = chosen.count(choice)
+        name = f"{choice}_{again}" if again > 1 else choice
+        words.append(f"+teacher@teacher.members.{name}={choice}")
+    return words

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from kd.cached import Cached
+from kd.checkpoints import FORMAT
 from kd.data.batch import Batch
+from kd.data.streams import STEP
 from kd.errors import InputError
+from kd.hashing import hashed
 from kd.losses.hard import entropy, labelled
 from kd.losses.logits import kl, soft_cross_entropy
 from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
+from kd.place import go_on, place_of, sha256_of
+from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen
 
@@ -65,6 +70,9 @@ class Distiller(pl.LightningModule):
         self.scores = nn.ModuleDict({part: Scores(classes, teacher is not None) for part in ("val", "test")})
         self._teacher_logits: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.predictions = Predictions()
+        self.parts: dict[str, Tensor] = {}
+        self.seed = int(dict(config or {}).get("seed", 0))
+        self.teacher_sha256 = None if teacher is None else teacher.fingerprint()
 
     @torch.no_grad()
     def _build(self, shape: Sequence[int], classes: int) -> None:
@@ -75,16 +83,24 @@ class Distiller(pl.LightningModule):
         images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
         self.student.eval()
         tapped = self.taps(images)
-        _check_output("student", tapped[""], classes)
+        self.check_output("student", tapped[""], classes)
         self.student.train()
         answer = None
         if self.teacher is not None:
             self.teacher.tap(self.objective.layers("teacher"))
             answer = self.teacher(Batch(images, torch.zeros(2, dtype=torch.long)))
-            _check_output("teacher", answer[""], classes)
+            self.check_output("teacher", answer[""], classes)
         networks = list(self.teacher.networks().values()) if self.teacher is not None else []
         self.objective.tell("attach", bare(self.student), bare(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
+
+    def check_output(self, side: str, output: Any, classes: int) -> None:
+        """Whether a network's output for two images is what the task asks for: logits [2, classes]."""
+        if not isinstance(output, Tensor) or output.shape != (2, classes):
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(
+                f"the {side} must give logits [B, {classes}] for the data's {classes} classes, gives {shape}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """The student's logits [B, classes] for uint8 images, or float ones in [0, 1]."""
@@ -99,11 +115,33 @@ class Distiller(pl.LightningModule):
         self.student.train()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        teacher = self.teacher and self.teacher.fingerprint()
-        checkpoint["kd"] = {"format_version": 1, "teacher_sha256": teacher}
+        if self.teacher is not None:
+            self.teacher.keep()
+        checkpoint["kd"] = {
+            "format_version": FORMAT,
+            "teacher_sha256": self.teacher_sha256,
+            "data_sha256": sha256_of(self.trainer.datamodule),  # type: ignore[attr-defined]
+            "place": place_of(self.trainer),
+            "versions": versions(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn == "fit":
+            go_on(self.trainer, checkpoint)
+
+    def on_train_start(self) -> None:
+        self.objective.tell("on_epoch", self.current_epoch)  # an epoch that goes on does not start
 
     def on_train_epoch_start(self) -> None:
         self.objective.tell("on_epoch", self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes dropout and the like a function of the place in the run, so that a resumed run draws the same."""
+        place = torch.tensor(batch_idx * self.trainer.world_size + self.global_rank)
+        drawn = int(hashed(self.seed, self.current_epoch, place, STEP))
+        torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes a millisecond where there is no GPU
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(drawn)
 
     def on_train_epoch_end(self) -> None:
         if self.teacher is not None:
@@ -115,12 +153,19 @@ class Distiller(pl.LightningModule):
         teacher = self.teacher(batch) if self.teacher is not None and self.objective.uses_teacher else None
         if teacher is not None and self.shuffle_teacher:
             teacher = {layer: tensor.roll(1, 0) for layer, tensor in teacher.items()}
-        total, parts = self.objective(student, batch.labels, teacher, batch.index, self.current_epoch)
-        self.log("train/loss", total.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": part for name, part in parts.items()})
+        total, parts = self.total(student, batch, teacher)
+        self.parts = parts
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", total.detach(), prog_bar=True)  # not at every step, as each call costs time
+            self.log_dict({f"train/{name}": part for name, part in parts.items()})
             self._log_step(batch, student[""].detach(), teacher, set(parts))
         return total
+
+    def total(
+        self, student: Mapping[str, Tensor], batch: Batch, teacher: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a step minimises, and its unweighted parts by name; both sides are tapped tensors by layer."""
+        return self.objective(student, batch.labels, teacher, batch.index, self.current_epoch)
 
     def _log_step(self, batch: Batch, student: Tensor, teacher: Mapping[str, Tensor] | None, parts: set[str]) -> None:
         self.log_dict({f"train/{name}": value for name, value in self.objective.logged().items()})
@@ -186,9 +231,3 @@ class Distiller(pl.LightningModule):
         assert isinstance(scores, Scores)
         self.confusion = scores.confusion.compute()
         scores.confusion.reset()
-
-
-def _check_output(side: str, output: Any, classes: int) -> None:
-    if not isinstance(output, Tensor) or output.shape != (2, classes):
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"the {side} must give logits [B, {classes}] for the data's {classes} classes, gives {shape}")

@@ -1,4 +1,4 @@
-"""The one exception for bad input, and how a near miss is named."""
+"""What ends a run, by its exit code: bad input, a training that failed, a signal; and how a near miss is named."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from difflib import get_close_matches
 
 class InputError(ValueError):
     """Something a user gave is wrong: shown as one line ``error: ...``, exit code 2."""
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on, through no fault of the input: one line ``error: ...``, exit code 3."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved: one line, exit code 128 + ``signum``."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def disk_fault(error: BaseException | None) -> OSError | None:
+    """The disk's own complaint, which libraries hide behind one of theirs; None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

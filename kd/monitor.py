@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from kd.board import board
 from kd.data.batch import Batch
+from kd.errors import InputError
 
 LAYOUT = {
     "distillation": {
@@ -29,17 +30,24 @@ LAYOUT = {
 }
 
 
-def writer(trainer: pl.Trainer) -> SummaryWriter | None:
-    """The TensorBoard writer of a run, on the first process, if it has one."""
-    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return boards[0].experiment if boards and trainer.is_global_zero else None
-
-
 class Record(Callback):
-    """Keeps every epoch's validation scores; they travel with checkpoints."""
+    """Keeps every epoch's validation scores and the time taken; they travel with checkpoints."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
+        self._before = 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long training has taken, also before a run was stopped and gone on with."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before, self._since = self.seconds, None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -56,10 +64,10 @@ class Record(Callback):
         return self.epochs[-1] if self.epochs else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs}
+        return {"epochs": self.epochs, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = list(state_dict["epochs"])
+        self.epochs, self._before = list(state_dict["epochs"]), float(state_dict["seconds"])
 
 
 class Charts(Callback):
@@ -70,28 +78,31 @@ class Charts(Callback):
     """
 
     METRICS = ("hp/val_acc", "hp/teacher_acc", "hp/agreement", "hp/val_nll")
+    SOURCES = {"hp/val_acc": "val/acc", "hp/teacher_acc": "teacher/acc", "hp/val_nll": "val/nll"}
 
     def __init__(self, hyperparameters: dict[str, Any] | None = None) -> None:
         self.hyperparameters = hyperparameters or {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            return  # it was said when the run began
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.hyperparameters, dict.fromkeys(self.METRICS, 0.0))
             else:
                 logger.log_hyperparams(self.hyperparameters)
-        if board := writer(trainer):
-            board.add_custom_scalars(LAYOUT)
+        with board(trainer) as writer:
+            if writer is not None:
+                writer.add_custom_scalars(LAYOUT)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and (board := writer(trainer)):
-            for tag in self.METRICS:
-                name = tag.removeprefix("hp/")
-                source = {"val_acc": "val/acc", "teacher_acc": "teacher/acc", "val_nll": "val/nll"}.get(
-                    name, f"val/{name}"
-                )
-                if source in trainer.callback_metrics:
-                    board.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step)
+        if trainer.sanity_checking:
+            return
+        known = {self.SOURCES.get(tag, tag.replace("hp/", "val/")): tag for tag in self.METRICS}
+        with board(trainer) as writer:
+            for source, tag in known.items():
+                if writer is not None and source in trainer.callback_metrics:  # at the last step that is done
+                    writer.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step - 1)
 
 
 class Throughput(Callback):
@@ -122,20 +133,22 @@ class Pictures(Callback):
     """
 
     def __init__(self, images: int = 32) -> None:
+        if images < 1:
+            raise InputError(f"images must be at least 1, got {images}")
         self.images = images
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        board, counts = writer(trainer), getattr(pl_module, "confusion", None)
-        if board is None or not isinstance(counts, Tensor):
-            return
-        board.add_image("pictures/confusion", confusion_picture(counts), trainer.global_step)
-        if pl_module.teacher is not None:
-            disagreed = self._disagreed(trainer, pl_module)
-            names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]
+        counts = getattr(pl_module, "confusion", None)
+        with board(trainer) as writer:
+            if writer is None or not isinstance(counts, Tensor):
+                return
+            writer.add_image("pictures/confusion", confusion_picture(counts), trainer.global_step)
+            disagreed = self._disagreed(trainer, pl_module) if pl_module.teacher is not None else None
             if disagreed is not None:
                 images, words = disagreed
-                board.add_image("pictures/disagreement", grid(images), trainer.global_step)
-                board.add_text("pictures/disagreement", caption(words, names), trainer.global_step)
+                names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]
+                writer.add_image("pictures/disagreement", grid(images), trainer.global_step)
+                writer.add_text("pictures/disagreement", caption(words, names), trainer.global_step)
 
     @torch.no_grad()
     def _disagreed(self, trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor] | None:

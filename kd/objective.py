@@ -212,6 +212,8 @@ class Objective(nn.Module):
 
 
 def _needs(loss: nn.Module) -> tuple[str, ...]:
+    if not isinstance(loss, nn.Module):
+        raise InputError(f"a loss is an nn.Module, not a {type(loss).__name__}")
     names = tuple(inspect.signature(loss.forward).parameters)
     if strangers := [name for name in names if name not in WORDS]:
         raise InputError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -91,7 +91,8 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
     _check_rate(lr, weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+    return torch.optim.SGD(parameters, foreach=True, **options)  # bit for bit as one by one, in fewer calls
 
 
 @optimisers.register("adamw")
@@ -103,4 +104,86 @@ def adamw(
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     _check_rate(lr, weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]))
+    options = {"lr": lr, "weight_decay": weight_decay, "betas": (betas[0], betas[1])}
+    return torch.optim.AdamW(parameters, foreach=True, **options)
+
+
+@optimisers.register("dot")
+class DOT(Optimizer):
+    """SGD whose momentum is ``momentum - delta`` for the task and ``momentum + delta`` for distillation.
+
+    v_task = (m - d) v_task + g_task + weight_decay * p, v_kd = (m + d) v_kd + g_kd, p = p - lr (v_task + v_kd). As in
+    the authors' code, a parameter that only one of the two reaches has the momentum m, and weight decay; so without a
+    teacher it is SGD. Published: delta 0.075 on CIFAR-100, 0.09 on ImageNet.
+
+    Args:
+        parameters: to train.
+        lr: learning rate.
+        momentum: m.
+        delta: d, at most 1 - m and m.
+        weight_decay: factor of the parameter in its gradient.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 0.05,
+        momentum: float = 0.9,
+        delta: float = 0.075,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        _check_rate(lr, weight_decay)
+        if not (0 <= delta <= momentum and momentum + delta < 1):
+            raise InputError(f"momentum - delta and momentum + delta lie in [0, 1), got {momentum=}, {delta=}")
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": weight_decay})
+        self.apart: dict[nn.Parameter, list[Tensor | None]] = {}
+
+    def take(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Sequence[Tensor | None]]) -> None:
+        """Adds the gradients of task and distillation, None where one does not reach; ``grad`` becomes their sum."""
+        for parameter, *pair in zip(parameters, *gradients, strict=True):
+            before = self.apart.get(parameter, [None, None])
+            self.apart[parameter] = [_sum(old, new) for old, new in zip(before, pair)]
+            parameter.grad = _sum(*self.apart[parameter])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.apart.clear()
+        super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, group: Mapping[str, float]) -> None:
+        task, distillation = self.apart.get(parameter, [parameter.grad, None])
+        both = task is not None and distillation is not None
+        delta = group["delta"] if both else 0.0
+        decayed = parameter * group["weight_decay"]
+        moves = []
+        for kind, gradient, momentum in (
+            ("task", task, group["momentum"] - delta),
+            ("distillation", distillation, group["momentum"] + delta),
+        ):
+            if gradient is None:
+                continue
+            gradient = gradient + decayed if kind == "task" or not both else gradient
+            state, name = self.state[parameter], f"{kind}_momentum"
+            state[name] = gradient.clone() if name not in state else state[name].mul_(momentum).add_(gradient)
+            moves.append(state[name])
+        for move in moves:
+            parameter.add_(move, alpha=-group["lr"])
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

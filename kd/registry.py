@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -170,6 +170,7 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     """
     from hydra.errors import InstantiationException
     from hydra.utils import get_object, instantiate
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     target = node.get("_target_")
     if not isinstance(target, str):
@@ -185,8 +186,11 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     except InputError:
         raise
     except (InstantiationException, ImportError, ValueError, TypeError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, (ImportError, ValueError, TypeError, OSError, InstantiationException)):
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
+        if isinstance(cause, told):
             raise at_place(at, cause) from error
         raise cause from None
 
@@ -206,8 +210,13 @@ def named_by(node: Mapping[str, Any], at: str) -> set[str]:
             raise InputError(f"_target_={node.get('_target_')} cannot be imported: {error}") from error
 
 
-def check_registered(node: Any, at: str) -> None:
+def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
     """Refuses a node, out of a run folder, that would run anything but what is registered with kd.
+
+    Args:
+        node: plain containers.
+        at: its place, for messages.
+        known: further targets that may be run.
 
     Raises:
         InputError: a ``_target_`` that is not registered or that imports what its arguments name, or an
@@ -216,15 +225,14 @@ def check_registered(node: Any, at: str) -> None:
     registries = (losses, models, sources, optimisers, modules)
     if isinstance(node, Mapping):
         target = node.get("_target_")
-        if target is not None and not any(registry.offers(target) for registry in registries):
-            known = any(registry.name_of(target) for registry in registries)
-            why = "imports what it is told" if known else "is not registered with kd"
-            raise InputError(f"{at} names {target!r}, which {why}; it is not run")
+        if target is not None and target not in known and not any(r.offers(target) for r in registries):
+            why = "imports what it is told" if any(r.name_of(target) for r in registries) else "is not registered with kd"
+            raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")
         for key, value in node.items():
-            check_registered(value, f"{at}.{key}")
+            check_registered(value, f"{at}.{key}", known)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            check_registered(value, at)
+            check_registered(value, at, known)
     elif isinstance(node, str) and "${" in node:
         raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
 

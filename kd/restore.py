@@ -92,11 +92,18 @@ def batches(data: Any, part: str) -> Iterator[Batch]:
     """All images of ``test``, ``val`` or ``train``, in order and without augmentation.
 
     Raises:
-        InputError: an unknown part, or the training part of data that is not in memory.
+        InputError: an unknown part, images without labels, or the training part of data that is not in memory.
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
     if isinstance(data, Data):
+        unknown_labels = int((data.memory.parts[part][1] < 0).sum())
+        if unknown_labels:
+            count = len(data.memory.parts[part][1])
+            raise InputError(
+                f"part={part}: {unknown_labels} of {count} images have no label to be measured by; "
+                "take part=val or part=test, or data.unlabelled=false for the labelled ones alone"
+            )
         yield from Loader(*data.memory.parts[part], data.memory.eval_batch_size, train=False)
         return
     if part == "train":

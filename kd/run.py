@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,11 +25,20 @@ from kd.models.normalized import Normalized
 from kd.models.weights import Origin, fingerprint, prepare
 from kd.registry import build, defaults_of, models
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 STUDENT = "student.safetensors"
 PREDICTIONS = "predictions.safetensors"
 HISTORY = "history.csv"
 SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+def shown(folder: Path) -> Path:
+    """The folder as the user would type it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def write(path: Path, text: str) -> None:
@@ -33,6 +46,42 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+@contextmanager
+def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of a run folder, which is made if absent, while this one writes into it.
+
+    Args:
+        folder: the run folder.
+        new: whether it must not hold a run yet.
+        wait: whether to wait for a process that is in it.
+
+    Raises:
+        InputError: another process is in it, it holds a run, or it cannot be written.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        yield  # the first process speaks for the others
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            if not wait:
+                raise InputError(f"another process is training in {shown(folder)}; wait for it, or stop it first") from error
+            log.info("another process is training in %s; waiting for it", folder)
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        except OSError:
+            log.warning("%s is on a file system without locks: see to it that no two processes train in it", folder)
+        if new and (folder / CONFIG).exists():
+            here = shown(folder)
+            raise InputError(f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir")
+        yield
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -27,8 +27,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import kd
 from kd import run
 from kd.compare import Cell, check_same, fill, left_of, plan, prepare
-from kd.complaint import explain
-from kd.errors import InputError
+from kd.complaint import judge
+from kd.ending import Failure, bug, told
+from kd.errors import InputError, Stopped
+from kd.processes import Job
 
 HELP = """kd-compare answers whether distillation helped: one teacher, a student from scratch and one for each
 objective, for each seed, on the same budget and the same batches; then a table, verdicts and report.html.
@@ -97,12 +99,15 @@ def _list(word: str, text: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def compare(words: Sequence[str], plain: Any) -> None:
+def compare(words: Sequence[str], plain: Any) -> Failure | None:
     """Runs the comparison that the words of a command line ask for, or what is left of it, and reports.
 
     Args:
         words: overrides.
         plain: from a composed configuration to plain containers.
+
+    Returns:
+        Why a run failed, if any did; the others go on.
 
     Raises:
         InputError: anything in the words that cannot work.
@@ -123,16 +128,15 @@ def compare(words: Sequence[str], plain: Any) -> None:
         run.write(folder / "plan.json", json.dumps(planned, indent=1) + "\n")
         failed = launch(cells, folder, rest)
     if failed and len(left_of(cells, folder)) == len(cells):
-        raise InputError(failed[0])
+        return failed[0]
     report = write(folder, folder)
     _board(folder, report.markdown())
     report.say()
-    if failed:
-        raise InputError(failed[0])
+    return failed[0] if failed else None
 
 
-def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[str]:
-    """Runs the cells without a finished run through Hydra's launcher; what failed, a line each."""
+def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[Failure]:
+    """Runs the cells without a finished run through Hydra's launcher; what failed."""
     left = left_of(cells, folder)
     if done := len(cells) - len(left):
         Console(highlight=False).print(f"{done} of {len(cells)} runs are finished already, in {folder}")
@@ -147,13 +151,8 @@ def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[str
     with _progress(cells, folder, len(left)):
         words = [cell.words(folder.name, [*QUIET, where, *rest]) for cell in left]
         returned: Sequence[JobReturn] = launcher.launch(words, 0)
-    failed = []
-    for cell, job in zip(left, returned):
-        try:
-            _ = job.return_value
-        except Exception as error:
-            failed.append(f"{cell.folder}: {explain(error) or f'{type(error).__name__}: {error}'}")
-    return failed
+    found = [(cell, job.return_value) for cell, job in zip(left, returned)]
+    return [failure.at(cell.folder) for cell, failure in found if isinstance(failure, Failure)]
 
 
 def _composed(cell: Cell, rest: Sequence[str]) -> list[str]:
@@ -165,12 +164,24 @@ def _for_hydra(words: Sequence[str]) -> list[str]:
     return [word for word in words if word.lstrip("+~").startswith("hydra")]
 
 
-def _job(config: DictConfig) -> float | None:
-    from kd.cli import plain
+def _job(config: DictConfig) -> float | Failure | None:
+    from kd.cli import job_of, plain
 
     runtime = HydraConfig.get().runtime
-    summary = fill(plain(config), Path(runtime.output_dir), runtime.choices.get("objective"))
+    with job_of(config, swept=True) as job, told(job):
+        try:
+            summary = fill(plain(config), Path(runtime.output_dir), runtime.choices.get("objective"))
+        except Stopped:
+            raise
+        except Exception as error:
+            return _failure(error, job)
     return summary["metrics"]["best"].get("val/acc")
+
+
+def _failure(error: Exception, job: Job) -> Failure:
+    first, code, cause = job.ended(judge(error)[0], error)
+    line = judge(cause)[1] or bug(cause, job.folder)
+    return Failure(code, line if first else None)
 
 
 @contextmanager

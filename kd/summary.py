@@ -14,7 +14,7 @@ from kd.assemble import Config
 from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
-from kd.models.weights import Origin
+from kd.models.weights import Origin, prepare
 from kd.monitor import Record
 from kd.registry import defaults_of
 from kd.teacher import fingerprints
@@ -26,6 +26,7 @@ def summarise(
     """All of the summary that is known without timing and test; ``accuracy`` is what the gate measured."""
     shape = list(data.shape)
     student = _network(config["student"], distiller.student, shape)
+    student |= {key: config["student"].get(key) for key in ("checkpoint", "head", "freeze")}
     if about := predictor.describe(distiller.objective, config["objective"]):
         student |= {"predictor": about}
     known = isinstance(data, (Data, Folder))
@@ -44,9 +45,10 @@ def summarise(
 
 
 def _network(node: Config, network: Any, shape: list[int]) -> dict[str, Any]:
+    around = {**defaults_of(Origin), **defaults_of(prepare)}
     return {
         "name": run.name_of(node),
-        "config": {key: value for key, value in node.items() if key not in defaults_of(Origin)},
+        "config": {key: value for key, value in node.items() if key not in around},
         "mean": [round(m, 6) for m in network.mean.flatten().tolist()],
         "std": [round(s, 6) for s in network.std.flatten().tolist()],
         "size": network.size,

@@ -11,6 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from kd.errors import InputError, unknown
 from kd.models.normalized import bare
+from kd.models.recompute import still
+
+HEADS = {"class_head": "head", "distillation_head": "head_dist"}
 
 
 class Taps:
@@ -19,8 +22,9 @@ class Taps:
     ``layers`` are the network's own module names: ``name`` is that layer's output, ``name:in`` its first input,
     ``name@linear`` the output with the named linear layer applied at every position of the map, which gives a map
     of logits. ``embedding`` is the last linear layer's input. Networks of the zoo also answer to ``stem``,
-    ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map``, through their attribute ``aliases``. A layer that
-    runs several times in one forward pass answers with its last run. Nothing is kept between calls.
+    ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map``, through their attribute ``aliases``. ``class_head``
+    and ``distillation_head`` are the two heads of a network with a distillation token, of any other its output. A
+    layer that runs several times in one forward pass answers with its last run. Nothing is kept between calls.
 
     Raises:
         InputError: a name that the network does not have (the nearest ones are named), a layer that did not
@@ -34,21 +38,29 @@ class Taps:
         self._caught: dict[str, tuple[Tensor, int]] = {}
         self._linear: dict[str, nn.Linear] = {}
         self._hooks: list[RemovableHandle] = []
+        self._outputs: list[str] = []
         self._safe = not self.layers
         inner = bare(network)
         modules = {name: module for name, module in inner.named_modules() if name}
         classifiers = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
         embedding = {"embedding": f"{classifiers[-1]}:in"} if classifiers else {}
-        aliases: dict[str, str] = {**embedding, **getattr(inner, "aliases", {})}
+        heads = HEADS if HEADS["distillation_head"] in modules else dict.fromkeys(HEADS, "")
+        aliases: dict[str, str] = {**embedding, **heads, **getattr(inner, "aliases", {})}
         for layer in self.layers:
+            if aliases.get(layer) == "":
+                self._outputs.append(layer)
+                continue
             path, _, linear = aliases.get(layer, layer).partition("@")
             name, _, side = path.partition(":")
             if name not in modules or side not in ("", "in"):
                 raise unknown(f"layer of {type(inner).__name__}", layer, [*aliases, *modules])
             if linear:
                 self._linear[layer] = _linear_of(modules, linear, layer)
-            hook = modules[name].register_forward_hook(_Tap(self._caught, layer, side == "in"))
-            self._hooks.append(hook)
+            keep = _Tap(self._caught, layer)
+            if side == "in":  # before the layer runs, as it may overwrite its input
+                self._hooks.append(modules[name].register_forward_pre_hook(keep))
+            else:
+                self._hooks.append(modules[name].register_forward_hook(keep))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """One forward pass over ``images`` [B, C, H, W]."""
@@ -56,6 +68,7 @@ class Taps:
         if not self._safe:
             output = self._make_safe(images, output)
         tapped = {"": output, **{name: tensor for name, (tensor, _) in self._caught.items()}}
+        tapped |= dict.fromkeys(self._outputs, output)
         self._caught.clear()
         for layer, linear in self._linear.items():
             tapped[layer] = _everywhere(linear, tapped[layer])
@@ -72,10 +85,11 @@ class Taps:
             for module in self.network.modules():
                 if getattr(module, "inplace", False) is True:
                     module.inplace = False  # type: ignore[assignment]
-            output = self.network(images)
+            with still(self.network):
+                output = self.network(images)
         if names := self._overwritten():
             raise InputError(f"the output of layer {names[0]!r} is overwritten in place by the network itself")
-        if missing := [layer for layer in self.layers if layer not in self._caught]:
+        if missing := [layer for layer in self.layers if layer not in self._caught and layer not in self._outputs]:
             raise InputError(f"layer {missing[0]!r} of {type(self.network).__name__} did not run")
         self._safe = True
         return output
@@ -87,11 +101,11 @@ class Taps:
 class _Tap:
     """A forward hook that keeps one tensor; a class, so that copies of a network keep their own."""
 
-    def __init__(self, caught: dict[str, tuple[Tensor, int]], layer: str, takes_input: bool) -> None:
-        self.caught, self.layer, self.takes_input = caught, layer, takes_input
+    def __init__(self, caught: dict[str, tuple[Tensor, int]], layer: str) -> None:
+        self.caught, self.layer = caught, layer
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tensor = inputs[0] if self.takes_input else output
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], *output: Any) -> None:
+        tensor = output[0] if output else inputs[0]
         if not isinstance(tensor, Tensor):
             raise InputError(f"layer {self.layer!r} gives a {type(tensor).__name__}; only tensors can be tapped")
         self.caught[self.layer] = (tensor, _version(tensor))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.data.resident import PerDevice
 from kd.errors import InputError, unknown
 from kd.models.weights import fingerprint
 from kd.taps import Taps
@@ -35,8 +37,12 @@ class Hidden(nn.Module):
         """The networks that it asks, by name; a single one has the name ``""``."""
         return dict(self.__dict__["asked_networks"])
 
+    def held(self) -> list[nn.Module]:
+        """All that moves with it."""
+        return list(self.networks().values())
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hidden:
-        for network in self.networks().values():
+        for network in self.held():
             network._apply(fn)
         super()._apply(fn, recurse)
         return self
@@ -50,6 +56,9 @@ class Hidden(nn.Module):
 
     def settle(self) -> None:
         """Told at each epoch's end."""
+
+    def keep(self) -> None:
+        """Told before each checkpoint, from which a run may go on."""
 
     def logged(self) -> dict[str, float]:
         """What it wishes to have logged."""
@@ -65,34 +74,71 @@ class Frozen(Hidden):
     """
 
     network: nn.Module
+    runner: nn.Module
     taps: Taps
     columns: Tensor | None
+    picked: tuple[int, PerDevice] | None
 
     def __init__(self, network: nn.Module, classes: Sequence[int] | None = None) -> None:
         super().__init__({"": network})
-        self.__dict__["network"] = network.eval().requires_grad_(False)
+        self.__dict__["network"] = self.__dict__["runner"] = network.eval().requires_grad_(False)
+        self.precision: torch.dtype | None = None
+        self.compiled_for: int | None = None
         if classes is not None and (not classes or min(classes) < 0 or len(set(classes)) < len(classes)):
             raise InputError(f"classes must name different columns, counted from 0, got {list(classes)}")
         self.__dict__["columns"] = None if classes is None else torch.tensor(list(classes))
+        self.__dict__["picked"] = None if classes is None else (max(classes), PerDevice(self.columns))
         self.tap(())
 
     def tap(self, layers: Iterable[str]) -> None:
         """Names the layers whose tensors it gives besides its output, in place of those named before."""
         if "taps" in self.__dict__:
             self.taps.remove()
-        self.__dict__["taps"] = Taps(self.network, layers)
+        self.__dict__["taps"] = Taps(self.runner, layers)
+
+    def answer_by(self, runner: nn.Module, precision: torch.dtype | None, compiled_for: int | None = None) -> None:
+        """Lets a faster copy of the network answer (see :mod:`kd.speed`); the network itself stays what is known.
+
+        Args:
+            runner: with the same layers where any are tapped.
+            precision: that it computes in, as autocast does; None for that of whoever asks.
+            compiled_for: the one batch size for which compiled code is worth its making; None if none is compiled.
+        """
+        self.__dict__["runner"] = runner.eval().requires_grad_(False)
+        self.precision, self.compiled_for = precision, compiled_for
+        self.tap(self.taps.layers)
+
+    def held(self) -> list[nn.Module]:
+        return [self.network] if self.runner is self.network else [self.network, self.runner]
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"": logits [B, C], layer: tensor, ...}`` for a batch, without gradient."""
-        answer = self.taps(batch.images)
-        if self.columns is not None:
-            if int(self.columns.max()) >= answer[""].shape[-1]:
-                wide = answer[""].shape[-1]
-                raise InputError(
-                    f"teacher.classes names column {int(self.columns.max())} of a teacher that knows {wide}"
-                )
-            answer[""] = answer[""][:, self.columns.to(answer[""].device)]
+        with self._circumstances(batch.images):
+            return self._picked(self.taps(batch.images))
+
+    def _circumstances(self, images: Tensor) -> AbstractContextManager[Any]:
+        within = ExitStack()
+        if self.precision is not None:
+            lower = self.precision != torch.float32
+            within.enter_context(torch.autocast(images.device.type, self.precision if lower else None, enabled=lower))
+        if self.compiled_for not in (None, len(images)):
+            within.enter_context(torch.compiler.set_stance("force_eager"))
+        return within
+
+    @torch.no_grad()
+    def plain(self, images: Tensor) -> Tensor:
+        """The logits [B, C] of the network itself, in its own precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self._picked({"": self.network(images)})[""]
+
+    def _picked(self, answer: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the columns of the data's classes only."""
+        if self.picked is not None:
+            last, columns = self.picked
+            if last >= (known := answer[""].shape[-1]):
+                raise InputError(f"teacher.classes names column {last} of a teacher that knows {known}")
+            answer[""] = answer[""][:, columns.on(answer[""].device)[0]]
         return answer
 
 
@@ -117,6 +163,7 @@ class Ensemble(Hidden):
     """
 
     members: dict[str, Any]
+    log_shares: PerDevice
 
     def __init__(
         self,
@@ -137,6 +184,10 @@ class Ensemble(Hidden):
         self.__dict__["members"] = dict(members)
         self.average, self.confidence, self.T = average, confidence, T
         self.shares = [weight / sum(share) for weight in share]
+        self.__dict__["log_shares"] = PerDevice(torch.tensor(self.shares).log())
+
+    def held(self) -> list[nn.Module]:
+        return [network for member in self.members.values() for network in member.held()]
 
     def describe(self) -> str:
         """The mean in words, with its weights."""
@@ -147,6 +198,10 @@ class Ensemble(Hidden):
     def settle(self) -> None:
         for member in self.members.values():
             member.settle()
+
+    def keep(self) -> None:
+        for member in self.members.values():
+            member.keep()
 
     def logged(self) -> dict[str, float]:
         known = [member.logged() for member in self.members.values()]
@@ -172,7 +227,7 @@ class Ensemble(Hidden):
     def mean(self, logits: Sequence[Tensor]) -> Tensor:
         """The members' logits [B, C] as one."""
         stacked = torch.stack([z.float() for z in logits])
-        weights = torch.tensor(self.shares, device=stacked.device).log()[:, None].expand(-1, stacked.shape[1])
+        weights = self.log_shares.on(stacked.device)[0][:, None].expand(-1, stacked.shape[1])
         if self.confidence:
             logp = stacked.log_softmax(-1)
             weights = (weights + (logp.exp() * logp).sum(-1)).log_softmax(0)

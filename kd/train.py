@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +12,69 @@ import pytorch_lightning as pl
 import yaml
 from torch import Tensor
 
-from kd import assemble, predictor, run
+from kd import assemble, place, predictor, run
 from kd.announce import announce, conclude
 from kd.assemble import Config, members
+from kd.checkpoints import latest
 from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
-from kd.errors import InputError
+from kd.errors import InputError, Stopped
 from kd.gate import Gate
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import Origin, fingerprint, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
+from kd.ranges import check, check_monitors
 from kd.registry import defaults_of
 from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
 
-
-def check(config: Config) -> None:
-    """The ranges of the root keys.
-
-    Raises:
-        InputError: a number out of range.
-    """
-    if not 0 <= config["alpha"] <= 1:
-        near = min(max(config["alpha"], 0), 1)
-        raise InputError(f"alpha={config['alpha']:g} must lie in [0, 1]; the nearest that does is alpha={near}")
-    if not 0 < config["T"] < math.inf:
-        raise InputError(f"T={config['T']:g} must be a finite number above 0; 1 to 8 is usual")
-    if not 0 <= config["seed"] < 2**32:
-        raise InputError(f"seed={config['seed']} must lie in [0, 2**32)")
-    for key, value in (
-        ("epochs", config["epochs"]),
-        ("trainer.max_epochs", config["trainer"].get("max_epochs")),
-    ):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{key}={value} must be a whole number of at least 1")
+_AGAIN = "; the same command goes on with it"
 
 
-def train(config: Config, folder: Path, **about: Any) -> dict[str, Any]:
+def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> dict[str, Any]:
     """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
 
     Args:
         config: the composed configuration as plain containers.
         folder: the run folder, made if absent.
+        go_on: whether to go on from what a stopped run of this configuration left in the folder.
         about: what else the summary is to say: the ``objective``'s name, the ``cell`` of a comparison.
 
     Returns:
         The summary, as written to ``summary.json``.
 
     Raises:
-        InputError: anything in the configuration that cannot work.
+        InputError: anything in the configuration that cannot work, or a folder that holds a run already.
+        TrainingFailed: numbers that are not finite, a full disk.
+        Stopped: a signal; the state is saved.
     """
+    with run.held(folder, new=not go_on):
+        return _train(config, folder, about)
+
+
+def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     check(config)
+    found = latest(folder)
     data = assemble.data(config)
+    check_monitors(config, data.classes)
     record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
-    trainer = assemble.trainer(config, folder, [gate, record])
+    trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
     teacher = assemble.teacher(config, data, weights=False)
     if teacher is not None:
         dry = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
         config = {**config, "teacher": with_weights(config, data)}
         teacher = assemble.teacher(config, data, cache=cacheable(dry.objective))
     distiller = assemble.distiller(config, data, teacher)
-    folder.mkdir(parents=True, exist_ok=True)
-    run.write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    if found is not None:
+        place.check(found, data, distiller.teacher_sha256)
+    if trainer.is_global_zero:
+        run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     try:
-        return fit(config, folder, trainer, distiller, data, record, gate, about)
+        return fit(config, folder, trainer, distiller, data, record, gate, found and found.path, about)
     finally:
         for logger in trainer.loggers:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
@@ -97,19 +90,19 @@ def fit(
     data: Any,
     record: Record,
     gate: Gate,
+    checkpoint: Path | None,
     about: Config,
 ) -> dict[str, Any]:
     """Trains, goes back to the best epoch, touches the test set once and writes what is left behind."""
-    started = time.perf_counter()
-    trainer.fit(distiller, datamodule=data)
-    seconds = time.perf_counter() - started
+    trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    seconds = record.seconds
     steps, epochs = trainer.global_step, trainer.current_epoch
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    if not steps:
+        raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
     summary = summarise(config, distiller, data, record, gate.accuracy)
     summary["objective"] |= {"name": about.get("objective")}
     summary |= {"cell": about.get("cell")}
-    best = folder / "checkpoints" / "best.ckpt"
+    best = folder / run.CHECKPOINTS / "best.ckpt"
     kept = str(best) if best.is_file() else None
     scores = history(record)  # now, as the best checkpoint also brings back the record of its epoch
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
@@ -178,12 +171,14 @@ def trained_teacher(config: Config, data: Any) -> Path:
         "student": own,
         "teacher": None,
         "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
+        "optim": node.get("optim") or config["optim"],
+        "callbacks": {key: value for key, value in config["callbacks"].items() if key != "ema"},
         "seed": node.get("seed") or 0,
         "trainer": {**config["trainer"], "max_epochs": epochs},
     }
     machine = ("accelerator", "devices", "strategy", "enable_progress_bar", "log_every_n_steps", "num_nodes")
     course = {key: value for key, value in recipe["trainer"].items() if key not in machine}
-    content = data.describe()["sha256"] if isinstance(data, (Data, Folder)) else ""
+    content = place.sha256_of(data) or ""
     images = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
     parts = {key: recipe[key] for key in ("student", "optim", "seed")}
     parts |= {"trainer": course, "data": images, "content": content}
@@ -192,6 +187,14 @@ def trained_teacher(config: Config, data: Any) -> Path:
     if (folder / run.SUMMARY).is_file():
         log.info("teacher: reused from %s", folder)
         return folder
-    log.info("teacher: no checkpoint, so it is trained first, %d epochs, once; kept in %s", epochs, folder)
-    train(recipe, folder)
+    with run.held(folder, wait=True):
+        if (folder / run.SUMMARY).is_file():  # by the process that was waited for
+            return folder
+        begun = latest(folder)
+        how = "its training was stopped and goes on" if begun else "no checkpoint, so it is trained first"
+        log.info("teacher: %s, %d epochs, once; kept in %s", how, epochs, folder)
+        try:
+            _train(recipe, folder, {})
+        except Stopped as stop:
+            raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
     return folder

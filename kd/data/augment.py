@@ -122,7 +122,7 @@ class Augment:
             return self.keep
         return 0 if self.transform or self.erasings else view_count(self.pad, self.flip)
 
-    def draw(self, index: Tensor, seed: int, epoch: int) -> tuple[Tensor | None, int, int | Tensor]:
+    def draw(self, index: Tensor, seed: int, epoch: int | Tensor) -> tuple[Tensor | None, int, int | Tensor]:
         """Each sample's view where they are counted, and the (seed, epoch) from which all its choices are drawn.
 
         Kept views are drawn as in so many epochs of a seed of their own: apart from the run's seed.

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     ``images`` [B, C, H, W] as uint8 or float in [0, 1], never normalised in transit; ``labels`` [B] class
     numbers, -1 where not known, or [B, C] probabilities, zero where not known; ``index`` [B] the position in the
     training set; ``view`` [B] which augmentation each image got, where augmentations are counted: the pixels are then
-    a function of (index, view).
+    a function of (index, view). Until it is augmented, ``view`` is which time a sample comes, where samples repeat.
     """
 
     images: Tensor

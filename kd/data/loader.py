@@ -26,6 +26,9 @@ class Loader:
         start: how many samples of the epoch's order the first pass leaves out, counted over all processes: after k
             batches, k * batch_size * world. Later passes are whole, and so is the length told, as Lightning counts
             the batches of a resumed epoch from its beginning.
+        repeats: how often each sample of an epoch comes, one time after another; an epoch stays as long, and so
+            shows one in ``repeats`` of them. The batch's ``view`` then says which time it is.
+        pin: whether batches lie in pinned memory, from which a GPU copies without making the host wait.
     """
 
     def __init__(
@@ -39,20 +42,34 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         start: int = 0,
+        repeats: int = 1,
+        pin: bool = False,
     ) -> None:
         self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
         self.seed, self.epoch, self.rank, self.world, self.start = seed, epoch, rank, world, start
+        self.repeats, self.pin = repeats, pin
 
     def __len__(self) -> int:
         return self._batches(len(self.labels))
 
     def __iter__(self) -> Iterator[Batch]:
         start, self.start = self.start, 0
-        order = shard(len(self.labels), self.train, self.seed, self.epoch(), self.rank, self.world, start)
+        order, times = self.order(self.epoch(), start)
         order = order.to(self.images.device)
-        for step in range(self._batches(len(self.labels) - start)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Batch(self.images.index_select(0, index), self.labels.index_select(0, index), index)
+        times = None if times is None else times.to(self.images.device)
+        for first in range(0, len(order), self.batch_size):
+            here = slice(first, first + self.batch_size)
+            index, time = order[here], None if times is None else times[here]
+            batch = Batch(self.images.index_select(0, index), self.labels.index_select(0, index), index, time)
+            yield batch if not self.pin else Batch(*(part if part is None else part.pin_memory() for part in batch))
+
+    def order(self, epoch: int, start: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The positions [n] of an epoch after the first ``start`` samples, and with ``repeats`` which time each is."""
+        count = len(self.labels)
+        order = shard(count, self.train, self.seed, epoch, self.rank, self.world, start, self.repeats)
+        given = min(self._batches(count - start) * self.batch_size, len(order))
+        times = torch.arange(start + self.rank, count, self.world)[:given] % self.repeats
+        return order[:given], times if self.repeats > 1 else None
 
     def _batches(self, count: int) -> int:
         if self.train:
@@ -60,7 +77,13 @@ class Loader:
         return -(-len(range(self.rank, count, self.world)) // self.batch_size)
 
 
-def shard(count: int, shuffle: bool, seed: int, epoch: int, rank: int, world: int, start: int) -> Tensor:
-    """One process's positions of an epoch: every ``world``-th of its order after the first ``start``."""
+def shard(
+    count: int, shuffle: bool, seed: int, epoch: int, rank: int, world: int, start: int, repeats: int = 1
+) -> Tensor:
+    """One process's positions of an epoch: every ``world``-th of its order after the first ``start``.
+
+    With ``repeats``, repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335) by the rule of DeiT's sampler: each
+    position comes so many times in a row, so that processes share them out, and the rest of the order is left out.
+    """
     order = permutation(count, seed, epoch) if shuffle else torch.arange(count)
-    return order[start:][rank::world]
+    return order.repeat_interleave(repeats)[:count][start:][rank::world]

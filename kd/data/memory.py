@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kd.data.augment import Augment
 from kd.data.batch import Arrays, Batch
@@ -40,6 +41,8 @@ class Memory:
         mixup: alpha of MixUp, 0 for none; see :class:`~kd.data.mixing.Mixing`.
         cutmix: alpha of CutMix, 0 for none.
         views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
+        repeats: how often an image comes in a row, each time with another augmentation; an epoch has as many steps as
+            without, and shows one in ``repeats`` of the images.
         resident: whether the training images lie on the device that trains.
         split_seed: draws the validation split and the subset; apart from the run's seed, so that seeds share them.
 
@@ -66,12 +69,16 @@ class Memory:
         mixup: float = 0.0,
         cutmix: float = 0.0,
         views: int = 0,
+        repeats: int = 1,
         resident: bool = False,
         split_seed: int = 0,
     ) -> None:
         if batch_size < 1 or eval_batch_size < 1:
             raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
+        if repeats < 1:
+            raise InputError(f"repeats must be at least 1, got {repeats}")
         _check(arrays)
+        self.repeats = repeats
         self.batch_size, self.eval_batch_size, self.val, self.resident = batch_size, eval_batch_size, val, resident
         self.names, self.classes, self.shape = arrays.names, len(arrays.names), tuple(arrays.train[0].shape[1:])
         self._divide(arrays, Subset(fraction, per_class, unlabelled), split_seed)
@@ -128,14 +135,24 @@ class Memory:
         images, labels = self.parts[part]
         if train and self.resident and device is not None:
             images, labels = self._resident.on(device)
-        return Loader(images, labels, size, train, seed, epoch, rank, world, start)
+        repeats = self.repeats if train else 1
+        pin = device is not None and device.type == "cuda" and images.device.type == "cpu"
+        return Loader(images, labels, size, train, seed, epoch, rank, world, start, repeats, pin)
+
+    def view_of(self, index: Tensor, time: Tensor | None, seed: int, epoch: int) -> Tensor:
+        """The view [n] that each position gets in an epoch, where views are counted."""
+        when = epoch if time is None else epoch * self.repeats + time
+        view = self._augment.draw(index, seed, when)[0]
+        assert view is not None
+        return view
 
     def augment(self, batch: Batch, seed: int, epoch: int) -> Batch:
         """The training batch with each image replaced by its view of this epoch, on the device where it lies."""
         if batch.index is None:
             return batch
         index, images, labels = batch.index, batch.images, batch.labels
-        view, seed, drawn = self._augment.draw(index, seed, epoch)
+        when = epoch if batch.view is None else epoch * self.repeats + batch.view
+        view, seed, drawn = self._augment.draw(index, seed, when)
         images = self._augment(images, index, seed, drawn, None if self._augment.keep else view)
         if self._mixing:
             every, known = self._resident.on(images.device)

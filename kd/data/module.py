@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from kd.data.batch import Batch
@@ -68,6 +69,12 @@ class Data(pl.LightningDataModule):
         where = trainer.strategy.root_device
         return self.memory.loader(part, self.seed, epoch, trainer.global_rank, trainer.world_size, start, where)
 
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The positions [n] that this process meets in an epoch, in their order, and the view of each."""
+        loader = self._loader("train")
+        index, time = loader.order(epoch)
+        return index, self.memory.view_of(index, time, self.seed, epoch)
+
     def train_dataloader(self) -> Loader:
         start, self.start = self.start, 0
         return self._loader("train", start)
@@ -77,6 +84,9 @@ class Data(pl.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         return self._loader("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Batch:
+        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in batch))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         batch = Batch(*batch)

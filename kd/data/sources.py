@@ -64,7 +64,8 @@ def synthetic(
 
     ``noise`` is the share of each pixel that is noise, in [0, 1].
     """
-    if len(shape) != 3 or min(shape) < 1 or classes < 2 or min(train, test) < 1 or not 0 <= noise <= 1:
+    three = isinstance(shape, (list, tuple)) and len(shape) == 3 and min(shape) > 0
+    if not three or classes < 2 or min(train, test) < 1 or not 0 <= noise <= 1:
         raise InputError(
             "synthetic needs shape=[C,H,W], classes of 2 or more, train and test of 1 or more, noise in [0, 1]"
         )

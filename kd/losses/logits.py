@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses.reduce import check, reduce
+from kd.losses.fused import can_fuse, fused_kl
+from kd.losses.reduce import check, reduce, reduce_sum
 from kd.losses.tempered import logit_pair
 from kd.registry import losses
 
@@ -46,6 +47,8 @@ def kl(student: Tensor, teacher: Tensor, T: float = 4.0, reduction: str = "batch
     The factor T^2 keeps the gradient's size when T changes: d/dz_s = T (q - p) / B.
     Log-probabilities may be given in place of logits, since log-softmax leaves them as they are.
     """
+    if reduction != "none" and not isinstance(T, Tensor) and can_fuse(student, teacher):
+        return T**2 * reduce_sum(fused_kl(student, teacher, T), student.shape, reduction, unit)
     log_p, log_q = _log_p_q(student, teacher, T)
     return T**2 * kl_div(log_q, log_p, reduction, log_target=True, unit=unit)
 

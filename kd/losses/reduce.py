@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -42,6 +43,13 @@ def reduce(terms: Tensor, reduction: str = "batchmean", unit: str = "nats") -> T
     if reduction == "none":
         return terms
     raise unknown("reduction", reduction, REDUCTIONS)
+
+
+def reduce_sum(total: Tensor, shape: Sequence[int], reduction: str = "batchmean", unit: str = "nats") -> Tensor:
+    """What :func:`reduce` makes of terms of this ``shape`` whose sum is ``total``; ``none`` is not among it."""
+    check(reduction, unit)
+    counts = {"batchmean": shape[0], "mean": math.prod(shape), "sum": 1}
+    return total / (counts[reduction] * (math.log(2) if unit == "bits" else 1.0))
 
 
 def check(reduction: str, unit: str = "nats", **positive: float) -> None:

@@ -6,7 +6,7 @@ A model is any function or class that names what it needs out of ``classes``, ``
 
 import sys
 
-from kd.models import hub, mobile, resnet, resnet_large, shuffle, small, vgg, wrn
+from kd.models import hub, mobile, resnet, resnet_large, shuffle, small, vgg, vit, wrn
 from kd.models.normalized import Normalized
 from kd.models.weights import prepare
 from kd.registry import RegistryPackage
@@ -25,5 +25,6 @@ __all__ = [
     "shuffle",
     "small",
     "vgg",
+    "vit",
     "wrn",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +64,10 @@ def read(path: str | Path) -> Weights:
     containers of Lightning, RepDistiller, mdistiller, torchdistill, torchvision and timm.
 
     Raises:
-        InputError: no such file, a URL, no plain weights in it, or numbers that are not finite.
+        InputError: no such file, a URL, no plain weights in it, numbers that are not finite, or a run folder whose
+            weights are not those that the run wrote.
     """
-    path = located(path)
+    given, path = Path(path).expanduser(), located(path)
     content, about = _content(path)
     wrappers = []
     while not _is_state(content):
@@ -77,7 +79,26 @@ def read(path: str | Path) -> Weights:
     for key, value in content.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"{path}: {key} holds numbers that are not finite; these weights cannot be used")
+    if given.is_dir() and (recorded := _recorded(given)) not in (None, found := sha256_of(content)):
+        raise InputError(f"{path} is not what the run wrote: its sha256 is {found}, summary.json says {recorded}")
     return Weights(content, tuple(wrappers), about)
+
+
+def sha256_of(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the names and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _recorded(folder: Path) -> str | None:
+    """The sha256 of the student that a run folder's summary tells, if there is one that does."""
+    try:
+        return json.loads((folder / "summary.json").read_text())["student"].get("sha256")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def without_prefix(weights: Weights, known: Iterable[str]) -> Weights:

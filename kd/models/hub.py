@@ -7,10 +7,14 @@ the mean, std and size that they expect (``network.pixels``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -58,7 +62,7 @@ def timm(
     channels: int = 3,
     pretrained: bool = False,
     stem: str = "own",
-    options: dict[str, Any] = {},  # noqa: B006 (never changed; Hydra shows it)
+    options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A timm model, ``name`` as in ``timm.list_models()``; ``pretrained`` needs the internet on first use.
 
@@ -74,8 +78,12 @@ def timm(
         raise InputError("timm is not installed: pip install 'kd-lightning[timm]'") from error
     if not library.is_model(name.split(".")[0]):
         raise unknown("timm model", name, library.list_models())
+    options = options or {}
     try:
-        network = library.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options)
+        with _without_retries() if pretrained else nullcontext():
+            network = library.create_model(
+                name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options
+            )
     except Exception as error:
         raise InputError(f"timm cannot make {name}: {str(error).splitlines()[0]}") from error
     stated = network.pretrained_cfg
@@ -113,6 +121,27 @@ def offered(classes: int, shape: Sequence[int]) -> dict[str, Any]:
     """What kd tells a model's function, under the names that libraries use for it."""
     channels = {"channels": shape[0], "in_channels": shape[0]}
     return {"classes": classes, "num_classes": classes, **channels, "shape": list(shape)}
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Asks only the cache for weights where Hugging Face cannot be reached, instead of trying for a minute."""
+    try:
+        constants: Any = import_module("huggingface_hub.constants")
+    except ImportError:
+        yield
+        return
+    place, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    try:
+        if not getproxies():
+            port = place.port or (443 if place.scheme == "https" else 80)
+            socket.create_connection((place.hostname, port), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _fetched(url: str) -> Path:

@@ -44,6 +44,23 @@ class Normalized(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
+        self.trained: tuple[str, ...] | None = None
+
+    def freeze(self, but: Sequence[str]) -> None:
+        """Lets no layer of ``net`` train any more but those named: batch norms and dropout stay in eval mode."""
+        self.trained = tuple(but)
+        self.net.requires_grad_(False)
+        for name in but:
+            self.net.get_submodule(name).requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Normalized:
+        super().train(mode)
+        if self.trained is not None:
+            self.net.eval()
+            for name in self.trained:
+                self.net.get_submodule(name).train(mode)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:

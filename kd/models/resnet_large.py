@@ -31,10 +31,10 @@ class Basic(nn.Module):
         self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(inputs, width, stride)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), self.relu.inplace)
         out = self.bn2(self.conv2(out))
         return self.relu(out + self.shortcut(x))
 
@@ -54,11 +54,11 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.shortcut = _shortcut(inputs, outputs, stride)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn1(self.conv1(x)), self.relu.inplace)
+        out = F.relu(self.bn2(self.conv2(out)), self.relu.inplace)
         out = self.bn3(self.conv3(out))
         return self.relu(out + self.shortcut(x))
 
@@ -76,7 +76,7 @@ class LargeResNet(nn.Module):
         wide = block.expansion
         self.conv1 = conv3x3(channels, 64)
         self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
         self.layer2 = _stage(block, 64 * wide, 128, depths[1], stride=2)
         self.layer3 = _stage(block, 128 * wide, 256, depths[2], stride=2)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.errors import InputError
 from kd.registry import models
 
 
@@ -20,6 +21,7 @@ class MLP(nn.Module):
 
     def __init__(self, classes: int, shape: Sequence[int], width: int = 128, depth: int = 2) -> None:
         super().__init__()
+        _check(width=width, depth=depth)
         layers: list[nn.Module] = [nn.Linear(math.prod(shape), width), nn.ReLU()]
         for _ in range(depth - 1):
             layers += [nn.Linear(width, width), nn.ReLU()]
@@ -40,6 +42,7 @@ class CNN(nn.Module):
 
     def __init__(self, classes: int, channels: int = 3, width: int = 16) -> None:
         super().__init__()
+        _check(width=width)
         self.aliases = {"stage1": "layer1", "stage2": "layer2", "last": "layer2", "logit_map": "layer2@fc"}
         self.layer1 = _block(channels, width)
         self.layer2 = _block(width, 2 * width)
@@ -48,6 +51,12 @@ class CNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer2(F.max_pool2d(self.layer1(x), 2))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} must be at least 1, got {size}")
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -53,7 +53,7 @@ class VGG(nn.Module):
 def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in [inputs] + [outputs] * (depth - 1):
-        layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,22 +13,25 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from kd.errors import InputError
-from kd.models.containers import Weights, read, without_prefix
+from kd.errors import InputError, unknown
+from kd.models.containers import Weights, read, sha256_of, without_prefix
 from kd.models.normalized import Normalized, Pixels
 
 log = logging.getLogger(__name__)
 
 
-def load_into(network: nn.Module, path: str | Path) -> Weights:
+def load_into(network: nn.Module, path: str | Path, head: str | None = None) -> Weights:
     """Loads a file's weights strictly, and says which wrappers it took off.
+
+    With ``head="new"`` the network's classifier stays as it is, and the file's, of whatever shape, is left out.
 
     Raises:
         InputError: no plain weights; keys missing, too many, or of another shape: the first of them are named.
     """
-    own = network.state_dict()
-    weights = without_prefix(read(path), own)
-    state = weights.state
+    whole = network.state_dict()
+    weights = without_prefix(read(path), whole)
+    left = tuple(f"{name}." for name in heads_of(network)) if head == "new" else ()
+    own, state = ({key: t for key, t in part.items() if not key.startswith(left)} for part in (whole, weights.state))
     # torch counted no batches before 0.4.1, and the count has no part in the answer
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
@@ -41,7 +43,7 @@ def load_into(network: nn.Module, path: str | Path) -> Weights:
             raise InputError(
                 f"{path} does not fit {type(network).__name__}: {len(keys)} {what}, first {first}{trained}"
             )
-    network.load_state_dict({**own, **state})
+    network.load_state_dict({**whole, **state})
     if weights.wrappers:
         log.info("weights: %s, found under %s", path, ", ".join(map(repr, weights.wrappers)))
     return weights
@@ -59,21 +61,50 @@ def prepare(
     mean: list[float] | None = None,
     std: list[float] | None = None,
     size: int | None = None,
+    head: str | None = None,
+    freeze: str | None = None,
 ) -> Normalized:
     """Loads weights, if a file is named, and puts what the network expects of its pixels in front of it.
 
     Normalisation and size are, in this order: those asked for (``mean``, ``std``, ``size``), those that the file of
-    weights or the network's library states, and the data's.
+    weights or the network's library states, and the data's. ``head=new`` leaves the file's classifier out, which may
+    know other classes; ``freeze=backbone`` lets nothing but the classifier train: a linear probe.
+
+    Raises:
+        InputError: weights that do not fit, or another word than these for ``head`` and ``freeze``.
     """
-    loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint)
+    for key, value, known in (("head", head, "new"), ("freeze", freeze, "backbone")):
+        if value not in (known, None):
+            raise unknown(key, str(value), (known, "null"))
+    loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint, head)
     pixels = pixels_of(network, loaded)
     channels = len(data_mean)
-    return Normalized(
+    fitted = Normalized(
         network,
         mean or _fitted(pixels.mean, channels) or data_mean,
         std or _fitted(pixels.std, channels) or data_std,
         size or pixels.size,
     )
+    if freeze == "backbone":
+        fitted.freeze(heads_of(network))
+    return fitted
+
+
+def heads_of(network: nn.Module) -> list[str]:
+    """The names of a network's classifier, of both where it has two: what its ``get_classifier`` gives, else the last
+    linear layer.
+
+    Raises:
+        InputError: there is none.
+    """
+    stated: Any = getattr(network, "get_classifier", None)
+    known = stated() if stated is not None else None
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    given = known if isinstance(known, tuple) else (known,)
+    names = [name for name, module in layers if any(module is one for one in given)]
+    if not names and not layers:
+        raise InputError(f"{type(network).__name__} has no linear layer that could be its classifier")
+    return names or [layers[-1][0]]
 
 
 def pixels_of(network: nn.Module, weights: Weights) -> Pixels:
@@ -95,19 +126,20 @@ class Origin:
 
     ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for
     ``epochs`` (the run's own ``epochs`` if None) with ``seed``, once, and kept for every later run; ``data`` holds
-    the keys of the data in which that training differs, ``{per_class: 0}`` say for all labels. ``mean``,
-    ``std`` and ``size`` (images are resized to it) replace the data's where the teacher expects others.
-    ``classes`` picks, in the order of the data's classes, the columns of a teacher that knows more; ``outputs``
-    says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the share of validation images
-    it must get right to be a teacher; None asks for a tenth of the way from chance to perfection. ``cache`` is
-    ``auto``, ``off``, or the folder of a table of its answers. ``shuffle`` is a control: each training sample gets
-    another one's answer.
+    the keys of the data in which that training differs, ``{per_class: 0}`` say for all labels, and ``optim`` is its
+    optimiser where that is not the run's. ``mean``, ``std`` and ``size`` (images are resized to it) replace the data's
+    where the teacher expects others. ``classes`` picks, in the order of the data's classes, the columns of a teacher
+    that knows more; ``outputs`` says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the
+    share of validation images it must get right to be a teacher; None asks for a tenth of the way from chance to
+    perfection. ``cache`` is ``auto``, ``off``, or the folder of a table of its answers. ``shuffle`` is a control: each
+    training sample gets another one's answer.
     """
 
     checkpoint: str | None = None
     epochs: int | None = None
     seed: int = 0
     data: dict[str, Any] | None = None
+    optim: dict[str, Any] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     size: int | None = None
@@ -140,8 +172,4 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 def fingerprint(network: nn.Module) -> str:
     """sha256 over the names and bytes of the state dict."""
-    digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_of(network.state_dict())

@@ -33,10 +33,11 @@ class Block(nn.Module):
         self.convShortcut: nn.Module | None = None
         if inputs != outputs:
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.inplace = True  # Taps turns it off where it would overwrite a tapped layer
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = F.relu(self.bn1(x), self.inplace)
+        out = self.conv2(F.relu(self.bn2(self.conv1(active)), self.inplace))
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
@@ -52,7 +53,7 @@ class WideResNet(nn.Module):
         self.block2 = _stage(widths[0], widths[1], blocks, stride=2)
         self.block3 = _stage(widths[1], widths[2], blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(widths[2])
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(widths[2], classes)
         init_convolutions(self)
         nn.init.zeros_(self.fc.bias)

@@ -96,7 +96,9 @@ def role_of(run: Run, runs: Sequence[Run]) -> str:
     names = {other.student["name"] for other in taught}
     if any(is_teacher_of(run, other) for other in taught) and run.student["name"] not in names:
         return "teacher"
-    return "scratch" if not run.teacher or only_labels(run) else "student"
+    name, total = run.objective.get("name"), str((run.objective.get("terms") or [""])[0])
+    untaught = not run.teacher and (name == "ce" or (name is None and " + " not in total))  # else it teaches itself
+    return "scratch" if untaught or only_labels(run) else "student"
 
 
 def only_labels(run: Run) -> bool:
@@ -117,6 +119,8 @@ def base_of(run: Run, role: str) -> str:
     """A method's name without its numbers."""
     if label := run.cell.get("label"):
         return str(label)
+    if role == "scratch" and run.student.get("checkpoint"):
+        return "probe" if run.student.get("freeze") == "backbone" else "fine-tuned"
     if role != "student":
         return str(run.student["name"]) if role == "teacher" else "scratch"
     if name := run.objective.get("name"):
@@ -135,6 +139,7 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
         parts |= {"trainer": {"max_epochs": run.training.get("epochs")}}
     kept = {key: value for key, value in flat(parts).items() if value is not None and not ELSEWHERE.fullmatch(key)}
     kept["student"] = run.student["name"]
+    kept |= {"student.checkpoint": "given"} if run.student.get("checkpoint") else {}
     if role == "student":
         kept |= {"T": run.objective.get("T"), "alpha": run.objective.get("alpha"), "teacher": run.teacher.get("name")}
         kept |= {"teacher.shuffle": True} if (config.get("teacher") or {}).get("shuffle") is True else {}

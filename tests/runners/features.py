@@ -221,9 +221,16 @@ def _class_maps(batch: int) -> dict[str, Any]:
     return _map(batch, 10, 10)
 
 
+def _own_layers(batch: int) -> dict[str, Any]:
+    features, logits = _map(batch), _map(batch, 10, 10)
+    layers = [features["student"], features["teacher"][:, :, ::2, ::2], logits["student"][:, :, 0, 0]]
+    return {"student": layers, "labels": torch.arange(batch) % 10}
+
+
 EXAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {
     "ab": _maps,
     "at": _maps,
+    "byot": _own_layers,
     "catkd": _class_maps,
     "cwd": _maps,
     "fitnets": _map,

@@ -1,0 +1,185 @@
+"""Training steps that are let go one at a time: of a hand-written loop, and of kd through Lightning's Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+import kd
+from kd import Batch, Normalized, assemble
+from kd.cli import _register, plain
+from kd.gate import Gate
+from kd.monitor import Record
+
+T, ALPHA = 4.0, 0.9
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The configuration of kd-train as plain containers."""
+    _register()
+    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
+        return plain(compose("train", list(overrides)))
+
+
+@torch.no_grad()
+def settled(network: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The network with running statistics of two batches, so that no activation runs away in eval mode."""
+    network.train()
+    for _ in range(2):
+        network(images)
+    return network
+
+
+class Bare:
+    """A step of RepDistiller and mdistiller without their meters: eager, float32, on prepared float images.
+
+    Neither loading nor augmentation nor normalisation is in it, as they are in kd's.
+    """
+
+    def __init__(self, config: dict[str, Any], data: Any, device: torch.device) -> None:
+        torch.manual_seed(0)
+        batch = next(iter(data.memory.loader("train")))
+        images = batch.images.float() / 255 - 0.5
+        self.images, self.labels = images.to(device), batch.labels.to(device)
+        teacher, student = (assemble.network(config[side], side, data).net for side in ("teacher", "student"))
+        self.teacher = settled(teacher, images[:16]).eval().to(device)
+        self.student = student.train().to(device)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+    def step(self) -> None:
+        student = self.student(self.images)
+        with torch.no_grad():
+            teacher = self.teacher(self.images)
+        soft = F.kl_div(F.log_softmax(student / T, 1), F.softmax(teacher / T, 1), reduction="batchmean") * T**2
+        loss = (1 - ALPHA) * F.cross_entropy(student, self.labels) + ALPHA * soft
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def stop(self) -> None:
+        pass
+
+
+class Done(Exception):
+    """Ends a run from within its loader."""
+
+
+class Fit:
+    """kd-train itself, in a thread of its own, which waits before each batch until it is let go.
+
+    A step is all that lies between two batches: loading, augmentation, both networks, the update, logging, guards.
+    """
+
+    def __init__(self, config: dict[str, Any], data: Any, folder: str, networks: Bare | None = None) -> None:
+        self.config, self.data, self.folder = config, data, Path(tempfile.mkdtemp(dir=folder))
+        self.go, self.ready, self.over = threading.Semaphore(0), threading.Semaphore(0), False
+        self.failed: BaseException | None = None
+        teacher = assemble.teacher(config, data, weights=False, cache=self.cached)
+        for network in () if teacher is None else teacher.networks().values():
+            assert isinstance(network, Normalized)
+            if networks is not None:
+                network.net.load_state_dict(networks.teacher.state_dict())
+        self.distiller = assemble.distiller(config, data, teacher)
+        self.trainer = assemble.trainer(config, self.folder, [Gate({"": 0.0}), Record()])
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        self._wait()
+
+    @property
+    def cached(self) -> bool:
+        """Whether a table of the teacher's answers is kept."""
+        return (self.config["teacher"] or {}).get("cache", "off") != "off"
+
+    def _run(self) -> None:
+        try:
+            self.trainer.fit(self.distiller, datamodule=_Paced(self.data, self))
+        except Done:
+            pass
+        except BaseException as error:
+            self.failed = error
+        finally:
+            self.over = True
+            self.ready.release()
+
+    def _wait(self) -> None:
+        self.ready.acquire()
+        if self.failed is not None:
+            raise self.failed
+
+    def paced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, each when it is let go."""
+        for batch in batches:
+            self.ready.release()
+            self.go.acquire()
+            if self.over:
+                raise Done
+            yield batch
+
+    def step(self) -> None:
+        self.go.release()
+        self._wait()
+
+    def stop(self) -> None:
+        self.over = True
+        self.go.release()
+        self.thread.join()
+
+
+class Own:
+    """The step of a :class:`Fit` without Lightning, logging and guards: the same networks, data and arithmetic."""
+
+    def __init__(self, fit: Fit, device: torch.device) -> None:
+        self.fit, self.device, self.batches = fit, device, iter(())
+        self.optimizer = fit.distiller.optim.make(list(fit.distiller.student.parameters()))
+        mixed = str(fit.config["trainer"]["precision"]) == "bf16-mixed"
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+
+    def _batch(self) -> Batch:
+        memory = self.fit.data.memory
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = iter(memory.loader("train", self.fit.config["seed"]))
+            batch = next(self.batches)
+        moved = (part if part is None else part.to(self.device) for part in batch)
+        return memory.augment(Batch(*moved), self.fit.config["seed"], 0)
+
+    def step(self) -> None:
+        distiller, batch = self.fit.distiller, self._batch()
+        with self.autocast:
+            student = distiller.taps(batch.images)
+            teacher = distiller.teacher(batch) if distiller.teacher is not None else None
+            total, _ = distiller.objective(student, batch.labels, teacher, batch.index)
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+    def stop(self) -> None:
+        pass
+
+
+class _Paced(kd.Data):
+    """Data whose training batches wait to be let go."""
+
+    def __init__(self, data: Any, fit: Fit) -> None:
+        super().__init__(data.memory, data.seed)
+        self.fit = fit
+
+    def train_dataloader(self) -> Any:
+        loader, fit = super().train_dataloader(), self.fit
+
+        class Waiting:
+            def __len__(self) -> int:
+                return len(loader)
+
+            def __iter__(self) -> Iterator[Batch]:
+                return fit.paced(iter(loader))
+
+        return Waiting()

@@ -1,0 +1,158 @@
+"""A variational autoencoder that learns the posteriors of a larger one: distillation without classes.
+
+A teacher of 0.17 million parameters has seen all training digits, the student, 14 times smaller, 100 of them.
+
+    python examples/vae/vae.py           # under a minute on two cores
+    python examples/vae/vae.py --epochs 1000 --seeds 0 1 2 3 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import warnings
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd import Batch, Data, Distiller, Frozen, Memory, Normalized, Objective, Optim, Term
+from kd.data.sources import digits
+from kd.losses import GaussianKL, gaussian_kl
+from kd.optim import adamw
+
+LATENT = 8
+POSTERIOR = ["mean", "log_variance"]
+
+
+class VAE(nn.Module):
+    """Images [B, C, H, W] in [0, 1] to the logits [B, C * H * W] of Bernoulli pixels, through a Gaussian code.
+
+    Kingma and Welling 2014 (arXiv:1312.6114). Layers to tap: ``pixels`` (the image as a vector), ``mean`` and
+    ``log_variance`` (the posterior of the code, [B, LATENT] each).
+    """
+
+    def __init__(self, pixels: int, hidden: int) -> None:
+        super().__init__()
+        self.pixels = nn.Flatten()
+        self.encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.mean, self.log_variance = nn.Linear(hidden, LATENT), nn.Linear(hidden, LATENT)
+        self.decoder = nn.Sequential(
+            *(nn.Linear(LATENT, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        code = self.encoder(self.pixels(images))
+        mean, log_variance = self.mean(code), self.log_variance(code)
+        return self.decoder(mean + (log_variance / 2).exp() * torch.randn_like(mean))
+
+
+class Reconstruction(nn.Module):
+    """-log p(x | z), in nats, mean over the batch; the student's layers are its pixels and its output."""
+
+    def forward(self, student: list[Tensor]) -> Tensor:
+        pixels, logits = student
+        return F.binary_cross_entropy_with_logits(logits, pixels, reduction="sum") / len(pixels)
+
+
+class Prior(nn.Module):
+    """KL(q(z | x) || N(0, 1)), in nats, mean over the batch; the student's layers are mean and log variance."""
+
+    def forward(self, student: list[Tensor]) -> Tensor:
+        standard = [torch.zeros_like(part) for part in student]
+        return gaussian_kl(standard, student)  # the second Gaussian's divergence from the first
+
+
+class VAEDistiller(Distiller):
+    """Lightning's steps for a task without classes: they log the negative evidence lower bound, and no accuracy."""
+
+    def check_output(self, side: str, output: Any, classes: int) -> None:
+        assert output.ndim == 2, side
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.weighed(Batch(*batch), "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.weighed(Batch(*batch), "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.weighed(Batch(*batch), "test")
+
+    def weighed(self, batch: Batch, part: str) -> Tensor:
+        """The objective of a batch, after its parts have been logged."""
+        teacher = self.teacher(batch) if self.teacher is not None else None
+        total, parts = self.total(self.taps(batch.images), batch, teacher)
+        parts["bound"] = parts["reconstruction"] + parts["prior"]
+        self.log_dict({f"{part}/{name}": value for name, value in parts.items()}, batch_size=len(batch.images))
+        return total
+
+    def on_validation_epoch_end(self) -> None:
+        pass  # no confusion matrix
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+def objective(posterior: float) -> Objective:
+    """The negative evidence lower bound, and the divergence of the teacher's posterior from the student's."""
+    terms = {
+        "reconstruction": Term(Reconstruction(), 1.0, ["pixels", ""]),
+        "prior": Term(Prior(), 1.0, POSTERIOR),
+    }
+    if posterior:
+        terms["posterior"] = Term(GaussianKL(), posterior, POSTERIOR, POSTERIOR)
+    return Objective(terms)
+
+
+def fit(data: Data, hidden: int, epochs: int, seed: int, teacher: Frozen | None = None) -> VAEDistiller:
+    """Trains a student, with the teacher's posteriors if there is one."""
+    pl.seed_everything(seed, verbose=False)
+    pixels = torch.Size(data.shape).numel()
+    student = Normalized(VAE(pixels, hidden), [0.0] * data.shape[0], [1.0] * data.shape[0])
+    optim = Optim(partial(adamw, lr=2e-3, weight_decay=0.0), warmup=0.05)
+    terms = objective(1.0 if teacher is not None else 0.0)
+    module = VAEDistiller(student, teacher, terms, optim, data.shape, data.classes, config={"seed": seed})
+    runner(epochs).fit(module, datamodule=data)
+    return module
+
+
+def bound(module: VAEDistiller, data: Data) -> float:
+    """The negative evidence lower bound on the test images, in nats, with one code drawn for each."""
+    pl.seed_everything(0, verbose=False)
+    return runner(1).test(module, datamodule=data, verbose=False)[0]["test/bound"]
+
+
+def runner(epochs: int) -> pl.Trainer:
+    """A trainer that keeps nothing and says nothing."""
+    silent: dict[str, Any] = {f"enable_{what}": False for what in ("progress_bar", "model_summary", "checkpointing")}
+    return pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, limit_val_batches=0, **silent)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
+    """Trains a teacher, and for each seed a student alone and one with its posteriors; prints the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--per-class", type=int, default=10)
+    given = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    everything = Data(Memory(digits(), batch_size=64))
+    few = Data(Memory(digits(), batch_size=10 * given.per_class, per_class=given.per_class))
+    teacher = fit(everything, 256, max(given.epochs // 5, 1), seed=0)
+    found: dict[str, list[float]] = {"teacher": [bound(teacher, few)], "student alone": [], "student taught": []}
+    frozen = Frozen(teacher.student)
+    for seed in given.seeds:
+        found["student alone"].append(bound(fit(few, 48, given.epochs, seed), few))
+        found["student taught"].append(bound(fit(few, 48, given.epochs, seed, frozen), few))
+    for name, values in found.items():
+        deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        print(f"{name:15} negative bound on test {statistics.mean(values):6.2f}{deviation} nats")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Checkpoints that are whole or absent: how they are written, when, and which one a run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from torch import nn
+
+from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
+from kd.run import CHECKPOINTS, shown
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PATIENCE = 10.0  # seconds that a validation may go on after a signal
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes beside the target, brings it to the disk and renames; reads nothing but tensors and plain containers."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Replaces ``path`` by the checkpoint, or leaves it as it was.
+
+        Raises:
+            TrainingFailed: no space, or another fault of the disk.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except Exception as error:
+            temporary.unlink(missing_ok=True)
+            fault = disk_fault(error)
+            if fault is None:
+                raise
+            needed = sum(t.numel() * t.element_size() for t in tensors_of(checkpoint)) / 1e6
+            why = f"the checkpoint {path} of {needed:.1f} MB cannot be written: {os.strerror(fault.errno or 0)}"
+            raise TrainingFailed(f"{why}; the one before is kept") from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def tensors_of(content: Any) -> list[torch.Tensor]:
+    """All tensors in nested containers."""
+    if isinstance(content, torch.Tensor):
+        return [content]
+    inner = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
+    return [tensor for part in inner for tensor in tensors_of(part)]
+
+
+class Best(ModelCheckpoint):
+    """Lightning's, in a run folder that may have been moved since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, here = state_dict["dirpath"], self.dirpath
+        moved = lambda path: str(Path(here) / Path(path).name) if path and here else path  # noqa: E731
+        state = dict(state_dict) | {"dirpath": here} if before != here else dict(state_dict)
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = moved(state[key])
+        state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+        self.current_score = state["current_score"]  # which Lightning saves and forgets
+
+
+class Last(Checkpoint):
+    """Keeps ``last.ckpt``, from which the run goes on to the very end that it would have had, and the one before it.
+
+    It is written at each epoch's end, after validation, every ``minutes``, and when SIGTERM or SIGINT asks the run to
+    stop; a second signal ends it at once. Never between an epoch's last step and the end of its validation, as
+    Lightning would leave that validation out. Put it after the callback that keeps the best, so that it knows of it.
+
+    Args:
+        dirpath: the folder.
+        minutes: the longest time between two; None for epochs only.
+        steps: how many optimiser steps lie between two; None for epochs only.
+
+    Raises:
+        InputError: numbers that are not positive.
+        Stopped: after a signal, once the state is saved.
+    """
+
+    def __init__(self, dirpath: str, minutes: float | None = 10.0, steps: int | None = None) -> None:
+        for key, value in (("minutes", minutes), ("steps", steps)):
+            if value is not None and not value > 0:
+                raise InputError(f"{key} must be above 0, or null for none; got {value}")
+        self.folder, self.minutes, self.steps = Path(dirpath), minutes, steps
+        self.signum: int | None = None
+        self._signalled = 0.0
+        self._saved_at, self._saved_step = time.monotonic(), 0
+        self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.tmp"):
+                left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            room_for(pl_module, self.folder)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # in place of Lightning's, which speaks to other processes
+                self._handlers[number] = signal.signal(number, self._receive)
+
+    def _receive(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum, self._signalled = signum, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not whole or batch_idx + 1 >= trainer.num_training_batches:
+            return
+        due = self.signum is not None or self._due(trainer.global_step)
+        if trainer.world_size > 1:  # all of them or none, and not asked at every step
+            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                return
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if due:
+            self._save(trainer)
+            self._stop(trainer, log_step=True)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        late = self.signum is not None and time.monotonic() - self._signalled > PATIENCE
+        if late and trainer.world_size == 1 and not trainer.sanity_checking:
+            self._raise(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+        self._stop(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+        if trainer.is_global_zero:
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _due(self, step: int) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60
+        in_time = self.minutes is not None and minutes >= self.minutes
+        return in_time or (self.steps is not None and step - self._saved_step >= self.steps)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # the curves reach as far as the checkpoint
+        last = self.folder / LAST
+        if trainer.is_global_zero and last.is_file():
+            link = self.folder / f".{PREVIOUS}.{os.getpid()}.tmp"
+            link.unlink(missing_ok=True)
+            try:
+                os.link(last, link)
+                os.replace(link, self.folder / PREVIOUS)
+            except OSError:  # no hard links on this file system: there is one checkpoint less to fall back to
+                link.unlink(missing_ok=True)
+        trainer.save_checkpoint(last, weights_only=False)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def _stop(self, trainer: pl.Trainer, log_step: bool = False) -> None:
+        signum = torch.tensor(self.signum or 0, device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            signum = trainer.strategy.reduce(signum, reduce_op="max")
+        if int(signum):
+            self.signum = int(signum)
+            if log_step:
+                trainer._logger_connector.update_train_step_metrics()  # Lightning would, after this hook
+            self._raise(trainer)
+
+    def _raise(self, trainer: pl.Trainer) -> None:
+        assert self.signum is not None
+        name = signal.Signals(self.signum).name
+        where = f"stopped by {name} at step {trainer.global_step}"
+        raise Stopped(self.signum, f"{where}; go on with: kd-train resume={shown(self.folder.parent)}")
+
+
+def room_for(module: nn.Module, folder: Path) -> None:
+    """Asks the disk whether it takes two checkpoints of a module under training.
+
+    Raises:
+        InputError: it does not.
+    """
+    state = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    needed, free = 2 * 3 * state, shutil.disk_usage(folder).free  # two files; weights and up to two moments in each
+    if free < needed:
+        sizes = f"{free / 1e6:.1f} MB are free, two checkpoints need about {needed / 1e6:.1f} MB"
+        raise InputError(f"{folder}: no space left for checkpoints: {sizes}; give another hydra.run.dir")
+
+
+class Saved(NamedTuple):
+    """A checkpoint's file and what it holds."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def latest(folder: Path) -> Saved | None:
+    """The newest whole checkpoint of a run folder; None if there never was one.
+
+    Raises:
+        InputError: none of those there can be read, or it is none of kd's, or of a later version of kd.
+    """
+    found = [path for name in (LAST, PREVIOUS) if (path := folder / CHECKPOINTS / name).is_file()]
+    for path in found:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a torn file may trip its reader anywhere
+            log.warning("%s is damaged or cut off (%s); going back to the one before", path, type(error).__name__)
+            continue
+        about = content.get("kd") if isinstance(content, dict) else None
+        if not isinstance(about, dict) or not isinstance(about.get("format_version"), int):
+            raise InputError(f"{path} is no checkpoint of a run of kd, so training cannot go on from it")
+        if about["format_version"] > FORMAT:
+            raise InputError(f"{path} has format {about['format_version']}, written by a later version of kd")
+        return Saved(path, content)
+    if found:
+        raise InputError(f"{found[0]} is damaged or cut off, and there is no other whole checkpoint beside it")
+    return None

@@ -1,0 +1,75 @@
+"""The guard against numbers that are not finite: they never become a checkpoint or a success."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kd.errors import InputError, TrainingFailed, unknown
+
+log = logging.getLogger(__name__)
+
+CHOICES = ("stop", "skip")
+
+
+class Finite(Callback):
+    """Looks at the gradient's norm before each update, after processes have shared it, so that all of them agree.
+
+    Args:
+        nan: ``stop`` ends the run before the update; ``skip`` leaves the update out.
+        most: how many updates may be left out in all.
+
+    Raises:
+        InputError: an unknown choice, or a count below 1.
+        TrainingFailed: a gradient that is not finite; the terms that are not finite are named.
+    """
+
+    def __init__(self, nan: str = "stop", most: int = 10) -> None:
+        if nan not in CHOICES:
+            raise unknown("nan", nan, CHOICES)
+        if most < 1:
+            raise InputError(f"most must be at least 1, got {most}")
+        self.nan, self.most, self.skipped = nan, most, 0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients or _finite(gradients):
+            return
+        step = trainer.global_step + 1
+        what = _blamed(pl_module)
+        if self.nan == "skip" and self.skipped < self.most:
+            self.skipped += 1
+            log.warning("%s at step %d: update left out (%d of %d)", what, step, self.skipped, self.most)
+            optimizer.zero_grad(set_to_none=True)
+            return
+        spent = f", after {self.skipped} updates left out" if self.skipped else ""
+        raise TrainingFailed(
+            f"{what} at step {step}{spent}; nothing after step {trainer.global_step} was kept. "
+            "A lower optim.lr or a higher T often helps; nan=skip leaves such updates out"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = int(state_dict["skipped"])
+
+
+def _finite(gradients: list[Tensor]) -> bool:
+    norms = torch._foreach_norm(gradients)
+    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+
+def _blamed(module: Any) -> str:
+    """Which terms of the last step are not finite, or that the gradient alone is not."""
+    bad = [(name, float(part)) for name, part in getattr(module, "parts", {}).items() if not part.isfinite()]
+    if bad:
+        return " and ".join(f"the loss term {name} is {value}" for name, value in bad)
+    names = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    return f"the gradient of {names[0]} is not finite, though the loss is," if names else "the gradient is not finite"

@@ -1,0 +1,89 @@
+"""Activation checkpointing: a student's blocks keep their input only, and run once more when the gradient is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from kd.errors import InputError
+
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+class Recomputed(nn.Module):
+    """What a block's class is mixed with; names of layers and keys of weights stay as they are."""
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        run = super().forward
+        if not torch.is_grad_enabled():
+            return run(*args, **named)
+        return checkpoint(run, *args, use_reentrant=False, context_fn=partial(_contexts, self), **named)
+
+
+def recompute(network: nn.Module) -> int:
+    """Lets every block of a network recompute its activations; says how many there are.
+
+    Chen et al. 2016 (arXiv:1604.06174): memory for the inputs of blocks instead of all that is inside them, paid with
+    a second forward pass. Gradients are those of the plain network, and batch norms count each batch once.
+
+    Raises:
+        InputError: a network without a sequence of blocks.
+    """
+    blocks = _blocks(network)
+    if not blocks:
+        raise InputError(f"speed.recompute=true: {type(network).__name__} has no sequence of blocks")
+    for block in blocks:
+        own = type(block)
+        block.__class__ = type(own.__name__, (Recomputed, own), {"__module__": own.__module__})
+    return len(blocks)
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The elements of its outermost sequences that have layers inside; a sequence of mere layers is one block."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        if type(child) in CONTAINERS:
+            composite = [element for element in child if any(True for _ in element.children())]
+            inner = [block for element in composite for block in _within(element)]
+            found += inner or ([child] if type(child) is nn.Sequential and _holds(child) else [])
+    composite = [child for child in network.children() if type(child) not in CONTAINERS]
+    return found or [block for child in composite for block in _blocks(child)]
+
+
+def _within(element: nn.Module) -> list[nn.Module]:
+    if type(element) not in CONTAINERS:
+        return [element] if _holds(element) else []
+    wrapper = nn.Module()
+    wrapper.element = element
+    return _blocks(wrapper)
+
+
+def _holds(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), still(block)
+
+
+@contextmanager
+def still(block: nn.Module) -> Iterator[None]:
+    """Keeps a network's running statistics where they are, while a batch runs for the second time."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count

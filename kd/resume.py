@@ -1,0 +1,143 @@
+"""``kd-train resume=RUN``: a run's own configuration, checked against what the user says, and on it goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import kd
+from kd.announce import conclude
+from kd.errors import InputError
+from kd.registry import check_registered, target_of
+from kd.run import CONFIG, SUMMARY, read_summary
+from kd.teacher import Ensemble
+from kd.train import train
+
+log = logging.getLogger(__name__)
+
+# what may be said anew: how long and where a run goes on; none of it changes what a step computes
+FREE = (
+    *("epochs", "trainer.max_epochs", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+    *("data.root", "data.workers", "data.download", "teacher.checkpoint", "logger", "callbacks"),
+    *("cache.root", "cache.max_gb", "teachers", "nan"),
+)
+
+
+def config_of(run: str, trust: bool = False) -> dict[str, Any]:
+    """The configuration of a run folder. It is data: what it names must be known to kd, or ``trust`` be given.
+
+    Raises:
+        InputError: no run there, no configuration, or one that names what kd does not know.
+    """
+    folder = Path(run)
+    if "://" in run or not folder.is_dir():
+        raise InputError(f"resume={run} is no run folder: {'a URL' if '://' in run else 'there is no such folder'}")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start it anew") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged") from error
+    keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
+    if not isinstance(config, dict) or (missing := sorted(keys - config.keys())):
+        lacking = f": it does not say {missing[0]}" if isinstance(config, dict) else ""
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged{lacking}")
+    if not trust:
+        for key, node in config.items():
+            check_registered(node, key, known=targets())
+    return config
+
+
+def resumed(run: str, typed: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
+    """Goes on with a run, or says that it is finished; its summary.
+
+    Args:
+        run: the run folder.
+        typed: what the user says beside it, dotted key to value; see :func:`changed`.
+        trust: whether classes may be imported that the folder names and kd does not know.
+
+    Raises:
+        InputError: as :func:`config_of` and :func:`changed`.
+    """
+    folder, config = Path(run), changed(config_of(run, trust), typed, run)
+    about = config.pop("about", None) or {}
+    if (folder / SUMMARY).is_file():
+        summary = read_summary(folder)
+        if config["trainer"]["max_epochs"] <= summary["training"]["epochs"]:
+            log.info("resume: %s is finished already; epochs=N goes on for longer", run)
+            conclude(summary, folder)
+            return summary
+    return train(config, folder, go_on=True, **about)
+
+
+@cache
+def targets() -> frozenset[str]:
+    """The targets that kd's own configuration files name, and the ensemble."""
+    found = {target_of(Ensemble)}
+    for path in Path(kd.CONFIG_DIR).rglob("*.yaml"):
+        found |= set(_targets(yaml.safe_load(path.read_text())))
+    return frozenset(found)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for inner in node.values():
+            yield from _targets(inner)
+
+
+def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """A run's configuration with what the user types beside ``resume=``.
+
+    Args:
+        config: the run's.
+        typed: dotted key to value.
+        run: as the user gave it, for messages.
+
+    Raises:
+        InputError: another experiment than the run's: the keys that differ are named.
+    """
+    differing = []
+    for key, value in typed.items():
+        for name, here in _flat(value, key):
+            there = _at(config, name)
+            if here == there:
+                continue
+            if any(name == free or name.startswith(f"{free}.") for free in FREE):
+                config = _with(config, name.split("."), here)
+            else:
+                differing.append(f"{name} ({there} there, {here} here)")
+    if differing:
+        raise InputError(
+            f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
+        )
+    if typed.get("epochs"):
+        config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
+    return config
+
+
+def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}")
+    else:
+        yield prefix, node
+
+
+def _at(node: Any, name: str) -> Any:
+    for key in name.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _with(node: Any, keys: list[str], value: Any) -> Any:
+    first, *rest = keys
+    inner = node.get(first) if isinstance(node, Mapping) else None
+    return {**(node or {}), first: _with(inner, rest, value) if rest else value}
