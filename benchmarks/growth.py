@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,14 @@ def costs_of_kl(device: torch.device, T: float = 4.0) -> dict[str, Any]:
             row[f"{name}_ms"] = round(1e3 * statistics.median(taken[name][5:]), 3)
             leaf = student.clone().requires_grad_()
 
-            def step(function: Callable[..., Tensor] = function, leaf: Tensor = leaf) -> None:
-                leaf.grad = None
-                function(leaf, teacher, T).backward()
-
-            row[f"{name}_mb"] = round(peak_bytes(step, device) / 1e6, 2)
+            row[f"{name}_mb"] = round(peak_bytes(partial(_step, function, leaf, teacher, T), device) / 1e6, 2)
         found[str(classes)] = row
     return found
+
+
+def _step(function: Callable[..., Tensor], leaf: Tensor, teacher: Tensor, T: float) -> None:
+    leaf.grad = None
+    function(leaf, teacher, T).backward()
 
 
 def peaks(device: torch.device) -> dict[str, Any]:

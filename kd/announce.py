@@ -18,7 +18,7 @@ from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.run import name_of, shown, size_of
-from kd.teacher import Ensemble
+from kd.teacher import Ensemble, Hidden
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
     if distiller.teacher is not None:
         nodes = members(config["teacher"])
         for name, network in distiller.teacher.networks().items():
-            _network(f"teacher {name}".strip(), name_of(nodes[name]), network, shape, ", frozen")
+            note = ", frozen" if isinstance(distiller.teacher, Hidden) else ", changing with the student"
+            _network(f"teacher {name}".strip(), name_of(nodes[name]), network, shape, note)
         if isinstance(distiller.teacher, Ensemble):
             log.info("teacher: %s", distiller.teacher.describe())
     for line in distiller.objective.describe():

@@ -21,8 +21,10 @@ from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller
 from kd.errors import InputError, placed
+from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import outputs_of
+from kd.mutual import nodes_of
 from kd.objective import Objective, Term
 from kd.optim import DOT, Optim
 from kd.registry import build, defaults_of, named_by, target_of
@@ -94,8 +96,22 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     shuffle = bool((config["teacher"] or {}).get("shuffle"))
     optimiser = optim(config["optim"])
     apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
-    kind = DOTDistiller if apart else Distiller
-    return kind(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
+    rest = (terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
+    if lives(node := config["teacher"]):
+        if apart:
+            raise InputError(f"optim=dot needs a teacher that does not change, not teacher={teacher_name(node)}")
+        return DISTILLERS[node["_target_"]](student, _living(node, student, data), *rest)
+    return (DOTDistiller if apart else Distiller)(student, teacher, *rest)
+
+
+def _living(node: Config, student: nn.Module, data: Any) -> nn.Module:
+    """A teacher that changes with the student: made from it, or of other students."""
+    options = {key: value for key, value in node.items() if key not in ("name", "peers", "shuffle")}
+    made = build(options, "teacher", partial=True)
+    with placed("teacher"):
+        if "peers" not in node:
+            return made(student)
+        return made({name: network(peer, f"teacher.peers.{name}", data) for name, peer in members(node).items()})
 
 
 def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0) -> pl.Trainer:
@@ -118,7 +134,7 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
     with placed("trainer"):
         try:
             return trainer(
-                callbacks=[quick, *own, *callbacks],
+                callbacks=[*own, quick, *callbacks],  # whether a teacher can teach comes before how fast it does
                 logger=loggers or False,
                 default_root_dir=str(folder),
                 plugins=[WholeFiles()],
@@ -136,6 +152,8 @@ def members(node: Config | None) -> dict[str, Config]:
     """The networks of the teacher's node by name: of an ensemble its members, of one teacher itself under ``""``."""
     if not node or not node.get("_target_"):
         return {}
+    if "peers" in node:
+        return dict(nodes_of(node["peers"]))
     return {"": node} if "members" not in node else dict(node["members"])
 
 
@@ -145,6 +163,8 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
     With ``weights=False`` none are loaded, so that all else is checked before they are made.
     """
     node = config["teacher"]
+    if lives(node):
+        return None  # it is made with the student
     found: dict[str, Frozen | Cached] = {}
     for name, member in members(node).items():
         frozen = _frozen(member if weights else {**member, "checkpoint": None}, place(name), data, member)

@@ -231,7 +231,13 @@ def _register() -> None:
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
     OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
     store = ConfigStore.instance()
+    # Hydra copies the whole store for each of its questions, a hundred times for --help; nodes are copied when read
+    store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     store.store(name="root", node=Root, provider="kd")
+    if {"-h", "--help"} & set(sys.argv):  # names suffice, and Lightning takes seconds to import
+        store.store(group="module", name="folder", node={}, provider="kd")
+    else:
+        import kd.data.folder  # noqa: F401 (registers it)
     store.store(group="teacher", name="none", node={"_target_": None}, provider="kd")
     ensemble = {"_target_": "kd.teacher.Ensemble", "members": {}, **defaults_of(Ensemble)}
     store.store(

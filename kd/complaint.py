@@ -17,7 +17,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import kd
 from kd.errors import InputError, Stopped, TrainingFailed, nearest
@@ -38,15 +37,20 @@ def judge(error: BaseException) -> tuple[int, str | None]:
                 return FAILED, _line(cause)
             case Stopped():
                 return 128 + cause.signum, _line(cause)
-            case SIGTERMException():
+            case _ if isinstance(cause, _lightnings("SIGTERMException")):
                 return 128 + signal.SIGTERM, "stopped by SIGTERM"
             case KeyboardInterrupt():
                 return 128 + signal.SIGINT, "stopped by SIGINT"
     if line := next(filter(None, map(_shortage, chain)), None):
         return FAILED, line
-    if line := _of_configuration(chain):
+    if line := next(filter(None, map(_stray_label, chain)), None) or _of_configuration(chain):
         return INPUT, line
     return BUG, None
+
+
+def _lightnings(name: str) -> Any:
+    """An exception of Lightning's; nothing where it has not been imported, which takes seconds."""
+    return getattr(sys.modules.get("pytorch_lightning.utilities.exceptions"), name, ())
 
 
 def _line(error: BaseException) -> str:
@@ -75,6 +79,11 @@ def _shortage(cause: BaseException) -> str | None:
     return None
 
 
+def _stray_label(cause: BaseException) -> str | None:
+    stray = re.search(r"Target (-?\d+) is out of bounds", str(cause))
+    return f"the data has the label {stray[1]}, which is none of its classes, counted from 0" if stray else None
+
+
 def _of_configuration(chain: list[BaseException]) -> str | None:
     """One line that names the key, the value and the nearest right one; None if it is no fault of the input."""
     complaints = [cause for cause in reversed(chain) if isinstance(cause, OmegaConfBaseException)]
@@ -83,7 +92,7 @@ def _of_configuration(chain: list[BaseException]) -> str | None:
     for cause in chain:
         if isinstance(cause, HydraException):
             return _hydra_line(str(cause))
-        if isinstance(cause, MisconfigurationException):
+        if isinstance(cause, _lightnings("MisconfigurationException")):
             return f"trainer: {_line(cause)}"
     return None
 

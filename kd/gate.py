@@ -42,8 +42,8 @@ class Gate(Callback):
         self.accuracy: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if pl_module.teacher is None:
-            return
+        if not isinstance(pl_module.teacher, Hidden):
+            return  # there is none, or it is yet to learn
         trainer.validating = True  # else the data would augment these images
         try:
             tally = self._tally(trainer, pl_module)

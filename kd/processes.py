@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch.distributed
-from pytorch_lightning.strategies.launchers import subprocess_script
 
 from kd.errors import TrainingFailed
 
@@ -41,6 +41,12 @@ def rank() -> int:
 def is_child() -> bool:
     """Whether Lightning started this process for a job of another one."""
     return LAUNCH in os.environ and not started_outside() and rank() > 0
+
+
+def _launchers() -> Any:
+    from pytorch_lightning.strategies.launchers import subprocess_script  # Lightning takes seconds to import
+
+    return subprocess_script
 
 
 class Job:
@@ -69,8 +75,8 @@ class Job:
             if self.swept:
                 os.environ[SWEPT] = str(self.folder)
             # Lightning's own observer kills this process, too, before it can say anything
-            self._observer = subprocess_script._launch_process_observer
-            subprocess_script._launch_process_observer = self.watch  # type: ignore[assignment]
+            self._observer = _launchers()._launch_process_observer
+            _launchers()._launch_process_observer = self.watch
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
@@ -79,7 +85,7 @@ class Job:
             torch.distributed.destroy_process_group()  # else the next job of a sweep finds this one's
         if is_child() or started_outside():
             return
-        subprocess_script._launch_process_observer = self._observer
+        _launchers()._launch_process_observer = self._observer
         _end(self.children, PATIENCE if kind is None else PATIENCE / 2)
         self._forget()
         for name, value in self._before.items():

@@ -78,7 +78,7 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX)
         except OSError:
             log.warning("%s is on a file system without locks: see to it that no two processes train in it", folder)
-        if new and (folder / CONFIG).exists():
+        if new and ((folder / SUMMARY).exists() or any((folder / CHECKPOINTS).glob("*.ckpt"))):
             here = shown(folder)
             raise InputError(f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir")
         yield

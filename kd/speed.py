@@ -152,7 +152,8 @@ class Quick(Callback):
             if not apart <= CLOSE * max(float(plain.abs().max()), 1.0):
                 raise InputError(f"speed.fold: the {who}'s {seen}, more than rounding; say speed.fold=false")
             return f"{who}: {self.how[name]}; {seen} on {where}"
-        said = f"{seen} ({apart / float(plain.std()):.2g} of their standard deviation), the same class on {100 * same:.1f} %"
+        of_std = apart / float(plain.std())
+        said = f"{seen} ({of_std:.2g} of their standard deviation), the same class on {100 * same:.1f} %"
         if not same >= self.speed.min_agreement:
             raise InputError(
                 f"speed.teacher_precision: the {who}'s {said} of {where}, less than "

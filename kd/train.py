@@ -16,11 +16,10 @@ from kd import assemble, place, predictor, run
 from kd.announce import announce, conclude
 from kd.assemble import Config, members
 from kd.checkpoints import latest
-from kd.data.folder import Folder
-from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.gate import Gate
+from kd.living import lives
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import Origin, fingerprint, save, save_tensors
 from kd.monitor import Record
@@ -144,6 +143,8 @@ def cacheable(objective: Objective) -> bool:
 def with_weights(config: Config, data: Any) -> Config:
     """The teacher's node with the file or run folder of the weights of each of its networks."""
     node = config["teacher"]
+    if lives(node):
+        return node
     found = {name: {**own, "checkpoint": weights_of(config, own, data)} for name, own in members(node).items()}
     return found.get("", {**node, "members": found})
 
@@ -160,13 +161,31 @@ def trained_teacher(config: Config, data: Any) -> Path:
 
     A teacher is known by its network, the data's content and augmentation, the optimiser, the course and the seed.
     """
+    if config["teacher"].get("data"):
+        config = {**config, "data": {**config["data"], **config["teacher"]["data"]}}
+        data = assemble.data(config)
+    recipe = _recipe_of(config)
+    folder = _folder_of(recipe, place.sha256_of(data) or "")
+    if (folder / run.SUMMARY).is_file():
+        log.info("teacher: reused from %s", folder)
+        return folder
+    with run.held(folder, wait=True):
+        if (folder / run.SUMMARY).is_file():  # by the process that was waited for
+            return folder
+        how = "its training was stopped and goes on" if latest(folder) else "no checkpoint, so it is trained first"
+        log.info("teacher: %s, %d epochs, once; kept in %s", how, recipe["trainer"]["max_epochs"], folder)
+        try:
+            _train(recipe, folder, {})
+        except Stopped as stop:
+            raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
+    return folder
+
+
+def _recipe_of(config: Config) -> dict[str, Any]:
+    """The configuration of the run that trains the teacher of ``config``."""
     node = config["teacher"]
     own = {key: value for key, value in node.items() if key not in defaults_of(Origin) or key in Pixels._fields}
-    epochs = node.get("epochs") or config["epochs"]
-    if node.get("data"):
-        config = {**config, "data": {**config["data"], **node["data"]}}
-        data = assemble.data(config)
-    recipe = dict(config) | {
+    return dict(config) | {
         "task": "teacher",
         "student": own,
         "teacher": None,
@@ -174,27 +193,16 @@ def trained_teacher(config: Config, data: Any) -> Path:
         "optim": node.get("optim") or config["optim"],
         "callbacks": {key: value for key, value in config["callbacks"].items() if key != "ema"},
         "seed": node.get("seed") or 0,
-        "trainer": {**config["trainer"], "max_epochs": epochs},
+        "trainer": {**config["trainer"], "max_epochs": node.get("epochs") or config["epochs"]},
     }
+
+
+def _folder_of(recipe: Config, content: str) -> Path:
+    """Where the run of a teacher's recipe lies; ``content`` is the data's sha256."""
     machine = ("accelerator", "devices", "strategy", "enable_progress_bar", "log_every_n_steps", "num_nodes")
     course = {key: value for key, value in recipe["trainer"].items() if key not in machine}
-    content = place.sha256_of(data) or ""
-    images = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
+    images = {key: value for key, value in recipe["data"].items() if key not in ("root", "download")}
     parts = {key: recipe[key] for key in ("student", "optim", "seed")}
     parts |= {"trainer": course, "data": images, "content": content}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = Path(config["teachers"]) / f"{run.name_of(own)}-{key}"
-    if (folder / run.SUMMARY).is_file():
-        log.info("teacher: reused from %s", folder)
-        return folder
-    with run.held(folder, wait=True):
-        if (folder / run.SUMMARY).is_file():  # by the process that was waited for
-            return folder
-        begun = latest(folder)
-        how = "its training was stopped and goes on" if begun else "no checkpoint, so it is trained first"
-        log.info("teacher: %s, %d epochs, once; kept in %s", how, epochs, folder)
-        try:
-            _train(recipe, folder, {})
-        except Stopped as stop:
-            raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
-    return folder
+    return Path(recipe["teachers"]) / f"{run.name_of(recipe['student'])}-{key}"

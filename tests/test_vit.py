@@ -136,7 +136,8 @@ def test_golden_cases_pass_through_the_lightning_module(case: dict[str, Any]) ->
     distiller = Distiller(student, Frozen(Answers(z_t)), Objective(terms), plain, [1, 1, 1], classes)
     loader = DataLoader(TensorDataset(torch.zeros(batch, 1, 1, 1), stored["in_y"]), batch_size=batch)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(max_steps=1, precision="64-true", accelerator="cpu", logger=False, **quiet)
+    options = {"max_steps": 1, "log_every_n_steps": 1, "precision": "64-true", "accelerator": "cpu", "logger": False}
+    trainer = pl.Trainer(**options, **quiet)
     trainer.fit(distiller, loader)
     close = {key: case["tolerance"][key] for key in ("rtol", "atol")}
     torch.testing.assert_close(trainer.callback_metrics["train/loss"].double(), stored["out_loss"], **close)

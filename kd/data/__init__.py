@@ -2,7 +2,7 @@
 
 import sys
 
-from kd.data import folder, hub, photos, sources
+from kd.data import hub, photos, sources
 from kd.data.batch import Arrays, Batch
 from kd.data.memory import Memory
 from kd.registry import RegistryPackage
@@ -10,4 +10,4 @@ from kd.registry import sources as registry
 
 sys.modules[__name__].__class__ = RegistryPackage
 
-__all__ = ["Arrays", "Batch", "Memory", "folder", "hub", "photos", "registry", "sources"]
+__all__ = ["Arrays", "Batch", "Memory", "hub", "photos", "registry", "sources"]

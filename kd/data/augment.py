@@ -8,7 +8,7 @@ decide everything, so that every device shows the same pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from kd.data.boxes import Erasing, centred_square, random_boxes
 from kd.data.streams import ORDER, TRANSFORM, VIEW, VIEWS
-from kd.data.transforms import PerSample
 from kd.errors import InputError, unknown
 from kd.hashing import below, hashed
+
+if TYPE_CHECKING:
+    from kd.data.transforms import PerSample
 
 BORDERS = ("zero", "edge", "reflect")
 RULE = 1  # goes up when a change of the code gives some view other pixels
@@ -69,6 +71,12 @@ def _inside(place: Tensor, size: int, border: str) -> Tensor:
     return size - 1 - (size - 1 - place.abs()).abs()
 
 
+def _per_sample(transform: Any, shape: Sequence[int]) -> PerSample:
+    from kd.data.transforms import PerSample  # torchvision takes a second to import
+
+    return PerSample(transform, shape)
+
+
 class Augment:
     """What is done to each training image, in this order: crop and flip, ``transform``, ``erase``, ``cutout``.
 
@@ -108,7 +116,7 @@ class Augment:
         if keep < 0:
             raise InputError(f"views must be at least 1, or 0 for a new one each epoch; got {keep}")
         self.pad, self.border, self.flip, self.keep = pad, border, flip, keep
-        self.transform = PerSample(transform, shape) if transform else None
+        self.transform = _per_sample(transform, shape) if transform else None
         self.erasings: dict[str, Erasing] = {}
         if erase:
             self.erasings["erase"] = Erasing(shape, fill, erase, random_boxes(shape, erase_area), inside=True)

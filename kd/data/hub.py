@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from kd.data.batch import Arrays
 from kd.data.decode import pixels
 from kd.errors import InputError, unknown
 from kd.registry import sources
+
+if TYPE_CHECKING:  # torchvision takes a second to import
+    from torchvision.transforms import v2
 
 
 @sources.register("huggingface")
@@ -41,6 +43,8 @@ def huggingface(
     """
     if not name:
         raise InputError("data.name must be given: a data set of the Hugging Face hub, uoft-cs/cifar10 for example")
+    from torchvision.transforms import v2
+
     found = _loaded(name, subset)
     for part in (train, test):
         if not hasattr(found, "keys") or part not in found:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
-
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from typing import TYPE_CHECKING, NamedTuple
 
 from kd.data.decode import File
 from kd.errors import InputError, unknown
+
+if TYPE_CHECKING:  # torchvision takes a second to import
+    from torchvision.datasets import ImageFolder
 
 ANNOTATIONS = "val_annotations.txt"
 
@@ -53,6 +53,8 @@ def listed(root: str) -> Listing:
 
 
 def _classes(folder: Path) -> ImageFolder:
+    from torchvision.datasets import ImageFolder
+
     try:
         return ImageFolder(str(folder))
     except OSError as error:
@@ -96,6 +98,8 @@ def _shards(folder: Path, shards: list[Path]) -> Listing:
 
 def _members(path: Path) -> list[File]:
     """The images of one shard, in its order: where ``KEY.jpg`` lies, and the number that ``KEY.cls`` holds."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:

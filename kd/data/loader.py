@@ -49,6 +49,11 @@ class Loader:
         self.seed, self.epoch, self.rank, self.world, self.start = seed, epoch, rank, world, start
         self.repeats, self.pin = repeats, pin
 
+    @property
+    def dataset(self) -> Tensor:
+        """What Lightning's search for a batch size takes the length of."""
+        return self.labels
+
     def __len__(self) -> int:
         return self._batches(len(self.labels))
 

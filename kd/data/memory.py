@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.data.augment import Augment
+from kd.data.augment import Augment, crop_flip, view_count
 from kd.data.batch import Arrays, Batch
 from kd.data.loader import Loader
 from kd.data.mixing import Mixing
 from kd.data.resident import PerDevice
 from kd.data.split import Subset, split, statistics
+from kd.data.streams import WEAK
 from kd.errors import InputError
+from kd.hashing import below, hashed
 
 
 class Memory:
@@ -161,6 +163,13 @@ class Memory:
             pair, answers = (images, other), (labels, known.index_select(0, partner))
             images, labels = self._mixing(pair, answers, index, seed, drawn)
         return Batch(images, labels, index, view if self.views else None)
+
+    def weak(self, index: Tensor, seed: int, epoch: int) -> Tensor:
+        """The training images at these positions [n], each in another crop and flip of this epoch than the batch's."""
+        images, look = self._resident.on(index.device)[0].index_select(0, index), self._augment
+        count = view_count(look.pad, look.flip)
+        view = below(count, hashed(seed, epoch, index, WEAK)) if count > 1 else torch.zeros_like(index)
+        return crop_flip(images, view, look.pad, look.flip, look.border)
 
     def augmentation(self) -> dict[str, Any]:
         """Everything that decides the pixels of view v of sample i, in plain containers."""

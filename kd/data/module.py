@@ -28,7 +28,16 @@ class Data(pl.LightningDataModule):
         super().__init__()
         self.memory, self.seed, self.start = memory, seed, 0
         self.classes, self.shape, self.names = memory.classes, memory.shape, memory.names
-        self.mean, self.std, self.batch_size, self.val = memory.mean, memory.std, memory.batch_size, memory.val
+        self.mean, self.std, self.val = memory.mean, memory.std, memory.val
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step and process; of loaders that are made from now on, where it is set."""
+        return self.memory.batch_size
+
+    @batch_size.setter
+    def batch_size(self, count: int) -> None:
+        self.memory.batch_size = min(count, len(self.train_labels))
 
     @property
     def views(self) -> int:

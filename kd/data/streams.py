@@ -4,6 +4,7 @@ ORDER = 1  # of an epoch
 VIEW = 2  # the crop and flip, or which of the kept views
 TRANSFORM = 3  # the seed of what runs sample by sample
 STEP = 4  # the seed of a training step: dropout and the like
+WEAK = 5  # the crop and flip of a second view of the same image
 ERASE = 16  # from here on four for each kind of erasing: whether, size, row, column
 MIX = 32  # from here on: partner, kind, lambda, row, column
 

@@ -11,6 +11,7 @@ import yaml
 
 from kd import assemble
 from kd.errors import InputError
+from kd.living import DISTILLERS, lives
 from kd.registry import check_registered
 from kd.restore import Restored
 from kd.run import STUDENT, require
@@ -35,6 +36,8 @@ def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[as
         return None, "the run had none" if about is None else "left out, as asked"
     require(found.summary, found.folder, "teacher.sha256")
     node = _teacher_node(found.folder, trust)
+    if lives(node):
+        return None, "it changed with the student and was not kept"
     nodes = _with_weights(node, about, checkpoint, found.folder)
     if absent := [member["absent"] for member in nodes.values() if "absent" in member]:
         return None, f"its weights are no longer at {absent[0]}"
@@ -83,7 +86,7 @@ def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:
         ) from error
     if not trust:
         outer = node if node["_target_"] != ENSEMBLE else {**node, "_target_": None}
-        check_registered(outer, "teacher")
+        check_registered(outer, "teacher", known=DISTILLERS)
     return node
 
 

@@ -1,0 +1,119 @@
+"""Teachers that change with the student, and the mean teacher: the moving average of the student's own weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.distiller import Distiller
+from kd.errors import InputError
+from kd.taps import Taps
+from kd.teacher import fingerprints
+
+
+class Living(nn.Module):
+    """A teacher that is part of the training: unlike a frozen one it is a module among others, and in checkpoints."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that it asks, by name; a single one has the name ``""``."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """sha256 of its state."""
+        return fingerprints(self.networks())
+
+    def settle(self) -> None:
+        """Told at each epoch's end."""
+
+    def keep(self) -> None:
+        """Told before each checkpoint, which holds its state anyway."""
+
+    def logged(self) -> dict[str, float]:
+        """What it wishes to have logged."""
+        return {}
+
+
+class Moving(Living):
+    """average = d * average + (1 - d) * student after the n-th step, d = min(1 - 1 / (n + 1), decay), n from 1.
+
+    Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), in the schedule of the
+    authors' code, by which the first steps count alike. The buffers are averaged as well, and counts are copied.
+
+    Args:
+        student: of which it begins as a copy.
+        decay: d in the long run.
+
+    Raises:
+        InputError: a decay outside [0, 1).
+    """
+
+    taps: Taps
+
+    def __init__(self, student: nn.Module, decay: float = 0.999) -> None:
+        super().__init__()
+        check_decay(decay)
+        self.network, self.decay = copy.deepcopy(student).requires_grad_(False), decay
+        self.tap(())
+        self.eval()
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"": self.network}
+
+    def tap(self, layers: Iterable[str]) -> None:
+        """Names the layers whose tensors it gives besides its output, in place of those named before."""
+        if "taps" in self.__dict__:
+            self.taps.remove()
+        self.taps = Taps(self.network, layers)
+
+    def train(self, mode: bool = True) -> Moving:
+        """Leaves it in eval mode."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``{"": logits [B, C], layer: tensor, ...}`` for a batch, without gradient."""
+        return self.taps(batch.images)
+
+    def follow(self, student: nn.Module, step: int) -> None:
+        """Moves towards the student after its ``step``-th step, counted from 1."""
+        follow(self.network, student, min(1 - 1 / (step + 1), self.decay))
+
+
+class MovingDistiller(Distiller):
+    """A distiller whose teacher is a :class:`Moving` one."""
+
+    teacher: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.teacher_sha256 = None  # its state is the checkpoint's own
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        self.teacher.follow(self.student, self.trainer.global_step + 1)  # the step is counted after this hook
+
+    def answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The teacher's logits, which are others at each validation."""
+        return self.teacher(batch)[""]
+
+
+@torch.no_grad()
+def follow(average: nn.Module, source: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * source for parameters and buffers, in place; counts are copied."""
+    for old, new in zip(average.state_dict().values(), source.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - decay)
+        else:
+            old.copy_(new)
+
+
+def check_decay(decay: float) -> None:
+    """Refuses a decay outside [0, 1) by an InputError."""
+    if not 0 <= decay < 1:
+        raise InputError(f"decay must lie in [0, 1), got {decay}")

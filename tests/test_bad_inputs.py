@@ -1,0 +1,541 @@
+"""Bad input, row by row: one line that names it, the right exit code, before any training, nothing left half-written.
+
+The numbers are those of a list of fifty-five things that go wrong. Files of data in every format are damaged in
+test_formats.py and test_data.py, containers of weights in test_containers.py, and processes in test_processes.py;
+here each row stands once, at the command line.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Complain
+from test_containers import bad_files
+from test_data import make_folder, make_idx
+from trained import trained
+
+import kd
+from kd.complaint import judge
+from kd.ending import Ended, told
+from kd.errors import InputError, Stopped, TrainingFailed
+
+BASE = {
+    **{"data": "synthetic", "data.shape": "[1,8,8]", "data.classes": "4", "data.train": "60", "data.test": "20"},
+    **{"data.batch_size": "10", "teacher": "none", "objective": "ce", "student": "cnn", "epochs": "1"},
+    **{"trainer.enable_progress_bar": "false", "logger": "none", "hydra.run.dir": "run"},
+}
+IN_MEMORY = ("data.shape", "data.classes", "data.train", "data.test", "data.batch_size")
+
+
+def given(words: str) -> list[str]:
+    """The words of a row, and those that make a small run of the rest."""
+    typed = words.split()
+    said = {word.lstrip("+").partition("=")[0] for word in typed}
+    left = IN_MEMORY if "data" in said else ()
+    return [*(f"{key}={value}" for key, value in BASE.items() if key not in said and key not in left), *typed]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder, of which no code stays imported."""
+    monkeypatch.chdir(tmp_path)
+    before, paths = set(sys.modules), list(sys.path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+    sys.path[:] = paths
+
+
+def nothing_half_written(folder: Path) -> bool:
+    """Whether no run has left anything but Hydra's record of what was asked, the log, and the lock."""
+    left = {path.name for path in folder.rglob("*") if path.is_file() and ".hydra" not in path.parts}
+    return left <= {"train.log", "teacher.log", ".lock"}
+
+
+# ---------------------------------------------------------------- configuration
+
+CONFIGURATION: dict[int, dict[str, str]] = {
+    1: {"trainer.max_epoch=3": "unknown key trainer.max_epoch; did you mean trainer.max_epochs?"},
+    2: {"+trainer.max_epoch=3": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"},
+    3: {
+        "objective=dkdd": "unknown choice objective=dkdd; did you mean objective=dkd?",
+        "+loss@objective.x=dkdd": "unknown choice loss=dkdd; did you mean loss=dkd?",
+        "callbacks=none": "unknown choice callbacks=none",
+    },
+    5: {
+        "T=abc": "T=abc: Value 'abc' of type 'str' could not be converted to Float; for example T=4.0",
+        "objective.ce.weight=abc": "objective.ce.weight=abc: Value 'abc' of type 'str'",
+        "trainer.enable_progress_bar=perhaps": "trainer.enable_progress_bar=perhaps must be true or false or null",
+        "trainer.deterministic=maybe": "trainer.deterministic=maybe must be true or false or null or warn",
+        "data.shape=abc": "synthetic needs shape=[C,H,W]",
+        "cache=3": "cache=3 must be a group of keys",
+        "+objective.x._target_=os.getcwd": "objective.x: a loss is an nn.Module, not a str",
+    },
+    6: {
+        "trainer.max_epochs=three": "trainer.max_epochs=three must be a whole number of at least 1",
+        "trainer.max_epochs=2.5": "trainer.max_epochs=2.5 must be a whole number of at least 1",
+        "epochs=2.5": "epochs=2.5: Value '2.5'",
+    },
+    7: {
+        "seed=": "seed=: Value '' of type 'str' could not be converted to Integer",
+        "student=": "student=: student takes the name of a choice",
+        "data=null": "data=null: data takes the name of a choice",
+        "hydra.run.dir=": "hydra.run.dir= names no folder",
+        "~T": "T must be given",
+        "teacher=[]": "teacher=[] names no teacher",
+    },
+    8: {"student=torchvision": "student.name must be given", "data=folder": "data.root must be given"},
+    9: {
+        "student=cnn student=mlp": "student is chosen 2 times: student=cnn and student=mlp; give one of them",
+        "+loss@objective.x=ce +loss@objective.x=kl": "loss@objective.x is chosen 2 times",
+    },
+    10: {
+        "optim.lr=-1": "optim: lr must be a finite number above 0, got -1.0",
+        "optim.lr=nan": "optim: lr must be a finite number above 0, got nan",
+        "optim.lr=1e-3x": "optim.lr=1e-3x: Value '1e-3x' of type 'str' could not be converted to Float",
+    },
+    11: {
+        "T=0": "T=0 must be a finite number above 0",
+        "T=-1": "T=-1 must be a finite number above 0",
+        "objective=kd teacher=mlp objective.kd.T=0": "objective.kd: T must be",
+    },
+    12: {
+        "alpha=-0.1": "alpha=-0.1 must lie in [0, 1]; the nearest that does is alpha=0",
+        "alpha=2": "alpha=2 must lie in [0, 1]; the nearest that does is alpha=1",
+        "alpha=nan": "alpha=nan must lie in [0, 1]",
+    },
+    13: {
+        "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number of at least 1",
+        "trainer.max_epochs=-3": "trainer.max_epochs=-3 must be a whole number of at least 1",
+        "trainer.limit_train_batches=0": "trainer.limit_train_batches=0 must be a whole number of at least 1, or a share",
+        "trainer.limit_train_batches=0.01": "trainer: You requested to check 0.01 of the `train_dataloader`",
+        "trainer.limit_val_batches=0": "trainer.limit_val_batches=0 must be a whole number of at least 1, or a share",
+        "+trainer.max_steps=0": "trainer.max_steps=0 must be a whole number of at least 1, or -1 for all",
+    },
+    14: {
+        "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be a whole number of at least 1",
+        "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0 must be a whole number of at least 1",
+        "trainer.check_val_every_n_epoch=5": "trainer.check_val_every_n_epoch=5 must be at most the run's 1 epochs",
+        "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0 must be a whole number of at least 1",
+    },
+    15: {"trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be a finite number from 0 up"},
+    16: {
+        "seed=-1": "seed=-1 must lie in [0, 2**32)",
+        "seed=1099511627776": "seed=1099511627776 must lie in [0, 2**32)",
+        "seed=abc": "seed=abc: Value 'abc'",
+    },
+    17: {"teachers=${oc.env:KD_NO_SUCH}": "teachers: KeyError raised while resolving interpolation"},
+    18: {
+        "foo": "Error parsing override 'foo': missing EQUAL",
+        "objective.ce.weight=[1,": "Error parsing override 'objective.ce.weight=[1,': no viable alternative",
+        "--max_epochs 3": "unrecognized arguments: --max_epochs 3; options are written key=value",
+    },
+    19: {
+        "callbacks.best.monitor=val/accc": "callbacks.best.monitor=val/accc: unknown metric 'val/accc'; did you mean",
+        "callbacks.best.monitor=teacher/acc": "callbacks.best.monitor=teacher/acc: unknown metric 'teacher/acc'",
+        "callbacks.best.mode=maxx": "callbacks.best.mode=maxx: unknown mode 'maxx'; did you mean 'max'?",
+    },
+    20: {"--experimental-rerun job.pickle": "--experimental-rerun runs a pickle"},
+    38: {},
+    46: {
+        "data.batch_size=0": "batch_size and eval_batch_size must be at least 1, got 0, 500",
+        "data=folder data.root=pets data.workers=-1": "workers at least 0",
+    },
+    48: {
+        "trainer.devices=0": "trainer.devices=0 must be a whole number from 1",
+        "trainer.devices=two": "trainer.devices=two must be a whole number from 1",
+        "trainer.devices=99": "trainer.devices=99 must be a whole number from 1",
+        "trainer.accelerator=gpuu": "trainer.accelerator=gpuu: unknown accelerator 'gpuu'; did you mean 'gpu'?",
+        "trainer.accelerator=tpu": "trainer.accelerator=tpu: torch finds no such device here",
+    },
+    49: {
+        "trainer.strategy=dpp": "trainer.strategy=dpp: unknown strategy 'dpp'; did you mean 'ddp'?",
+        "trainer.precision=fp17": "trainer.precision=fp17: unknown precision 'fp17'",
+        "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU; here there are bf16-mixed",
+        "trainer.precision=transformer-engine": "trainer: Requirement 'transformer_engine",
+    },
+    53: {
+        "hydra.run.dir=file": "the run folder cannot be made: ",
+        "hydra.run.dir=file/below": "the run folder cannot be made: ",
+        "hydra.run.dir=/proc/none": "the run folder cannot be made: /proc/none: ",
+        "hydra.run.dir=before": "before holds a run already",
+    },
+}
+CASES = [
+    pytest.param(words, said, id=f"{row}-{words}") for row, r in CONFIGURATION.items() for words, said in r.items()
+]
+
+
+@pytest.mark.parametrize(("words", "said"), CASES)
+def test_rows_of_the_command_line(words: str, said: str, complain: Complain, here: Path) -> None:
+    (here / "file").touch()
+    (here / "before").mkdir()
+    (here / "before/config.yaml").touch()
+    if "pets" in words:
+        make_folder(here / "pets")
+    before = {path for path in here.rglob("*") if path.is_file()}
+    line = complain(*given(words))
+    assert said in line
+    assert len(line) < 900
+    for path in before:
+        path.unlink()
+    assert nothing_half_written(here)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("words", ["trainer=gpu", "trainer.accelerator=gpu", "trainer.accelerator=cuda"])
+def test_row_48_a_gpu_that_is_not_there(words: str, complain: Complain, here: Path) -> None:
+    assert "torch finds no such device here; there is trainer=cpu" in complain(*given(words))
+
+
+EXPERIMENT = {
+    "trainer: {max_epoch: 3}": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?",
+    "optim: {lrr: 0.1}": "unknown key optim.lrr; did you mean optim.lr?",
+    "epoch: 3": "unknown key epoch; did you mean epochs?",
+    "callbacks: {best: {moniter: val/acc}}": "unknown option 'callbacks.best.moniter'; did you mean",
+    "cache: {rooot: x}": "unknown option 'cache.rooot'; did you mean 'cache.root'?",
+}
+
+
+@pytest.mark.parametrize("text", EXPERIMENT)
+def test_row_4_an_unknown_key_in_a_recipe_of_one_s_own(text: str, complain: Complain, here: Path) -> None:
+    (here / "conf/experiment").mkdir(parents=True)
+    (here / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert EXPERIMENT[text] in complain("--config-dir", "conf", *given("experiment=mine"))
+    assert not list(here.rglob("summary.json"))
+
+
+def test_row_20_what_the_user_types_stays_free(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["kd-train", *given("+callbacks.own._target_=pytorch_lightning.callbacks.Timer")])
+    kd.cli.train()
+    assert (here / "run/summary.json").exists()
+
+
+# ---------------------------------------------------------------- teachers and checkpoints
+
+TEACHERS = {
+    21: ("absent.pth", "no weights at absent.pth"),
+    22: ("folder", "folder is a folder without student.safetensors"),
+    23: ("empty.pth", "empty.pth is empty"),
+    24: ("cut.safetensors", "cut.safetensors is damaged, cut off"),
+    25: ("page.pth", "page.pth is a web page, not a file of weights"),
+    26: ("module.pth", "module.pth holds Python objects beside tensors, which could run code, so it is not opened"),
+    27: ("nested.pth", "nested.pth holds no state dict of tensors, but 'weights', 'epoch'"),
+    28: ("less.pth", "1 missing, first layer1.0.conv1.weight"),
+    29: ("other.pth", "other.pth does not fit ResNet: 72 unexpected"),
+    30: ("seven.pth", "2 of another shape, first fc.weight [7, 64] for [10, 64]"),
+    31: ("nan.pth", "nan.pth: fc.weight holds numbers that are not finite"),
+    37: ("https://example.org/teacher.pth", "is a URL; weights are read from local files only"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    bad_files(folder)
+    return folder
+
+
+@pytest.mark.parametrize("row", TEACHERS)
+def test_rows_of_a_teacher(row: int, files: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, said = TEACHERS[row]
+    monkeypatch.chdir(files)
+    assert said in complain("teacher=resnet8", f"teacher.checkpoint={file}", f"hydra.run.dir=run{row}")
+    assert not list(files.rglob("summary.json"))
+
+
+def test_row_30_a_teacher_with_one_column(complain: Complain, here: Path) -> None:
+    (here / "one.py").write_text("from torch import nn\ndef net(shape):\n    return nn.LazyLinear(1)\n")
+    words = "teacher=import teacher.path=one:net objective=kd"
+    (here / "one.py").write_text(
+        "from torch import nn\n\ndef net(shape):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))\n"
+    )
+    assert "the teacher must give logits [B, 4] for the data's 4 classes, gives [2, 1]" in complain(*given(words))
+    assert nothing_half_written(here / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [f"{key}={value}" for key, value in BASE.items() if key not in ("hydra.run.dir", "logger", "epochs")]
+    return trained(tmp_path_factory.mktemp("finished"), *words[:-1], "epochs=1")
+
+
+def test_row_32_a_teacher_that_was_swapped(finished: Path, complain: Complain, here: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(finished, here / "teacher")
+    state = load_file(here / "teacher/student.safetensors")
+    state["fc.bias"][0] += 1
+    save_file(state, here / "teacher/student.safetensors")
+    line = complain(*given("teacher=cnn teacher.checkpoint=teacher objective=kd"))
+    assert "student.safetensors is not what the run wrote: its sha256 is" in line
+    assert "student.safetensors is not what the run wrote" in complain("run=teacher", command="evaluate")
+    assert nothing_half_written(here / "run")
+
+
+def test_row_33_weights_of_a_library_that_cannot_be_had(
+    complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+    import time
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(here))
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    assert "unknown timm model 'resnett10'; did you mean" in complain(*given("student=timm student.name=resnett10"))
+    started = time.monotonic()
+    line = complain(*given("student=timm student.name=resnet10t student.pretrained=true"))
+    assert line.startswith("error: student: timm cannot make resnet10t: ")
+    line = complain(*given("student=torchvision student.name=resnet18 student.weights=DEFAULT"))
+    assert "resnet18-f37072fd.pth cannot be fetched" in line
+    assert time.monotonic() - started < 15
+
+
+# ================================================================ rows 34, 35, 36: going on with a run
+#
+# ================================================================ (end of rows 34, 35, 36)
+
+
+EXPORTS = {
+    "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
+    "format=safetensors": "student.safetensors exists; overwrite=true replaces it",
+    "format=safetensors softmax=true": "softmax=true needs a format that computes",
+}
+
+
+@pytest.mark.parametrize("words", EXPORTS)
+def test_row_38_exports(words: str, finished: Path, complain: Complain, here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out/student.safetensors").touch()
+    assert EXPORTS[words] in complain(f"run={finished}", "out=out", *words.split(), command="export")
+    assert [path.name for path in (here / "out").iterdir()] == ["student.safetensors"]
+
+
+# ---------------------------------------------------------------- data
+
+OWN = """
+import os, torch
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+from kd import Arrays
+
+def arrays(kind):
+    images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
+    if kind == "sizes":
+        return Arrays((images, labels), (images[:, :, :6], labels), tuple("abcd"))
+    if kind == "range":
+        return Arrays((images, labels + 9), (images, labels), tuple("abcd"))
+    if kind == "hundred":
+        return Arrays((images, labels * 0 - 100), (images, labels), tuple("abcd"))
+    if kind == "unlabelled":
+        return Arrays((images, labels * 0 - 1), (images, labels), tuple("abcd"))
+
+class Items(Dataset):
+    def __init__(self, kind):
+        self.kind = kind
+    def __len__(self):
+        return 16
+    def __getitem__(self, i):
+        if self.kind == "killed":
+            os.kill(os.getpid(), 9)
+        return torch.full((1, 8, 8), float("nan") if self.kind == "nan" else i / 16), 7 if self.kind == "label" else i % 4
+
+class Module(pl.LightningDataModule):
+    classes, shape = 4, (1, 8, 8)
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+    def train_dataloader(self):
+        size, workers = (50 if self.kind == "few" else 8), (1 if self.kind == "killed" else 0)
+        return DataLoader(Items(self.kind), batch_size=size, num_workers=workers, drop_last=True)
+    def val_dataloader(self):
+        return DataLoader(Items("whole"), batch_size=8)
+    test_dataloader = val_dataloader
+"""
+DATA = {
+    (39, "data=folder data.root=/nowhere"): (2, "data.root=/nowhere is no folder"),
+    (39, "data=folder data.root=empty"): (2, "empty"),
+    (40, "data=cifar10 data.root=empty"): (2, "no cifar-10-batches-py"),
+    (40, "data=mnist data.root=idx"): (2, "train-images-idx3-ubyte"),
+    (41, "data=folder data.root=torn data.size=16 data.batch_size=4 data.workers=0"): (
+        2,
+        "bee/2.png cannot be decoded",
+    ),
+    (42, "data=own data.kind=sizes"): (2, "training and test images differ in shape: [1, 8, 8] and [1, 6, 8]"),
+    (43, "data=folder data.root=other data.size=16"): (2, "cow"),
+    (44, "data=own data.kind=range"): (2, "the training labels leave the range of the 4 classes"),
+    (44, "data=own data.kind=hundred"): (2, "the training labels leave the range of the 4 classes"),
+    (44, "data=own data.kind=unlabelled"): (2, "CE needs the label of every sample"),
+    (44, "data=module data.kind=label"): (2, "the data has the label 7, which is none of its classes"),
+    (45, "data.batch_size=500"): (2, "batch_size=500 is more than the 54 training images"),
+    (45, "data=module data.kind=few"): (2, "no step was trained: the training data gives no whole batch"),
+    (47, "data=module data.kind=nan"): (3, "the loss term ce is nan at step 1"),
+    (50, "data=module data.kind=killed"): (3, "a worker of the data is killed by signal: Killed"),
+}
+
+
+@pytest.mark.parametrize("case", DATA, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_rows_of_data(case: tuple[int, str], complain: Complain, here: Path) -> None:
+    (here / "own.py").write_text(OWN)
+    (here / "conf/data").mkdir(parents=True)
+    (here / "conf/data/own.yaml").write_text("_target_: own.arrays\nkind: ???\nbatch_size: 8\nval: test\n")
+    (here / "conf/data/module.yaml").write_text("_target_: own.Module\nkind: ???\n")
+    (here / "empty").mkdir()
+    if "data.root=" in case[1]:
+        make_idx(here / "idx")
+        (here / "idx/train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
+        for name in ("torn", "other"):
+            make_folder(here / name)
+        (here / "torn/train/bee/2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        (here / "other/val/ant").rename(here / "other/val/cow")
+    code, said = DATA[case]
+    line = complain("--config-dir", "conf", *given(case[1]), code=code)
+    assert said in line
+    assert not list(here.rglob("summary.json"))
+    assert not list(here.rglob("student.safetensors"))
+
+
+def test_images_without_labels_cannot_be_measured(complain: Complain, here: Path) -> None:
+    words = ["data.per_class=4", "data.unlabelled=true", "objective=kd", "teacher=mlp", "teacher.min_accuracy=0"]
+    kept = [
+        f"{key}={value}"
+        for key, value in BASE.items()
+        if key not in ("hydra.run.dir", "logger", "objective", "teacher")
+    ]
+    run = trained(here, *kept[:-1], *words)
+    line = complain(f"run={run}", "part=train", command="evaluate")
+    assert "part=train: 38 of 54 images have no label to be measured by; take part=val or part=test" in line
+    assert not (run / "evaluation").exists()
+
+
+# ---------------------------------------------------------------- the machine
+
+SHM = (
+    "DataLoader worker (pid 71) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory. Please try to raise your shared memory limit."
+)
+CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.2 GiB is free."
+HOST = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+MACHINE: dict[str, tuple[BaseException, int, str]] = {
+    "50 GPU": (torch.OutOfMemoryError(CUDA), 3, "out of memory on the GPU (tried to allocate 20.00 gib); a smaller"),
+    "50 host": (RuntimeError(HOST), 3, "out of memory; a smaller data.batch_size needs less"),
+    "50 Python": (
+        MemoryError(),
+        3,
+        "out of memory; a smaller data.batch_size needs less, and so do fewer data.workers",
+    ),
+    "51": (RuntimeError(SHM), 3, "the shared memory in /dev/shm is too small for the data's workers"),
+    "52 mid-run": (OSError(28, "No space left on device", "a.txt"), 3, "no space left: No space left on device: a.txt"),
+    "failed": (TrainingFailed("it did not work"), 3, "it did not work"),
+    "input": (InputError("a=1 must be 2"), 2, "a=1 must be 2"),
+    "SIGTERM": (Stopped(15, "stopped by SIGTERM at step 3"), 143, "stopped by SIGTERM at step 3"),
+    "SIGINT": (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+}
+
+
+@pytest.mark.parametrize("what", MACHINE)
+def test_rows_of_the_machine(what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    error, code, line = MACHINE[what]
+    for name in ("HYDRA_FULL_ERROR", "KD_FULL_ERROR"):
+        monkeypatch.setenv(name, "0")
+    assert judge(error)[0] == code
+    with pytest.raises(Ended) as ended, told():
+        try:
+            raise error
+        except Exception as inner:  # whatever stands around it
+            raise RuntimeError("something around it") from inner
+    assert ended.value.code == code
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: {line}")
+
+
+def test_row_50_out_of_memory_in_a_run(complain: Complain, here: Path) -> None:
+    (here / "full.py").write_text(BROKEN)
+    words = given("+callbacks.own._target_=full.Broken +callbacks.own.kind=memory")
+    assert "out of memory; a smaller data.batch_size needs less" in complain(*words, code=3)
+    assert not (here / "run/traceback.txt").exists()
+    assert not (here / "run/summary.json").exists()
+
+
+def test_row_52_no_room_for_two_checkpoints(complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    line = complain(*given(""))
+    assert "no space left for checkpoints: 0.0 MB are free, two checkpoints need about" in line
+    assert not list(here.rglob("*.ckpt"))
+
+
+# ================================================================ rows 52 mid-run, 55: the disk and the guard in a run
+#
+# ================================================================ (end of rows 52, 55)
+
+
+# ---------------------------------------------------------------- bugs
+
+BROKEN = """
+from pytorch_lightning.callbacks import Callback
+
+class Broken(Callback):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_train_batch_start(self, trainer, module, batch, step):
+        raise {"bug": KeyError("a bug"), "memory": MemoryError(), "long": LookupError("first\\nsecond")}[self.kind]
+"""
+
+
+@pytest.mark.parametrize(("kind", "line"), [("bug", "KeyError: 'a bug'"), ("long", "LookupError: first")])
+def test_a_bug_leaves_its_traceback_in_the_run_folder(kind: str, line: str, complain: Complain, here: Path) -> None:
+    (here / "full.py").write_text(BROKEN)
+    words = given(f"+callbacks.own._target_=full.Broken +callbacks.own.kind={kind}")
+    said = complain(*words, code=1)
+    assert said == f"error: {line}; the whole traceback is in {here / 'run/traceback.txt'}"
+    text = (here / "run/traceback.txt").read_text()
+    assert text.startswith("Traceback (most recent call last):")
+    assert "in on_train_batch_start" in text
+
+
+def test_a_bug_without_a_run_folder_leaves_its_traceback_elsewhere(
+    complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+
+    def broken(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("kd.evaluate._device", broken)
+    said = complain("run=nowhere", command="evaluate", code=1)
+    (file,) = here.iterdir()
+    assert said == f"error: KeyError: 'a bug'; the whole traceback is in {file}"
+    assert "Traceback" in file.read_text()
+
+
+def test_whole_tracebacks_are_shown_when_asked(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "full.py").write_text(BROKEN)
+    cases: dict[str, int] = {"+callbacks.own._target_=full.Broken +callbacks.own.kind=bug": 1, "alpha=2": 2}
+    run: Callable[[], None] = kd.cli.train
+    for words, code in cases.items():
+        monkeypatch.delenv("KD_FULL_ERROR", raising=False)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.setattr(sys, "argv", ["kd-train", *given(words)])
+        with pytest.raises(SystemExit) as stop:
+            run()
+        said = capsys.readouterr().err
+        assert stop.value.code == code
+        assert said.count("Traceback (most recent call last):") >= 1
+        assert "Error executing job" not in said
+        assert said.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,214 @@
+"""Mutual learning and the mean teacher: their steps by hand, labels left out, what is refused, and exact resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Complain, Run
+from test_dot import Keep, Net, data, fit, same
+from test_resume import QUIET, as_if_nothing_happened, interrupted, whole
+from torch import Tensor
+from trained import trained
+
+import kd
+from kd import Objective, Optim, Term
+from kd.losses import CE, KL
+from kd.moving import Moving, MovingDistiller
+from kd.mutual import MutualDistiller, Peers, nodes_of
+from kd.report import write
+
+LR = 0.1
+SMALL = (
+    *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=160", "data.test=60", "epochs=2"),
+    *("data.batch_size=16", "data.pad=1", "data.flip=true", "student=cnn"),
+)
+REGIMES = {
+    "mutual": ("teacher=peers", "teacher.peers=[resnet8,cnn]", "objective=dml"),
+    "ema": ("teacher=ema", "teacher.decay=0.9"),
+    "ressl": ("teacher=momentum", "objective=ressl", "objective.ressl.size=64", "data.erase=0.5", "callbacks=ema"),
+}
+
+
+def plain() -> Optim:
+    return Optim(lambda p: torch.optim.SGD(p, lr=LR), schedule="constant", warmup=0)
+
+
+def dml() -> Objective:
+    return Objective({"ce": Term(CE()), "kd": Term(KL(T=1))})
+
+
+def test_three_steps_of_three_students_are_those_of_a_hand_computation() -> None:
+    peers = {"one": Net(2), "two": Net(3)}
+    module = MutualDistiller(Net(1), Peers(peers), dml(), plain(), (1, 4, 4), 3, config={"seed": 0}).double()
+    students = [copy.deepcopy(net) for net in (module.student, *peers.values())]
+    for batch, _ in zip(data().train_dataloader(), range(3)):
+        logits = [net(batch.images) for net in students]
+        gradients = []
+        for own, z in zip(students, logits):
+            others = [other.detach().softmax(-1) for other in logits if other is not z]
+            kl = sum((p * (p.log() - z.log_softmax(-1))).sum(-1).mean() for p in others) / 2
+            loss = F.cross_entropy(z, batch.labels) + kl
+            gradients.append(torch.autograd.grad(loss, [*own.parameters()]))
+        for own, found in zip(students, gradients):
+            for p, g in zip(own.parameters(), found):
+                p.data -= LR * g
+    fit(module, 3, precision="64-true")
+    for net, own in zip((module.student, *peers.values()), students):
+        same(net, dict(own.named_parameters()), rtol=1e-10, atol=1e-12)
+
+
+def test_the_mean_teacher_follows_by_its_schedule() -> None:
+    student = Net(1)
+    module = MovingDistiller(student, Moving(student, 0.6), dml(), plain(), (1, 4, 4), 3, config={"seed": 0}).double()
+    own, mean = copy.deepcopy(student), copy.deepcopy(student)
+    for step, (batch, _) in enumerate(zip(data().train_dataloader(), range(3)), 1):
+        z, p = own(batch.images), mean(batch.images).detach().softmax(-1)
+        kl = (p * (p.log() - z.log_softmax(-1))).sum(-1).mean()
+        found = torch.autograd.grad(F.cross_entropy(z, batch.labels) + kl, [*own.parameters()])
+        decay = {1: 1 / 2, 2: 0.6, 3: 0.6}[step]
+        for p, q, g in zip(own.parameters(), mean.parameters(), found):
+            p.data -= LR * g
+            q.data = decay * q.data + (1 - decay) * p.data
+    fit(module, 3, precision="64-true")
+    same(module.student, dict(own.named_parameters()), rtol=1e-10, atol=1e-12)
+    same(module.teacher.network, dict(mean.named_parameters()), rtol=1e-10, atol=1e-12)
+
+
+def test_the_mean_teacher_follows_once_for_accumulated_batches() -> None:
+    student = Net(1)
+    module = MovingDistiller(student, Moving(student, 0.0), dml(), plain(), (1, 4, 4), 3, config={"seed": 0})
+    seen: list[Tensor] = []
+    module.teacher.register_forward_hook(lambda net, *_: seen.append(net.network.fc.weight.clone()))
+    fit(module, 2, accumulate_grad_batches=2)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("name", ["mutual", "ema"])
+def test_a_run_that_goes_on_ends_as_one_in_one_piece(name: str, tmp_path: Path) -> None:
+    def made() -> MutualDistiller | MovingDistiller:
+        student = Net(1)
+        rest = (dml(), plain(), (1, 4, 4), 3, 4.0, {"seed": 0})
+        if name == "mutual":
+            return MutualDistiller(student, Peers({"one": Net(2)}), *rest)
+        return MovingDistiller(student, Moving(student), *rest)
+
+    straight, second = made(), made()
+    fit(straight, 7, callbacks=[Keep(5, tmp_path / "last.ckpt")])
+    fit(second, 7, ckpt_path=tmp_path / "last.ckpt")
+    assert straight.state_dict().keys() == second.state_dict().keys()
+    for key, value in straight.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, words in REGIMES.items():
+        trained(folder / name, *SMALL, *words)
+    return folder
+
+
+def test_runs_say_what_they_measured(runs: Path) -> None:
+    told = {name: json.loads((runs / name / "run" / "summary.json").read_text()) for name in REGIMES}
+    assert {"val/acc", "val/peer_resnet8/acc", "val/peer_cnn/acc", "teacher/acc"} <= set(
+        told["mutual"]["metrics"]["best"]
+    )
+    assert told["mutual"]["teacher"]["name"] == "resnet8+cnn"
+    assert told["ema"]["teacher"]["name"] == "ema"
+    best = told["ressl"]["metrics"]["best"]
+    assert best["val/acc"] == best["val/knn"]
+    assert told["ressl"]["teacher"] is None
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_run_leaves_an_ordinary_student(name: str, runs: Path) -> None:
+    student = kd.load(runs / name / "run")
+    assert student(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
+    assert not any("teacher" in key or "head" in key for key in student.state_dict())
+
+
+def test_they_are_exported_measured_and_reported(runs: Path) -> None:
+    from kd.evaluate import evaluate
+    from kd.export import export
+
+    assert export(str(runs / "ressl" / "run"), "torch_export")["check"]["largest_difference"] < 1e-4
+    result = evaluate(str(runs / "ema" / "run"))
+    assert not result["teacher"]["measured"]
+    table = write(runs, runs).markdown()
+    for label in ("| teacher ema", "| teacher resnet8+cnn", "kd ema |", "kd resnet8+cnn |"):
+        assert label in table, table
+
+
+def test_the_mean_teacher_learns_from_images_without_labels(tmp_path: Path) -> None:
+    few = ("data.per_class=5", "data.unlabelled=true")
+    folder = trained(tmp_path, *SMALL, "teacher=ema", *few, "objective.kd.warmup=2")
+    assert json.loads((folder / "summary.json").read_text())["data"]["labelled"] == 20
+
+
+def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
+    teacher = trained(tmp_path / "teacher", *SMALL, "student=resnet8", "teacher=none", "objective=ce")
+    words = ("teacher=resnet8", f"teacher.checkpoint={teacher}", "teacher.min_accuracy=0", "objective=kd", "alpha=1")
+    best = "callbacks.best.monitor=val/agreement"  # nor do they choose the epoch
+    folder = trained(
+        tmp_path / "student", *SMALL, *words, "data.per_class=1", "data.unlabelled=true", "~objective.ce", best
+    )
+    told = json.loads((folder / "summary.json").read_text())
+    assert told["objective"]["terms"][0] == "total = 1 * kd"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher=peers", "teacher.peers=[resnte8]"], "did you mean 'resnet8'"),
+        (["teacher=peers", "teacher.peers=[]"], "peers must name one network"),
+        (["teacher=peers", "objective=ce"], "try objective=dml"),
+        (
+            ["teacher=peers", "objective=at", "objective.at.student=[stage1]", "objective.at.teacher=[stage1]"],
+            "outputs only, but a term looks at layer",
+        ),
+        (["teacher=ema", "teacher.decay=1"], "teacher: decay must lie in [0, 1), got 1"),
+        (["teacher=ema", "optim=dot"], "a teacher that does not change, not teacher=ema"),
+        (["teacher=momentum"], "objective.ce: teacher=momentum compares the projections"),
+        (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
+        (["teacher=momentum", "objective=ressl", "data.mixup=0.2"], "without data.mixup"),
+        (["teacher=momentum", "objective=ressl", "objective.ressl.size=8"], "B at most 8"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(
+    words: list[str], said: str, complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in complain(*SMALL, "trainer.enable_progress_bar=false", "logger=none", *words)
+
+
+def test_peers_of_one_name_are_told_apart() -> None:
+    assert list(nodes_of(["cnn", "resnet8", "cnn", "cnn"])) == ["cnn", "resnet8", "cnn_2", "cnn_3"]
+
+
+@pytest.mark.slow
+def test_generations_and_assistants_are_chains_of_runs(kd_train: Run, tmp_path: Path) -> None:
+    quiet = ("logger=none", "trainer.enable_progress_bar=false", "teacher.min_accuracy=0")
+    first = ("student=resnet8", "teacher=none", "objective=ce", "hydra.run.dir=first")
+    again = ("student=resnet8", "teacher=resnet8", "teacher.checkpoint=first", "hydra.run.dir=second")
+    small = ("student=cnn", "teacher=resnet8", "teacher.checkpoint=second", "hydra.run.dir=third")
+    for words in (first, again, small):
+        done = kd_train(*SMALL[:-1], *(quiet[:2] if words is first else quiet), *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+    chain = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second", "third")]
+    assert [told["teacher"] and told["teacher"]["checkpoint"] for told in chain] == [None, "first", "second"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGIMES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_run_that_was_killed_goes_on_to_the_same_end(name: str, batch: int, tmp_path: Path) -> None:
+    words = (*SMALL, "epochs=3", "callbacks.last.steps=1", *REGIMES[name], *QUIET)
+    full = whole(tmp_path, "full", *words)
+    struck = interrupted(tmp_path, "struck", {"moment": "step", "epoch": 1, "batch": batch}, *words)
+    as_if_nothing_happened(struck, full)
