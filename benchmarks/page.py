@@ -1,5 +1,93 @@
-from typing import Any
+"""Writes a benchmark's figures into the page that explains them, between its markers ``<!-- NAME -->``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+Known = Mapping[str, Any]
+AXES = {"batch": "batch", "classes": "classes", "pixels": "pixels, each way", "objective": "objective"}
 
 
-def write_page(known: dict[str, Any], page: Path) -> None: ...
+def write_page(known: Known, page: Path) -> None:
+    """Replaces what stands between each ``<!-- NAME -->`` and ``<!-- end -->`` of a page, where there are figures."""
+    parts = {
+        "machine": lambda: f"{known['machine']}.",
+        "live": lambda: _steps(known["live"]) + _bounds(known["live"]),
+        "cached": lambda: _steps(known["cached"]),
+        "compiled": lambda: _steps(known["compiled"]),
+        "growth": lambda: _growth(known["growth"]),
+        "kl": lambda: _kl(known["kl"]),
+        "startup": lambda: (
+            f"`kd-train --help` takes {known['startup']['help_s']:.1f} s, the first step of a run on the digits is done "
+            f"{known['startup']['first_step_s']:.1f} s after the command."
+        ),
+    }
+    text = page.read_text()
+    for name, render in parts.items():
+        if name in known:
+            pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+            text = re.sub(pattern, lambda found, r=render: found[1] + r().strip() + found[2], text, flags=re.DOTALL)
+    page.write_text(text)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _named(pair: str, found: Known) -> str:
+    return f"{pair.replace('->', ' → ')} ({found['batch']})"
+
+
+def _steps(pairs: Known) -> str:
+    names = list(dict.fromkeys(name for found in pairs.values() for name in found["steps"]))
+    rows = []
+    for name in names:
+        cells = [_cell(name, found["steps"].get(name)) for found in pairs.values()]
+        rows.append([name, *cells])
+    return _table(["step", *(_named(pair, found) for pair, found in pairs.items())], rows)
+
+
+def _cell(name: str, row: Known | None) -> str:
+    if row is None:
+        return ""
+    if name == "bare":
+        return f"1 ({row['ms']:.0f} ms)"
+    return f"**{row['ratio']:.2f}** ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def _bounds(pairs: Known) -> str:
+    rows = []
+    for pair, found in pairs.items():
+        floor, steps, memory = found["floor_ms"], found["steps"], found["peak_mb"]
+        over = steps["default"]["ms"] / floor["float32"]
+        mixed = steps["bf16-mixed"]["ms"] / floor["bfloat16"]
+        ms = [f"{floor['float32']:.0f} and {floor['bfloat16']:.0f} ms", f"{over:.1f} and {mixed:.1f}"]
+        held = [f"{memory[name]:.0f}" for name in ("bare", "default", "recompute")]
+        rows.append([_named(pair, found), f"{found['gflop']:.0f}", *ms, *held])
+    head = ["pair (batch)", "GFLOP a step", "at the measured peaks, float32 and bfloat16"]
+    head += ["default and bf16-mixed over that", "peak MB: bare", "default", "recompute"]
+    return "\n" + _table(head, rows)
+
+
+def _growth(known: Known) -> str:
+    rows = []
+    for axis, title in AXES.items():
+        for value, row in known[axis].items():
+            kd = f"{row['ms']:.1f} ms", f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+            rows.append([f"{title} {value}", f"{row['bare']:.1f} ms", *kd])
+    return _table([known["pair"].replace("->", " → "), "bare loop", "kd, live", "ratio"], rows)
+
+
+def _kl(known: Known) -> str:
+    rows = []
+    for classes, row in known.items():
+        time, memory = row["kd_ms"] / row["plain_ms"], row["kd_mb"] / row["plain_mb"]
+        cells = [f"{row['plain_ms']:.2f} ms, {row['plain_mb']:.1f} MB", f"{row['kd_ms']:.2f} ms, {row['kd_mb']:.1f} MB"]
+        errors = f"{row['plain_gradient_error']:.0e} and {row['kd_gradient_error']:.0e}"
+        rows.append([f"128 x {int(classes):,}", *cells, f"{time:.2f}, {memory:.2f}", errors])
+    head = ["logits", "torch's operations", "kd", "kd over torch's: time, memory", "gradient's error, torch's and kd's"]
+    return _table(head, rows)

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from growth import costs_of_kl, growth, peaks, startup
 from machine import about, conv_peak, matmul_peak, peak_bytes
-from page import write_page
 from paced import Bare, Fit, Own, composed
+from page import write_page
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import Arrays, Data, Memory

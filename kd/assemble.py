@@ -91,6 +91,8 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     labels = getattr(data, "train_labels", None)
     if labels is not None:
         terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))
+        if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
+            raise InputError("no training image has a label, and every term of the objective needs one")
         terms.tell("attach_data", len(labels), labels)
     kept = {"config": dict(config)}
     shuffle = bool((config["teacher"] or {}).get("shuffle"))

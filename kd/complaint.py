@@ -169,7 +169,8 @@ def check_words() -> list[Override]:
         raise InputError("--experimental-rerun runs a pickle; give the overrides again, or resume=RUN")
     flags = [word for word in sys.argv[1:] if word not in given.overrides]
     sys.argv[1:] = flags + [word for override in given.overrides for word in _several_teachers(override)]
-    parsed = [_parsed(word) for word in given.overrides]
+    # kd-compare's variants are lists of overrides, which Hydra's grammar does not know
+    parsed = [_parsed(word) for word in given.overrides if not word.startswith("+variants.")]
     _check_choices(parsed)
     return parsed
 

@@ -27,7 +27,8 @@ GROUPS = ("cache", "data", "student", "objective", "optim", "trainer", "logger",
 LEAST = {
     **dict.fromkeys(("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"), 1),
     **dict.fromkeys(("log_every_n_steps", "num_nodes", "limit_train_batches", "limit_val_batches"), 1),
-    **{"val_check_interval": 1, "num_sanity_val_steps": 0},
+    "val_check_interval": 1,
+    "num_sanity_val_steps": 0,
 }
 ALL = ("max_steps", "num_sanity_val_steps")  # -1 stands for all
 SHARES = ("limit_train_batches", "limit_val_batches", "val_check_interval")  # of the batches, if not a number of them
@@ -65,6 +66,22 @@ def check(config: Config) -> None:
             raise unknown("option", f"cache.{key}", [f"cache.{name}" for name in defaults_of(Store)])
     with placed("cache"):
         Store(**config["cache"])
+
+
+def check_batches(config: Config, data: Any, processes: int) -> None:
+    """Whether every process gets a whole batch of training images, and the share of them that is asked for is one.
+
+    Raises:
+        InputError: there would be nothing to train on.
+    """
+    if not hasattr(data, "counts") or not hasattr(data, "batch_size"):
+        return  # a data module of the user's own
+    images, size, share = data.counts()["train"], data.batch_size, config["trainer"].get("limit_train_batches")
+    batches = images // (size * processes)
+    if not batches:
+        raise InputError(f"data.batch_size={size} on {processes} processes is more than the {images} training images")
+    if isinstance(share, float) and int(batches * share) < 1:
+        raise InputError(f"trainer.limit_train_batches={share} of {batches} batches is none; {1 / batches:.2g} is one")
 
 
 def check_monitors(config: Config, classes: int) -> None:

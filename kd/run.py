@@ -73,14 +73,18 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             if not wait:
-                raise InputError(f"another process is training in {shown(folder)}; wait for it, or stop it first") from error
+                raise InputError(
+                    f"another process is training in {shown(folder)}; wait for it, or stop it first"
+                ) from error
             log.info("another process is training in %s; waiting for it", folder)
             fcntl.lockf(lock, fcntl.LOCK_EX)
         except OSError:
             log.warning("%s is on a file system without locks: see to it that no two processes train in it", folder)
         if new and ((folder / SUMMARY).exists() or any((folder / CHECKPOINTS).glob("*.ckpt"))):
             here = shown(folder)
-            raise InputError(f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir")
+            raise InputError(
+                f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir"
+            )
         yield
 
 

@@ -24,7 +24,7 @@ from kd.models.normalized import Pixels, bare
 from kd.models.weights import Origin, fingerprint, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
-from kd.ranges import check, check_monitors
+from kd.ranges import check, check_batches, check_monitors
 from kd.registry import defaults_of
 from kd.summary import history, summarise
 
@@ -61,6 +61,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     check_monitors(config, data.classes)
     record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
     trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
+    check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
     if teacher is not None:
         dry = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained

@@ -183,7 +183,8 @@ def test_a_run_that_is_alive_is_left_alone(copy: Path) -> None:
     script = "import fcntl,time; f=open('run/.lock','w'); fcntl.lockf(f,fcntl.LOCK_EX); print('held',flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", script], cwd=copy, stdout=subprocess.PIPE, text=True)
     try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
         on = trained(copy, "resume=run")
     finally:
         other.kill()
@@ -247,7 +248,8 @@ def test_a_file_that_cannot_grow_costs_one_line_and_keeps_the_checkpoint_before(
     )
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "checkpoints/" in line and "cannot be written: File too large" in line
+    assert "checkpoints/" in line
+    assert "cannot be written: File too large" in line
     assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
@@ -282,7 +284,8 @@ def test_a_disk_that_is_too_small_is_said_before_training(tmp_path: Path, small:
     done = trained(tmp_path, "student=resnet20", f"hydra.run.dir={small}/run")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "no space left for checkpoints: " in line and "two checkpoints need about 6.6 MB" in line
+    assert "no space left for checkpoints: " in line
+    assert "two checkpoints need about 6.6 MB" in line
 
 
 @pytest.mark.slow

@@ -150,3 +150,12 @@ def test_float32_is_finite_and_near_float64(name: str, scale: float) -> None:
     assert value.isfinite()
     assert gradient.isfinite().all()
     torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e8])
+def test_kl_keeps_its_digits_however_large_the_logits(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(32, 100, generator=generator)
+    teacher = scale * torch.randn(32, 100, generator=generator)
+    exact = kl(student.double(), teacher.double(), T=4.0)
+    assert float(kl(student, teacher, T=4.0)) == pytest.approx(float(exact), rel=1e-5)

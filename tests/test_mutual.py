@@ -191,6 +191,14 @@ def test_peers_of_one_name_are_told_apart() -> None:
     assert list(nodes_of(["cnn", "resnet8", "cnn", "cnn"])) == ["cnn", "resnet8", "cnn_2", "cnn_3"]
 
 
+@pytest.mark.parametrize("name", ["mutual", "mean_teacher", "ressl"])
+def test_their_experiments_train(name: str, tmp_path: Path) -> None:
+    images = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=200", "data.test=40")
+    sizes = ("data.batch_size=16", "data.per_class=30", "epochs=1")
+    folder = trained(tmp_path, f"experiment=fashion_mnist/{name}", *images, *sizes, "data.pad=1")
+    assert json.loads((folder / "summary.json").read_text())["training"]["epochs"] == 1
+
+
 @pytest.mark.slow
 def test_generations_and_assistants_are_chains_of_runs(kd_train: Run, tmp_path: Path) -> None:
     quiet = ("logger=none", "trainer.enable_progress_bar=false", "teacher.min_accuracy=0")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 NUMBERS = {"cpu": 2**18}  # a chunk that stays in the cache of two cores
 ELSEWHERE = 2**20  # one that keeps a GPU busy
@@ -19,7 +18,7 @@ class FusedKL(torch.autograd.Function):
     [B, C] that is kept: everything else exists for one chunk of rows. Each summand carries q - p, whose sum is 0, so
     that the rounding of the two normalisers cancels.
 
-    The teacher gets no gradient, and a second derivative is refused by torch in words.
+    The teacher gets no gradient.
     """
 
     @staticmethod
@@ -32,12 +31,16 @@ class FusedKL(torch.autograd.Function):
             here = slice(first, first + rows)
             total += _chunk(student[here], teacher[here], T, gradient[here], scratch)
         ctx.gradient, ctx.T = gradient, T
+        ctx.save_for_backward(student, teacher)
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return upstream / ctx.T * ctx.gradient, None, None
+        apart = ctx.gradient
+        if torch.is_grad_enabled():  # by create_graph: a second derivative may follow
+            student, teacher = ctx.saved_tensors
+            apart = (student / ctx.T).softmax(-1) - (teacher / ctx.T).softmax(-1)
+        return upstream / ctx.T * apart, None, None
 
 
 def _chunk(student: Tensor, teacher: Tensor, T: float, apart: Tensor, scratch: Tensor) -> Tensor:
@@ -45,11 +48,12 @@ def _chunk(student: Tensor, teacher: Tensor, T: float, apart: Tensor, scratch: T
     a, b, p = scratch[:, : len(student)]
     torch.mul(teacher, 1 / T, out=a)
     torch.mul(student, 1 / T, out=b)
+    a.sub_(a.amax(-1, keepdim=True))  # else what is left of large logits in a difference is their rounding
+    b.sub_(b.amax(-1, keepdim=True))
     torch.softmax(a, -1, out=p)
     q = torch.softmax(b, -1, out=apart)
-    # a row's normaliser, log sum exp, is its largest logit less the logarithm of its largest probability
-    shift = (b.amax(-1) - q.amax(-1).log()) - (a.amax(-1) - p.amax(-1).log())
-    log_ratio = a.sub_(b).add_(shift[:, None])
+    # a row whose largest logit is 0 has log sum exp = -log of its largest probability
+    log_ratio = a.sub_(b).add_((p.amax(-1, keepdim=True) / q.amax(-1, keepdim=True)).log())
     return torch.addcmul(apart.sub_(p), log_ratio, p, out=log_ratio).sum()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kd.models.resnet import init_convolutions, pooled, tap_names
 from kd.registry import models
@@ -42,12 +42,18 @@ class VGG(nn.Module):
         self.aliases = tap_names("block0", blocks, last="block4", classifier="classifier", before=norms)
 
     def forward(self, x: Tensor) -> Tensor:
-        large = min(x.shape[-2:]) >= 64
+        images = x
         x = self.block1(F.max_pool2d(self.block0(x), 2))
         x = self.block2(F.max_pool2d(x, 2))
         x = self.block3(F.max_pool2d(x, 2))
-        x = self.block4(F.max_pool2d(x, 2) if large else x)
+        x = self.block4(halved_if_large(x, images))
         return self.classifier(pooled(x))
+
+
+@fx.wrap  # a choice that a tracer does not look into
+def halved_if_large(x: Tensor, images: Tensor) -> Tensor:
+    """The map, halved if the images have 64 pixels or more."""
+    return F.max_pool2d(x, 2) if min(images.shape[-2:]) >= 64 else x
 
 
 def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:

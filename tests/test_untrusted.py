@@ -1,0 +1,360 @@
+"""What a user was given is data: files of weights, run folders and caches run nothing, whoever wrote them."""
+
+from __future__ import annotations
+
+import ast
+import http.server
+import json
+import pickle
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import Complain
+from trained import trained
+
+import kd
+from kd.evaluate import evaluate
+from kd.export import export
+from kd.resume import config_of
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=60", "data.test=20"),
+    *("data.batch_size=10", "student=cnn", "epochs=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a teacher; ``simkd`` makes it a student that answers through its objective."""
+    taught = ("teacher=mlp", "teacher.epochs=1", "teacher.min_accuracy=0", "objective=kd")
+    return trained(tmp_path_factory.mktemp("finished"), *SMALL, *taught)
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "given"))
+
+
+@pytest.fixture
+def touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that would be there if anything had run; the working folder is empty."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "TOUCHED"
+
+
+# ---------------------------------------------------------------- pickles
+
+
+class Payload:
+    """A pickle that makes a file when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+FORMATS: dict[str, Callable[[Any, Path], Any]] = {
+    "zip": lambda content, path: torch.save(content, path),
+    "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def evil(request: pytest.FixtureRequest, tmp_path: Path, touched: Path) -> Path:
+    """A file of weights that holds a payload."""
+    path = tmp_path / f"evil-{request.param}.pth"
+    FORMATS[request.param]({"state_dict": {"fc.weight": torch.zeros(1)}, "epoch": Payload(touched)}, path)
+    return path
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A local web server over the temporary folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def opened(run: Callable[[], Any]) -> None:
+    with pytest.raises(kd.InputError) as refused:
+        run()
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_a_payload_in_weights_never_runs(
+    force: str, evil: Path, address: str, touched: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+    for place in (str(evil), evil.as_uri(), f"{address}/{evil.name}"):
+        line = complain(*SMALL, "teacher=cnn", f"teacher.checkpoint={place}")
+        assert "is a URL" in line or "holds Python objects" in line or "no file of weights" in line
+        complain(*SMALL, "teacher=none", "objective=ce", f"student.checkpoint={place}".replace("student=cnn", ""))
+        complain(f"run={run}", f"teacher_checkpoint={place}", command="evaluate")
+        for command in ("evaluate", "export"):
+            complain(f"run={place}", command=command)
+        complain(f"runs={place}", command="report")
+        complain(f"resume={place}", "teacher=none", "objective=ce")
+    assert not touched.exists()
+    assert not list(Path().rglob("summary.json"))
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+@pytest.mark.parametrize("file", ["student.safetensors", "predictions.safetensors", "summary.json", "config.yaml"])
+def test_a_payload_in_a_run_folder_never_runs(
+    force: str, file: str, run: Path, touched: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+    for write in FORMATS.values():
+        write({"fc.weight": Payload(touched)}, run / file)
+        if file in ("student.safetensors", "summary.json"):
+            for command in ("evaluate", "export"):
+                complain(f"run={run}", command=command)
+            opened(lambda: kd.load(run))
+        if file == "student.safetensors":
+            complain(*SMALL, "teacher=cnn", f"teacher.checkpoint={run}")
+        if file == "config.yaml":
+            complain(f"run={run}", command="evaluate")
+            complain(f"resume={run}")
+        if file == "summary.json":
+            complain(f"runs={run.parent}", "out=out", command="report")
+        else:
+            monkeypatch.setattr(sys, "argv", ["kd-report", f"runs={run.parent}", "out=out"])
+            kd.cli.report()
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_payload_in_a_checkpoint_never_runs(
+    force: str, name: str, run: Path, touched: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+    whole = (run / "checkpoints" / name).read_bytes()
+    (run / "summary.json").unlink()
+    for write in FORMATS.values():
+        write({"state_dict": {}, "callbacks": Payload(touched)}, run / "checkpoints" / name)
+        if name == "last.ckpt":
+            (run / "checkpoints/previous.ckpt").unlink(missing_ok=True)
+            complain(f"resume={run}")
+        complain(*SMALL, "teacher=cnn", f"teacher.checkpoint={run / 'checkpoints' / name}")
+    (run / "checkpoints" / name).write_bytes(whole)
+    assert not touched.exists()
+
+
+def test_a_payload_in_a_cache_never_runs(run: Path, touched: Path, complain: Complain, tmp_path: Path) -> None:
+    given = (*SMALL, "teacher=mlp", f"teacher.checkpoint={next((run.parents[1]).rglob('teachers/*'), run)}")
+    given = (*SMALL, "teacher=cnn", f"teacher.checkpoint={run}", "teacher.min_accuracy=0", "objective=kd")
+    quiet = ("trainer.enable_progress_bar=false", "logger=none")
+    import kd.cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kd-train", *given, *quiet, "teacher.cache=table", "hydra.run.dir=filled"])
+        kd.cli.train()
+    files = [path for path in Path("table").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        whole = path.read_bytes()
+        payload = np.array([Payload(touched)], dtype=object)
+        for content in (pickle.dumps(Payload(touched)), pickle.dumps(payload)):
+            path.write_bytes(content)
+            complain(*given, *quiet, "teacher.cache=table", f"hydra.run.dir=run-{path.name}")
+        with path.open("wb") as stream:
+            np.save(stream, payload, allow_pickle=True)
+        complain(*given, *quiet, "teacher.cache=table", f"hydra.run.dir=run-{path.name}")
+        path.write_bytes(whole)
+    assert not touched.exists()
+
+
+# ---------------------------------------------------------------- names of code
+
+
+def probes(touched: Path) -> dict[str, dict[str, Any]]:
+    """Nodes that would do something: half of them pass Hydra's own list of what it refuses."""
+    mark, weights = str(touched), str(touched.with_name("evil.pth"))
+    source, array = str(touched.with_name("source")), str(touched.with_name("evil.npy"))
+    shell = f"touch {mark}"
+    return {
+        "os.system": {"command": shell},
+        "subprocess.run": {"args": ["touch", mark]},
+        "subprocess.Popen": {"args": ["touch", mark]},
+        "subprocess.check_output": {"args": ["touch", mark]},
+        "builtins.eval": {"_args_": [f"open({mark!r}, 'w')"]},
+        "builtins.exec": {"_args_": [f"open({mark!r}, 'w')"]},
+        "hydra.utils.call": {"config": {"_target_": "pathlib.Path.touch", "self": mark}},
+        "shutil.move": {"src": source, "dst": mark},
+        "builtins.open": {"file": mark, "mode": "w"},
+        "pathlib.Path.touch": {"_args_": [{"_target_": "pathlib.Path", "_args_": [mark]}]},
+        "pathlib.Path.write_text": {"_args_": [{"_target_": "pathlib.Path", "_args_": [mark]}, "text"]},
+        "shutil.copy": {"src": source, "dst": mark},
+        "torch.load": {"f": weights, "weights_only": False},
+        "numpy.load": {"file": array, "allow_pickle": True},
+        "torch.hub.load": {"repo_or_dir": str(touched.parent), "model": "net", "source": "local"},
+        "torch.utils.collect_env.run": {"command": shell},
+        "setuptools._distutils.spawn.spawn": {"cmd": ["touch", mark]},
+        "torch.optim.sgd.torch.load": {"f": weights, "weights_only": False},
+        "torch.optim.adam.torch.utils.collect_env.run": {"command": shell},
+        "planted_for_import.net": {},
+    }
+
+
+PROBES = list(probes(Path("x")))
+
+
+@pytest.fixture
+def armed(touched: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All that the probes need is there: files to copy and load, and code that may be imported."""
+    folder = touched.parent
+    (folder / "source").write_text("a file")
+    torch.save(Payload(touched), folder / "evil.pth")
+    np.save(folder / "evil.npy", np.array([Payload(touched)], dtype=object), allow_pickle=True)
+    (folder / "hubconf.py").write_text(f"def net():\n    open({str(touched)!r}, 'w')\n")
+    (folder / "planted_for_import.py").write_text(f"open({str(touched)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "planted_for_import", raising=False)
+    return touched
+
+
+def edited(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    change(summary)
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def configured(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+Planter = Callable[[Path, dict[str, Any]], None]
+ABOUT = {"term": "x", "layer": "", "classes": 4, "width": 4, "size": [1, 1]}
+SUMMARY: dict[str, Planter] = {
+    "student.config": lambda run, node: edited(run, lambda s: s["student"].update(config=node)),
+    "inside student.config": lambda run, node: edited(run, lambda s: s["student"]["config"].update(width=node)),
+    "predictor": lambda run, node: edited(run, lambda s: s["student"].update(predictor={**ABOUT, "config": node})),
+    "data.config": lambda run, node: edited(run, lambda s: s["data"].update(config=node)),
+    "inside data.config": lambda run, node: edited(run, lambda s: s["data"]["config"].update(transform=node)),
+}
+CONFIG: dict[str, Planter] = {
+    "teacher": lambda run, node: configured(run, lambda c: c.update(teacher=node)),
+    "inside teacher": lambda run, node: configured(run, lambda c: c["teacher"].update(width=node)),
+    "objective": lambda run, node: configured(run, lambda c: c["objective"].update(x=node)),
+    "inside objective": lambda run, node: configured(run, lambda c: c["objective"]["kd"].update(T=node)),
+    "callbacks": lambda run, node: configured(run, lambda c: c["callbacks"].update(x=node)),
+    "logger": lambda run, node: configured(run, lambda c: c["logger"].update(x=node)),
+    "trainer": lambda run, node: configured(run, lambda c: c.update(trainer=node)),
+    "inside trainer": lambda run, node: configured(run, lambda c: c["trainer"].update(profiler=node)),
+    "optim": lambda run, node: configured(run, lambda c: c.update(optim=node)),
+    "cache": lambda run, node: configured(run, lambda c: c["cache"].update(root=node)),
+}
+
+
+@pytest.mark.parametrize("target", PROBES)
+def test_a_target_in_a_run_folder_never_runs(target: str, run: Path, armed: Path) -> None:
+    node = {"_target_": target, **probes(armed)[target]}
+    whole = {name: (run / name).read_text() for name in ("summary.json", "config.yaml")}
+    for place, plant in {**SUMMARY, **CONFIG}.items():
+        for name, text in whole.items():
+            (run / name).write_text(text)
+        plant(run, node)
+        if place in SUMMARY:
+            opened(lambda: evaluate(str(run)))
+            opened(lambda: export(str(run), "safetensors"))
+            if "data" not in place:
+                opened(lambda: kd.load(run))
+        else:
+            opened(lambda: config_of(str(run)))
+            if "teacher" in place:
+                opened(lambda: evaluate(str(run)))
+        assert not armed.exists(), place
+    assert not (run / "evaluation").exists()
+    assert not (run / "export").exists()
+    assert "planted_for_import" not in sys.modules
+
+
+@pytest.mark.parametrize("target", ["torch.optim.sgd.torch.load", "torch.utils.collect_env.run", "pathlib.Path.touch"])
+def test_the_commands_refuse_a_target_in_one_line(target: str, run: Path, armed: Path, complain: Complain) -> None:
+    node = {"_target_": target, **probes(armed)[target]}
+    SUMMARY["student.config"](run, node)
+    CONFIG["callbacks"](run, node)
+    for command in ("evaluate", "export"):
+        line = complain(f"run={run}", command=command)
+        assert f"names {target!r}, which is not registered with kd; it is not run" in line
+    assert "it is not run" in complain(*SMALL, "teacher=none", "objective=ce", f"resume={run}")
+    line = complain("teacher=cnn", f"teacher.checkpoint={run}")  # its weights are read, and nothing else of it
+    assert "does not fit CNN" in line
+    assert not armed.exists()
+
+
+# ---------------------------------------------------------------- the code itself
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def given(call: ast.Call, name: str) -> Any:
+    return next((ast.literal_eval(word.value) for word in call.keywords if word.arg == name), None)
+
+
+SOURCES = sorted([*(ROOT / "kd").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
+FORBIDDEN = (
+    r"(torch\.)?hub\.load(_state_dict_from_url)?|pickle\.loads?|(c|cloud)pickle\..*|joblib\.load|dill\..*|shelve\..*|"
+    r"marshal\.loads?|yaml\.(load|unsafe_load|full_load)(_all)?|eval|exec|os\.system|torch\.jit\.load|"
+    r".*\.load_from_checkpoint|torch\.distributed\.checkpoint\.load"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_loaded_that_could_run(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for name, call in calls(tree):
+        assert not re.fullmatch(FORBIDDEN, name), f"{path}:{call.lineno}: {name}"
+        if name == "torch.load":
+            assert given(call, "weights_only") is True, f"{path}:{call.lineno}"
+        if name in ("np.load", "numpy.load"):
+            assert given(call, "allow_pickle") is False, f"{path}:{call.lineno}"
+        if name.endswith(("trainer.fit", "trainer.test", "trainer.validate")) and given_word(call, "ckpt_path"):
+            assert given(call, "weights_only") is True, f"{path}:{call.lineno}"
+        if name.endswith((".log", ".log_dict")):
+            assert not given_word(call, "sync_dist"), f"{path}:{call.lineno}: a mean over processes counts some twice"
+        if name.endswith("Unpickler"):
+            assert name == "_PlainUnpickler", f"{path}:{call.lineno}"
+
+
+def given_word(call: ast.Call, name: str) -> bool:
+    return any(word.arg == name for word in call.keywords)
+
+
+def test_tensorboard_listens_to_this_machine_only() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml"), *SOURCES]
+    told = 0
+    for path in documents:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.search(r"--bind_all|--host[= ]+(0\.0\.0\.0|::)", line), f"{path}:{number}"
+            told += "tensorboard" in line and "localhost" in line
+    assert told
