@@ -116,7 +116,8 @@ def check_same(config: Mapping[str, Any], folder: Path) -> None:
         known = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
-    here, there = (_flat({k: v for k, v in part.items() if k not in ("cell", "seed", "about")}) for part in (config, known))
+    free = ("cell", "seed", "about")
+    here, there = (_flat({k: v for k, v in part.items() if k not in free}) for part in (config, known))
     differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     # a checkpoint is filled in by the run, and a bar shapes no result
     differing = [key for key in differing if not key.endswith((".checkpoint", ".enable_progress_bar"))]

@@ -226,7 +226,8 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if target is not None and target not in known and not any(r.offers(target) for r in registries):
-            why = "imports what it is told" if any(r.name_of(target) for r in registries) else "is not registered with kd"
+            known_here = any(registry.name_of(target) for registry in registries)
+            why = "imports what it is told" if known_here else "is not registered with kd"
             raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")
         for key, value in node.items():
             check_registered(value, f"{at}.{key}", known)

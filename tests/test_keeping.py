@@ -180,7 +180,8 @@ def test_a_folder_is_never_written_twice(copy: Path, complain: Complain) -> None
 
 
 def test_a_run_that_is_alive_is_left_alone(copy: Path) -> None:
-    script = "import fcntl,time; f=open('run/.lock','w'); fcntl.lockf(f,fcntl.LOCK_EX); print('held',flush=True); time.sleep(60)"
+    script = "import fcntl, time; file = open('run/.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    script += "print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", script], cwd=copy, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None

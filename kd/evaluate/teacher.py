@@ -80,7 +80,7 @@ def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:
     """The teacher's node as the run resolved it; nothing in it but kd's own ensemble and what is registered."""
     try:
         node = yaml.safe_load((folder / "config.yaml").read_text())["teacher"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / 'config.yaml'} is absent or damaged; teacher_checkpoint=none leaves the teacher out"
         ) from error
