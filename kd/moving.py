@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,12 +17,12 @@ from kd.taps import Taps
 from kd.teacher import fingerprints
 
 
-class Living(nn.Module):
+class Living(nn.Module, ABC):
     """A teacher that is part of the training: unlike a frozen one it is a module among others, and in checkpoints."""
 
+    @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """The networks that it asks, by name; a single one has the name ``""``."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """sha256 of its state."""
