@@ -21,8 +21,8 @@ def write_page(known: Known, page: Path) -> None:
         "growth": lambda: _growth(known["growth"]),
         "kl": lambda: _kl(known["kl"]),
         "startup": lambda: (
-            f"`kd-train --help` takes {known['startup']['help_s']:.1f} s, the first step of a run on the digits is done "
-            f"{known['startup']['first_step_s']:.1f} s after the command."
+            f"`kd-train --help` takes {known['startup']['help_s']:.1f} s, the first step of a run on the digits is "
+            f"done {known['startup']['first_step_s']:.1f} s after the command."
         ),
     }
     text = page.read_text()

@@ -57,7 +57,7 @@ def told(job: Job | None = None) -> Iterator[None]:
             aloud, code, cause = job.ended(code, error)
             line = line if cause is error else str(cause)
         if aloud:
-            say(line or bug(error, job and job.folder))
+            say(line or bug(error, job.folder if job is not None else None))
         raise Ended(code) from None
 
 

@@ -22,6 +22,14 @@ from kd.errors import TrainingFailed
 PATIENCE = 8.0  # seconds that a process waits for another one to say why it ended, or to end
 LAUNCH, SWEPT = "KD_LAUNCH", "KD_SWEPT"  # what children inherit: their parent's launch; the folder of a sweep's job
 SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCH, SWEPT)
+LAUNCHES = (  # what torchrun and SLURM tell each launch's processes
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    "MASTER_PORT",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+)
 LOST = r"gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe|timed out waiting|socket timeout"
 
 
@@ -122,9 +130,7 @@ class Job:
     def _mark(self) -> Path:
         """The file that the first process to say why the job ends makes, and that no other launch knows."""
         if started_outside():
-            names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
-            names += ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-            told = [os.environ.get(name, "") for name in names]
+            told = [os.environ.get(name, "") for name in LAUNCHES]
             if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
                 told.append(str(os.getppid()))  # on one machine they have one parent
             launch = hashlib.sha256(repr(told).encode()).hexdigest()[:16]

@@ -86,8 +86,9 @@ class Frozen(Hidden):
         self.compiled_for: int | None = None
         if classes is not None and (not classes or min(classes) < 0 or len(set(classes)) < len(classes)):
             raise InputError(f"classes must name different columns, counted from 0, got {list(classes)}")
-        self.__dict__["columns"] = None if classes is None else torch.tensor(list(classes))
-        self.__dict__["picked"] = None if classes is None else (max(classes), PerDevice(self.columns))
+        columns = None if classes is None else torch.tensor(list(classes))
+        self.__dict__["columns"] = columns
+        self.__dict__["picked"] = None if columns is None else (int(columns.max()), PerDevice(columns))
         self.tap(())
 
     def tap(self, layers: Iterable[str]) -> None:

@@ -33,8 +33,8 @@ the method trains beside resnet8x4's. *Cost*: the median time of a whole trainin
 Accuracies are the published ones for resnet32x4 → resnet8x4 on CIFAR-100 (scratch 72.50, teacher 79.42), as said by
 whoever published them; "last epoch" and "best epoch" are two scales, the second about 0.3 higher by construction.
 
-No golden case from an authors' code covers `byot`, `mgd`, `sdd`, `tfkd`, `ttm`, `wttm`, `crd_batch`, `tv` and `alpha_beta`,
-which are tested by their formulas and properties.
+No golden case from an authors' code covers `byot`, `mgd`, `sdd`, `tfkd`, `ttm`, `wttm`, `crd_batch`, `tv` and
+`alpha_beta`, which are tested by their formulas and properties.
 
 | objective | method | needs | trains | weights | published | cost | choose it |
 |---|---|---|---|---|---|---|---|

@@ -59,7 +59,7 @@ Complain = Callable[..., str]
 
 @pytest.fixture
 def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Complain:
-    """Runs a command (``kd-train``) that fails, in this process; its one line on stderr, after exit code 2 or another."""
+    """Runs a command (``kd-train``) that fails, in this process, with code 2 or another; its one line on stderr."""
     import kd.cli
 
     def run(*overrides: str, command: str = "train", code: int = 2) -> str:

@@ -131,32 +131,18 @@ def test_a_sweep_makes_a_folder_for_each_point(kd_train: Run, tmp_path: Path) ->
     assert len(list((tmp_path / "runs/teachers").iterdir())) == 1
 
 
-BAD = {
-    "T=abc": "T=abc: Value 'abc' of type 'str' could not be converted to Float; for example T=4.0",
-    "T=0": "T=0 must be a finite number above 0",
-    "alpha=2": "alpha=2 must lie in [0, 1]; the nearest that does is alpha=1",
-    "seed=-1": "seed=-1 must lie in",
-    "epochs=2.5": "epochs=2.5: Value '2.5'",
+BAD = {  # what is wrong with single keys is in test_bad_inputs.py
     "student=resnet9": "unknown choice student=resnet9; did you mean student=resnet8?",
     "data=cifr10": "unknown choice data=cifr10; did you mean data=cifar10?",
     "teachr=none": "unknown key teachr; did you mean teacher?",
     "experiment=none_such": "unknown choice experiment=none_such",
-    "trainer.max_epoch=3": "unknown key trainer.max_epoch; did you mean trainer.max_epochs?",
-    "+trainer.max_epoch=3": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?",
-    "trainer.max_epochs=three": "trainer.max_epochs=three must be a whole number",
-    "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number of at least 1",
     "objective.kd.TT=3": "unknown key objective.kd.TT; did you mean objective.kd.T?",
     "objective.kd.weight=-1": "objective.kd: weight must be at least 0, got -1.0",
     "objective.kd.student=layer9": "unknown layer of CNN 'layer9'; did you mean 'layer2'?",
-    "optim.lr=-1": "optim: lr must be a finite number above 0",
     "optim.schedule=cosin": "optim: unknown schedule 'cosin'; did you mean 'cosine'?",
     "teacher=none": "teacher=none, but the term 'kd' needs a teacher; try objective=ce",
-    "teacher.checkpoint=absent.pth": "no weights at absent.pth",
-    "student=torchvision": "student.name must be given",
     "data.batch_size=5000": "data: batch_size=5000 is more than the",
     "data.val=7": "data: val must be a share in (0, 1) or 'test', got 7",
-    "foo": "Error parsing override 'foo'",
-    "--max_epochs": "unrecognized arguments: --max_epochs; options are written key=value",
 }
 
 

@@ -98,10 +98,10 @@ def address(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def refused(run: Callable[[], Any]) -> str:
+def refused(function: Callable[..., Any], *arguments: Any, **options: Any) -> str:
     """The one line that a user would see."""
     with pytest.raises(kd.InputError) as caught:
-        run()
+        function(*arguments, **options)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -115,9 +115,9 @@ def test_a_payload_in_weights_never_runs(
     path = evil(run.parent, kind, touched)
     line = complain(*SMALL, "teacher=cnn", f"teacher.checkpoint={path}")
     assert "holds Python objects" in line or "no file of weights" in line
-    assert "no file of weights" in refused(lambda: evaluate(str(run), teacher_checkpoint=str(path))) or kind == "zip"
+    refused(evaluate, str(run), teacher_checkpoint=str(path))
     for function in (evaluate, export, kd.load, config_of):
-        refused(lambda: function(str(path)))
+        refused(function, str(path))
     assert not touched.exists()
 
 
@@ -145,14 +145,14 @@ def test_a_payload_in_a_run_folder_never_runs(
         write({"fc.weight": Payload(touched)}, run / file)
         if file in ("student.safetensors", "summary.json"):
             for function in (evaluate, export, kd.load):
-                refused(lambda: function(str(run)))
+                refused(function, str(run))
         if file == "student.safetensors":
-            refused(lambda: read(run))
+            refused(read, run)
         if file == "config.yaml":
-            refused(lambda: evaluate(str(run)))
-            refused(lambda: config_of(str(run)))
+            refused(evaluate, str(run))
+            refused(config_of, str(run))
         if file == "summary.json":
-            refused(lambda: report(run.parent, Path("out")))
+            refused(report, run.parent, Path("out"))
         else:
             report(run.parent, Path("out"))
     assert not touched.exists()
@@ -167,7 +167,7 @@ def test_a_payload_in_a_checkpoint_never_runs(
     for write in FORMATS.values():
         for name in ("last", "previous", "best"):
             write({"state_dict": {}, "callbacks": Payload(touched)}, run / f"checkpoints/{name}.ckpt")
-            refused(lambda: read(run / f"checkpoints/{name}.ckpt"))
+            refused(read, run / f"checkpoints/{name}.ckpt")
         complain(f"resume={run}")
     assert not touched.exists()
 
@@ -284,14 +284,14 @@ def test_a_target_in_a_run_folder_never_runs(target: str, run: Path, armed: Path
             (run / name).write_text(text)
         plant(run, node)
         if place in SUMMARY:
-            refused(lambda: evaluate(str(run)))
-            refused(lambda: export(str(run), "safetensors"))
+            refused(evaluate, str(run))
+            refused(export, str(run), "safetensors")
             if "data" not in place:
-                refused(lambda: kd.load(run))
+                refused(kd.load, run)
         else:
-            refused(lambda: config_of(str(run)))
+            refused(config_of, str(run))
             if "teacher" in place:
-                refused(lambda: evaluate(str(run)))
+                refused(evaluate, str(run))
         assert not armed.exists(), place
     assert not (run / "evaluation").exists()
     assert not (run / "export").exists()

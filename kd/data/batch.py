@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ class Batch(NamedTuple):
     labels: Tensor
     index: Tensor | None = None  # type: ignore[assignment]
     view: Tensor | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch of what ``function`` makes of each of its tensors."""
+        return Batch(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Loader:
             here = slice(first, first + self.batch_size)
             index, time = order[here], None if times is None else times[here]
             batch = Batch(self.images.index_select(0, index), self.labels.index_select(0, index), index, time)
-            yield batch if not self.pin else Batch(*(part if part is None else part.pin_memory() for part in batch))
+            yield batch.each(Tensor.pin_memory) if self.pin else batch
 
     def order(self, epoch: int, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """The positions [n] of an epoch after the first ``start`` samples, and with ``repeats`` which time each is."""

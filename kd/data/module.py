@@ -95,7 +95,7 @@ class Data(pl.LightningDataModule):
         return self._loader("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Batch:
-        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in batch))
+        return Batch(*batch).each(lambda part: part.to(device, non_blocking=True))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         batch = Batch(*batch)

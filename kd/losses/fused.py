@@ -59,7 +59,7 @@ def _chunk(student: Tensor, teacher: Tensor, T: float, apart: Tensor, scratch: T
 
 def fused_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
     """sum KL(p || q) over all rows of logits [..., C]; see :class:`FusedKL`."""
-    return FusedKL.apply(student.flatten(0, -2), teacher.flatten(0, -2), T)  # type: ignore[no-untyped-call]
+    return FusedKL.apply(student.flatten(0, -2), teacher.flatten(0, -2), T)
 
 
 def can_fuse(student: Tensor, teacher: Tensor) -> bool:

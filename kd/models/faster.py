@@ -40,7 +40,7 @@ def faster(
             if type(module) in CAST:
                 module.to(dtype)
     if channels_last:
-        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin.to(memory_format=torch.channels_last)
     return twin, count
 
 

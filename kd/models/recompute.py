@@ -50,7 +50,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in network.children():
         if type(child) in CONTAINERS:
-            composite = [element for element in child if any(True for _ in element.children())]
+            composite = [element for element in child.children() if any(True for _ in element.children())]
             inner = [block for element in composite for block in _within(element)]
             found += inner or ([child] if type(child) is nn.Sequential and _holds(child) else [])
     composite = [child for child in network.children() if type(child) not in CONTAINERS]
