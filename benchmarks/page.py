@@ -19,6 +19,9 @@ def write_page(known: Known, page: Path) -> None:
         "cached": lambda: _steps(known["cached"]),
         "compiled": lambda: _steps(known["compiled"]),
         "growth": lambda: _growth(known["growth"]),
+        "forwards": lambda: _forwards(known["forwards"]),
+        "updates": lambda: ", ".join(f"{name} {row['ratio']:.2f}" for name, row in known["updates"].items()) + ".",
+        "processes": lambda: ", ".join(f"{name} {rate:,.0f}" for name, rate in known["processes"].items()) + ".",
         "kl": lambda: _kl(known["kl"]),
         "startup": lambda: (
             f"`kd-train --help` takes {known['startup']['help_s']:.1f} s, the first step of a run on the digits is "
@@ -80,6 +83,16 @@ def _growth(known: Known) -> str:
             kd = f"{row['ms']:.1f} ms", f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
             rows.append([f"{title} {value}", f"{row['bare']:.1f} ms", *kd])
     return _table([known["pair"].replace("->", " → "), "bare loop", "kd, live", "ratio"], rows)
+
+
+def _forwards(known: Known) -> str:
+    names = list(next(iter(known.values())))
+    rows = [[name, *(_forward(own[name]) for own in known.values())] for name in names]
+    return _table(["teacher's forward pass alone", *known], rows)
+
+
+def _forward(row: Known) -> str:
+    return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def _kl(known: Known) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alternatives import forwards, processes, updates
 from growth import costs_of_kl, growth, peaks, startup
 from machine import about, conv_peak, matmul_peak, peak_bytes
 from paced import Bare, Fit, Own, composed
@@ -204,6 +205,9 @@ def main() -> None:
 
 OTHERS: dict[str, Callable[[torch.device], Any]] = {
     "growth": lambda device: growth(device, data_of, configured, turns, summed),
+    "forwards": lambda device: forwards(device, turns, summed),
+    "updates": lambda device: updates(device, turns, summed),
+    "processes": processes,
     "kl": costs_of_kl,
     "peaks": peaks,
     "startup": startup,

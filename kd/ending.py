@@ -40,7 +40,9 @@ def told(job: Job | None = None) -> Iterator[None]:
 
     Of several processes of a job only one speaks. ``HYDRA_FULL_ERROR=1`` shows tracebacks as well.
     """
-    full = os.environ.setdefault("KD_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+    before = {name: os.environ.get(name) for name in ("KD_FULL_ERROR", "HYDRA_FULL_ERROR")}
+    full = (before["KD_FULL_ERROR"] or before["HYDRA_FULL_ERROR"]) == "1"
+    os.environ["KD_FULL_ERROR"] = str(int(full))  # for the processes that this one starts
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra always raises, so that kd decides what is shown
     try:
         yield
@@ -59,6 +61,9 @@ def told(job: Job | None = None) -> Iterator[None]:
         if aloud:
             say(line or bug(error, job.folder if job is not None else None))
         raise Ended(code) from None
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def say(line: str) -> None:

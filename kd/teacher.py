@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.data.resident import PerDevice
 from kd.errors import InputError, unknown
+from kd.models.normalized import bare
 from kd.models.weights import fingerprint
 from kd.taps import Taps
 
@@ -238,8 +239,8 @@ class Ensemble(Hidden):
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> str:
-    """sha256 of one network's state, or of several networks' names and states."""
+    """sha256 of one network's state, or of several networks' names and states: of a run's student, what the run says."""
     if set(networks) == {""}:
-        return fingerprint(networks[""])
-    listed = [f"{name}:{fingerprint(network)}" for name, network in sorted(networks.items())]
+        return fingerprint(bare(networks[""]))
+    listed = [f"{name}:{fingerprint(bare(network))}" for name, network in sorted(networks.items())]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
