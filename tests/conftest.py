@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import settings
+from stopping import launched
 
 # the same examples every time; --hypothesis-profile=thorough draws new ones
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, database=None)
@@ -75,3 +78,27 @@ def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         return lines[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was stopped in its second epoch, ``run``, and a finished one, ``done``."""
+    folder = tmp_path_factory.mktemp("stopped")
+    strike = ["+callbacks.saboteur._target_=saboteur.Saboteur", "+callbacks.saboteur.moment=step"]
+    strike += ["+callbacks.saboteur.epoch=1", "+callbacks.saboteur.batch=2", "+callbacks.saboteur.signum=15"]
+    struck = launched(folder, *strike, "+callbacks.saboteur.mark=mark", "hydra.run.dir=run")
+    assert struck.returncode == 143, struck.stderr
+    config = yaml.safe_load((folder / "run/config.yaml").read_text())
+    del config["callbacks"]["saboteur"]
+    (folder / "run/config.yaml").write_text(yaml.safe_dump(config))
+    done = launched(folder, "hydra.run.dir=done")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same to spoil, as the working directory."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,14 +1,15 @@
 """Bad input, row by row: one line that names it, the right exit code, before any training, nothing left half-written.
 
 The numbers are those of a list of fifty-five things that go wrong. Files of data in every format are damaged in
-test_formats.py and test_data.py, containers of weights in test_containers.py, and processes in test_processes.py;
-here each row stands once, at the command line.
+test_formats.py and test_data.py, containers of weights in test_containers.py, disks that fill up in test_keeping.py,
+and row 54, processes that are lost, is in test_processes.py; here every other row stands, at the command line.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Complain
+from stopping import POISON, edited, finite, launched, torn
 from test_containers import bad_files
 from test_data import make_folder, make_idx
 from trained import trained
@@ -320,9 +323,102 @@ def test_row_33_weights_of_a_library_that_cannot_be_had(
     assert time.monotonic() - started < 15
 
 
-# ================================================================ rows 34, 35, 36: going on with a run
-#
-# ================================================================ (end of rows 34, 35, 36)
+# ---------------------------------------------------------------- going on with a run
+
+OTHERS = {
+    "T=2": "T (4.0 there, 2.0 here)",
+    "optim.lr=0.3": "optim.lr (0.05 there, 0.3 here)",
+    "optim=adamw": "optim._target_ (kd.optim.sgd there, kd.optim.adamw here)",
+    "student=resnet8": "student._target_",
+    "data.batch_size=32": "data.batch_size (16 there, 32 here)",
+    "experiment=cifar100/resnet56_resnet20": "data._target_",
+    "seed=3": "seed (0 there, 3 here)",
+}
+
+
+@pytest.mark.parametrize("word", OTHERS)
+def test_row_34_another_experiment(copy: Path, complain: Complain, word: str) -> None:
+    before = (copy / "run/config.yaml").read_text()
+    line = complain("resume=run", word)
+    assert line.startswith("error: resume=run is another experiment: ")
+    assert OTHERS[word] in line
+    assert (copy / "run/config.yaml").read_text() == before
+
+
+def _both_torn(run: Path) -> None:
+    torn(run)
+    (run / "checkpoints/previous.ckpt").write_bytes(b"")
+
+
+SPOILED = {
+    "a newer format": (
+        lambda run: edited(run / "checkpoints/last.ckpt", format_version=99),
+        "last.ckpt has format 99, written by a later version of kd",
+    ),
+    "weights only": (
+        lambda run: torch.save({"fc.weight": torch.zeros(2)}, run / "checkpoints/last.ckpt"),
+        "last.ckpt is no checkpoint of a run of kd, so training cannot go on from it",
+    ),
+    "other data": (
+        lambda run: edited(run / "checkpoints/last.ckpt", data_sha256="0" * 64),
+        "last.ckpt was trained with another data: sha256 " + "0" * 64,
+    ),
+    "another teacher": (
+        lambda run: edited(run / "checkpoints/last.ckpt", teacher_sha256="0" * 64),
+        "last.ckpt was trained with another teacher: sha256",
+    ),
+    "both torn": (_both_torn, "is damaged or cut off, and there is no other whole checkpoint beside it"),
+    "no configuration": (lambda run: (run / "config.yaml").unlink(), "no training has begun there"),
+    "half a configuration": (lambda run: (run / "config.yaml").write_text("T: 4\n"), "config.yaml is damaged"),
+    "no yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
+    "foreign code": (
+        lambda run: _foreign(run / "config.yaml"),
+        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless you say trust=true",
+    ),
+}
+
+
+def _foreign(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    config["callbacks"]["evil"] = {"_target_": "os.system", "command": "touch here"}
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_rows_34_to_36_what_cannot_be_gone_on_with(copy: Path, complain: Complain, what: str) -> None:
+    spoil, said = SPOILED[what]
+    spoil(copy / "run")
+    assert said in complain("resume=run")
+    assert not (copy / "here").exists()
+
+
+@pytest.mark.parametrize("run", ["nowhere", "http://localhost/run", "mark"])
+def test_row_34_what_is_no_run(copy: Path, complain: Complain, run: str) -> None:
+    assert complain(f"resume={run}").startswith(f"error: resume={run} is no run folder")
+    assert not (copy / "nowhere").exists()
+
+
+def test_row_35_a_torn_checkpoint_falls_back_to_the_one_before(copy: Path) -> None:
+    torn(copy / "run")
+    on = launched(copy, "resume=run")
+    assert on.returncode == 0, on.stderr
+    assert "last.ckpt is damaged or cut off" in on.stdout
+    assert "resume: from step 7, run/checkpoints/previous.ckpt" in on.stdout
+
+
+def test_row_34_a_run_that_is_alive_is_left_alone(copy: Path) -> None:
+    script = "import fcntl, time; file = open('run/.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    script += "print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", script], cwd=copy, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        on = launched(copy, "resume=run")
+    finally:
+        other.kill()
+        other.wait()
+    assert on.returncode == 2
+    assert on.stderr == "error: another process is training in run; wait for it, or stop it first\n"
 
 
 EXPORTS = {
@@ -493,9 +589,41 @@ def test_row_52_no_room_for_two_checkpoints(complain: Complain, here: Path, monk
     assert not list(here.rglob("*.ckpt"))
 
 
-# ================================================================ rows 52 mid-run, 55: the disk and the guard in a run
-#
-# ================================================================ (end of rows 52, 55)
+def test_row_55_a_gradient_that_is_not_finite_ends_the_run_before_the_update(tmp_path: Path) -> None:
+    done = launched(tmp_path, POISON, "+callbacks.poison.step=10", "hydra.run.dir=run")
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "the gradient of student.net.layer1" in line
+    assert "is not finite, though the loss is, at step 10; nothing after step 9 was kept" in line
+    assert finite(tmp_path / "run") == 7
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+def test_row_55_a_term_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    done = launched(tmp_path, "optim.lr=1e30", "optim.warmup=0", "hydra.run.dir=run")
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "error: the loss term ce is " in line
+    assert "A lower optim.lr" in line
+
+
+def test_row_55_a_few_updates_may_be_left_out(tmp_path: Path) -> None:
+    few = (POISON, "+callbacks.poison.step=3", "nan=skip", "callbacks.finite.most=2")
+    done = launched(tmp_path, *few, "+callbacks.poison.times=2", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "update left out (2 of 2)" in done.stdout
+    assert finite(tmp_path / "run") == 14
+    many = launched(tmp_path, *few, "+callbacks.poison.times=3", "hydra.run.dir=many")
+    assert many.returncode == 3
+    assert "at step 5, after 2 updates left out" in many.stderr
+
+
+@pytest.mark.slow
+def test_row_55_on_one_of_two_processes_ends_both(tmp_path: Path) -> None:
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "data.train=280")
+    done = launched(tmp_path, *two, POISON, "+callbacks.poison.step=3", "+callbacks.poison.rank=1", "hydra.run.dir=run")
+    assert done.returncode == 3
+    assert done.stderr.count("at step 3") == 1
 
 
 # ---------------------------------------------------------------- bugs
