@@ -23,7 +23,7 @@ from kd.dot import DOTDistiller
 from kd.errors import InputError, placed
 from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
-from kd.models.weights import outputs_of
+from kd.models.weights import fingerprint, outputs_of
 from kd.mutual import nodes_of
 from kd.objective import Objective, Term
 from kd.optim import DOT, Optim
@@ -113,7 +113,10 @@ def _living(node: Config, student: nn.Module, data: Any) -> nn.Module:
     with placed("teacher"):
         if "peers" not in node:
             return made(student)
-        return made({name: network(peer, f"teacher.peers.{name}", data) for name, peer in members(node).items()})
+        peers = {name: network(peer, f"teacher.peers.{name}", data) for name, peer in members(node).items()}
+        if same := [name for name, peer in peers.items() if fingerprint(bare(peer)) == fingerprint(bare(student))]:
+            raise InputError(f"peers.{same[0]} has the student's own weights, so that neither could teach the other")
+        return made(peers)
 
 
 def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0) -> pl.Trainer:

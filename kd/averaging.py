@@ -32,6 +32,10 @@ class EMA(WeightAveraging):
             raise InputError(f"decay must lie in [0, 1), got {decay}")
         super().__init__(avg_fn=averaging(decay))
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = self._device or trainer.strategy.root_device  # where the weights are about to go
+        super().setup(trainer, pl_module, stage)
+
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

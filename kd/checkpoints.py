@@ -134,7 +134,7 @@ class Last(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not whole or batch_idx + 1 >= trainer.num_training_batches:
+        if not whole or batch_idx + 1 >= trainer.num_training_batches or _validates(trainer):
             return
         due = self.signum is not None or self._due(trainer.global_step)
         if trainer.world_size > 1:  # all of them or none, and not asked at every step
@@ -246,3 +246,9 @@ def latest(folder: Path) -> Saved | None:
     if found:
         raise InputError(f"{found[0]} is damaged or cut off, and there is no other whole checkpoint beside it")
     return None
+
+
+def _validates(trainer: pl.Trainer) -> bool:
+    """Whether a validation follows this step, which a run that goes on from here would believe done."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]

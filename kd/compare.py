@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,9 @@ def check_same(config: Mapping[str, Any], folder: Path) -> None:
     free = ("cell", "seed", "about")
     here, there = (_flat({k: v for k, v in part.items() if k not in free}) for part in (config, known))
     differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
-    # a checkpoint is filled in by the run, and a bar shapes no result
-    differing = [key for key in differing if not key.endswith((".checkpoint", ".enable_progress_bar"))]
+    # a teacher's checkpoint is filled in by the run, and a bar shapes no result
+    filled = re.compile(r"teacher\.(.+\.)?checkpoint|.*\.enable_progress_bar")
+    differing = [key for key in differing if not filled.fullmatch(key)]
     if differing:
         key = differing[0]
         raise InputError(f"{folder} holds a run with {key}={there.get(key)}, not {here.get(key)}; give another study=")

@@ -48,6 +48,8 @@ class Distiller(pl.LightningModule):
             outputs are not [B, classes].
     """
 
+    classifies = True  # whether the student's own classifier is what is measured
+
     def __init__(
         self,
         student: nn.Module,

@@ -41,14 +41,19 @@ class Finite(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients or _finite(gradients):
             return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() > 1 and not _terms(pl_module):
+            return  # float16's scale was too large: the scaler leaves this update out and lowers it
         step = trainer.global_step + 1
         what = _blamed(pl_module)
-        if self.nan == "skip" and self.skipped < self.most:
+        spoiled = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
+        if self.nan == "skip" and self.skipped < self.most and not spoiled:
             self.skipped += 1
             log.warning("%s at step %d: update left out (%d of %d)", what, step, self.skipped, self.most)
             optimizer.zero_grad(set_to_none=True)
             return
         spent = f", after {self.skipped} updates left out" if self.skipped else ""
+        spent += f", and so is {spoiled[0]}" if spoiled else ""
         raise TrainingFailed(
             f"{what} at step {step}{spent}; nothing after step {trainer.global_step} was kept. "
             "A lower optim.lr or a higher T often helps; nan=skip leaves such updates out"
@@ -66,10 +71,14 @@ def _finite(gradients: list[Tensor]) -> bool:
     return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
+def _terms(module: Any) -> list[tuple[str, float]]:
+    """The terms of the last step that are not finite."""
+    return [(name, float(part)) for name, part in getattr(module, "parts", {}).items() if not part.isfinite()]
+
+
 def _blamed(module: Any) -> str:
     """Which terms of the last step are not finite, or that the gradient alone is not."""
-    bad = [(name, float(part)) for name, part in getattr(module, "parts", {}).items() if not part.isfinite()]
-    if bad:
+    if bad := _terms(module):
         return " and ".join(f"the loss term {name} is {value}" for name, value in bad)
     names = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     return f"the gradient of {names[0]} is not finite, though the loss is," if names else "the gradient is not finite"

@@ -52,6 +52,12 @@ class Gate(Callback):
         counted = {name: trainer.strategy.reduce(numbers, reduce_op="sum").tolist() for name, numbers in tally.items()}
         self._conclude(pl_module.teacher, counted, trainer.is_global_zero)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accuracy = dict(state_dict["accuracy"])
+
     @staticmethod
     def _tally(trainer: pl.Trainer, module: Any) -> dict[str, Tensor]:
         """For each name of a teacher the count of right answers, of answers that are not finite, and of each class."""

@@ -55,10 +55,6 @@ class Record(Callback):
             scores = {k: float(v) for k, v in known if k.startswith(("val/", "teacher/")) and k != "teacher/entropy"}
             self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
 
-    def best(self, monitor: str = "val/acc") -> dict[str, float]:
-        """The first epoch with the highest score."""
-        return max(self.epochs, key=lambda scores: scores.get(monitor, 0.0), default={})
-
     def last(self) -> dict[str, float]:
         """The last epoch."""
         return self.epochs[-1] if self.epochs else {}

@@ -127,7 +127,7 @@ def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
             node = dict(peer) if isinstance(peer, Mapping) else {"_target_": target_of(models[str(peer)])}
         except InputError as error:
             raise at_place("teacher.peers", error) from error
-        name = str(node.get("name") or models.name_of(node["_target_"]) or "peer")
+        name = str(node.get("name") or models.name_of(node["_target_"]) or "peer").replace(".", "_")
         alike = sum(key == name or key.startswith(f"{name}_") for key in found)
         found[f"{name}_{alike + 1}" if alike else name] = node
     return found

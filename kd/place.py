@@ -43,7 +43,8 @@ def place_of(trainer: pl.Trainer) -> dict[str, int]:
     batches = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
     size = getattr(trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
     steps = int(trainer.estimated_stepping_batches)
-    return {"samples": batches * size * trainer.world_size, "world": trainer.world_size, "steps": steps}
+    place = {"samples": batches * size * trainer.world_size, "world": trainer.world_size}
+    return {**place, "steps": steps, "epochs": trainer.max_epochs or 0}
 
 
 def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
@@ -64,9 +65,12 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     if place["world"] == trainer.world_size:
         return
     if place["samples"]:
-        batches = place["samples"] // (data.batch_size * trainer.world_size)
+        size, done = data.batch_size * trainer.world_size, place["samples"]
+        count = len(getattr(data, "train_labels", ())) or done
+        batches = count // size - (count - done) // size  # those of the epoch but for those still to come
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         current |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
-    share = int(trainer.estimated_stepping_batches) / place["steps"]
+    epochs = (trainer.max_epochs or 0) / place.get("epochs", trainer.max_epochs)
+    share = int(trainer.estimated_stepping_batches) / place["steps"] / epochs  # of the steps of one epoch
     for scheduler in checkpoint["lr_schedulers"]:
         scheduler["last_epoch"] = round(scheduler["last_epoch"] * share)

@@ -57,6 +57,16 @@ def _launchers() -> Any:
     return subprocess_script
 
 
+def launch() -> str:
+    """A name that all processes of one launch know, and those of no other."""
+    if not started_outside():
+        return os.environ.get(LAUNCH, "")
+    told = [os.environ.get(name, "") for name in LAUNCHES]
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        told.append(str(os.getppid()))  # on one machine they have one parent
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
 class Job:
     """One job in its folder: ``with`` it, Lightning's other processes are watched, and are gone at its end.
 
@@ -129,14 +139,7 @@ class Job:
     @property
     def _mark(self) -> Path:
         """The file that the first process to say why the job ends makes, and that no other launch knows."""
-        if started_outside():
-            told = [os.environ.get(name, "") for name in LAUNCHES]
-            if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
-                told.append(str(os.getppid()))  # on one machine they have one parent
-            launch = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-        else:
-            launch = os.environ.get(LAUNCH, "")
-        return self.folder / f".ended-{launch}"
+        return self.folder / f".ended-{launch()}"
 
     def _forget(self, but: Path | None = None) -> None:
         for mark in self.folder.glob(".ended-*"):

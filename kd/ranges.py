@@ -16,7 +16,9 @@ from pytorch_lightning.strategies import StrategyRegistry
 from kd.cached import Store
 from kd.errors import InputError, placed, unknown
 from kd.metrics import Scores
-from kd.registry import defaults_of
+from kd.mutual import nodes_of
+from kd.registry import defaults_of, target_of
+from kd.ressl import Momentum
 
 Config = Mapping[str, Any]
 
@@ -91,10 +93,13 @@ def check_monitors(config: Config, classes: int) -> None:
         InputError: a metric or mode that does not exist.
     """
     nodes = {key: node for key, node in config["callbacks"].items() if isinstance(node, Mapping)}
-    taught = bool((config["teacher"] or {}).get("_target_"))
+    teacher = config["teacher"] or {}
+    taught = bool(teacher.get("_target_")) and teacher["_target_"] != target_of(Momentum)
     names = [f"val/{name}".replace("val/teacher_", "teacher/") for name in Scores(classes, taught).named()]
     names += ["train/loss", "train/acc", "time/images_per_s", *(f"train/{term}" for term in config["objective"])]
     names += ["train/kl", "train/soft_ce", "teacher/entropy"] if taught else []
+    names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
+    names += ["val/knn"] if teacher.get("_target_") == target_of(Momentum) else []
     for key, node in nodes.items():
         monitor, mode = node.get("monitor"), node.get("mode", "max")
         if mode not in ("min", "max") and "monitor" in node:

@@ -85,6 +85,8 @@ class ReSSLDistiller(Distiller):
         InputError: terms that need labels or look at layers; data that is not in memory, or mixes images.
     """
 
+    classifies = False
+
     def __init__(
         self,
         student: nn.Module,
@@ -154,7 +156,8 @@ class ReSSLDistiller(Distiller):
         if not len(known):
             raise InputError("a k-NN classifier is measured, and no training image has a label")
         chosen = known[permutation(len(known), 0, 0)[: self.momentum.most]]
-        parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]
+        with self.trainer.precision_plugin.val_step_context():
+            parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]
         self.bank = torch.cat(parts), labels[chosen].to(self.device)
 
     def _unit(self, images: Tensor) -> Tensor:
@@ -175,6 +178,7 @@ class ReSSLDistiller(Distiller):
 
 def knn(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, neighbours: int, T: float = 0.07) -> Tensor:
     """log of the vote of the nearest rows of a bank [N, D] for unit vectors [B, D], weight exp(cosine / T) each."""
-    near, place = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-    votes = queries.new_zeros(len(queries), classes).scatter_add_(1, labels[place], (near / T).softmax(1))
-    return (0.99 * votes + 0.01 / classes).log()
+    with torch.autocast(queries.device.type, enabled=False):  # neighbours lie nearer to each other than bfloat16 tells
+        near, place = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+        votes = queries.new_zeros(len(queries), classes).scatter_add_(1, labels[place], (near / T).softmax(1))
+        return (0.99 * votes + 0.01 / classes).log()

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 FREE = (
     *("epochs", "trainer.max_epochs", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
-    *("data.root", "data.workers", "data.download", "teacher.checkpoint", "logger", "callbacks"),
+    *("data.root", "data.workers", "data.download", "teacher.checkpoint", "student.checkpoint"),
+    *("logger", "callbacks"),
     *("cache.root", "cache.max_gb", "teachers", "nan"),
 )
 

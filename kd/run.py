@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from kd.errors import InputError, placed
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
 from kd.models.weights import Origin, fingerprint, prepare
+from kd.processes import launch, started_outside
 from kd.registry import build, defaults_of, models
 
 log = logging.getLogger(__name__)
@@ -61,11 +63,13 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
         InputError: another process is in it, it holds a run, or it cannot be written.
     """
     if rank_zero_only.rank:  # type: ignore[attr-defined]
+        while wait and started_outside() and not _entered(folder):
+            time.sleep(0.2)
         yield  # the first process speaks for the others
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise InputError(f"the run folder {folder} cannot be written: {error.strerror}") from error
     with lock:
@@ -80,12 +84,21 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX)
         except OSError:
             log.warning("%s is on a file system without locks: see to it that no two processes train in it", folder)
+        lock.truncate(0)
+        lock.write(launch())
+        lock.flush()
         if new and ((folder / SUMMARY).exists() or any((folder / CHECKPOINTS).glob("*.ckpt"))):
             here = shown(folder)
             raise InputError(
                 f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir"
             )
         yield
+
+
+def _entered(folder: Path) -> bool:
+    """Whether this launch's first process is in a folder, or need not be as a run is finished there."""
+    lock = folder / ".lock"
+    return (folder / SUMMARY).is_file() or (lock.is_file() and lock.read_text() == launch())
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -91,17 +91,17 @@ class Quick(Callback):
             return
         student, data = pl_module.student, trainer.datamodule  # type: ignore[attr-defined]
         mode = "reduce-overhead" if trainer.strategy.root_device.type == "cuda" else None
+        one = trainer.accumulate_grad_batches == 1  # a CUDA graph's gradients do not live on to be added to
         if self.speed.channels_last:
             student.to(memory_format=torch.channels_last)
         if self.speed.recompute:
             recompute(student)
         if self.speed.compile is True:
-            student.compile(mode=mode)
+            student.compile(mode=mode if one else None)
         for name, frozen in teachers(pl_module.teacher).items():
             self._quicken(name, frozen, trainer, torch.rand(2, *data.shape))
             if self.speed.compile:
                 frozen.runner.compile(mode=mode)
-                frozen.compiled_for = getattr(data, "batch_size", None)
         if self.speed.compile:
             torch.compiler.set_stance("force_eager")
 
@@ -127,6 +127,8 @@ class Quick(Callback):
         quick = {name: f for name, f in teachers(pl_module.teacher).items() if f.runner is not f.network}
         if not quick:
             return
+        for frozen in quick.values():  # by now a finder of batch sizes has chosen
+            frozen.compiled_for = getattr(trainer.datamodule, "batch_size", None) if self.speed.compile else None  # type: ignore[attr-defined]
         trainer.validating = True  # else the data would augment these images
         try:
             batch = next(iter(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
@@ -143,7 +145,9 @@ class Quick(Callback):
                 log.info("%s", line)
 
     def _proof(self, name: str, frozen: Frozen, images: Tensor) -> str:
-        plain, quick = frozen.plain(images).float(), frozen(Batch(images, images.new_zeros(len(images))))[""].float()
+        with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding is coarser than what is looked for
+            quick = frozen(Batch(images, images.new_zeros(len(images))))[""].float()
+            plain = frozen.plain(images).float()
         apart, who = float((plain - quick).abs().max()), f"teacher {name}".strip()
         same = float((plain.argmax(-1) == quick.argmax(-1)).float().mean())
         seen = f"logits differ from the plain network's by at most {apart:.2g}"
@@ -186,7 +190,8 @@ class Quick(Callback):
             torch.compiler.set_stance("default")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in state}
 
 
 def teachers(teacher: Any, kind: type = Frozen) -> dict[str, Any]:

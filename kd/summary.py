@@ -29,7 +29,9 @@ def summarise(
     student |= {key: config["student"].get(key) for key in ("checkpoint", "head", "freeze")}
     if about := predictor.describe(distiller.objective, config["objective"]):
         student |= {"predictor": about}
-    known = isinstance(data, (Data, Folder))
+    if not distiller.classifies:
+        student |= {"classifier": "untrained"}
+    known, best = isinstance(data, (Data, Folder)), config["callbacks"].get("best") or {}
     content = data.describe() if known else {"classes": data.classes, "shape": shape}
     return {
         "task": config["task"],
@@ -40,7 +42,7 @@ def summarise(
         "teacher": _teacher(config, distiller, shape, accuracy),
         "objective": {"T": config["T"], "alpha": config["alpha"], "terms": distiller.objective.describe()},
         "training": {},
-        "metrics": {"monitor": "val/acc", "best": record.best(), "last": record.last()},
+        "metrics": {"monitor": best.get("monitor", "val/acc"), "best": {}, "last": record.last()},
     }
 
 

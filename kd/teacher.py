@@ -239,7 +239,7 @@ class Ensemble(Hidden):
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> str:
-    """sha256 of one network's state, or of several networks' names and states: of a run's student, what the run says."""
+    """sha256 of one network's state, or of several networks' names and states; of a run's student, the run's."""
     if set(networks) == {""}:
         return fingerprint(bare(networks[""]))
     listed = [f"{name}:{fingerprint(bare(network))}" for name, network in sorted(networks.items())]

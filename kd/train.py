@@ -104,8 +104,9 @@ def fit(
     summary |= {"cell": about.get("cell")}
     best = folder / run.CHECKPOINTS / "best.ckpt"
     kept = str(best) if best.is_file() else None
-    scores = history(record)  # now, as the best checkpoint also brings back the record of its epoch
+    scores = history(record)  # now, as the best checkpoint also brings back the record up to its epoch
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
+    summary["metrics"]["best"] = record.last()
     summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
     images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
     summary["training"]["images_per_s"] = round(images / seconds, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from hydra import compose, initialize_config_dir
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory, assemble
 from kd.cli import _register, plain
+from kd.compare import plan
+from kd.study import _composed, asked_of
 
 NAMES = {
     group: sorted(p.stem for p in (kd.CONFIG_DIR / group).rglob("*.yaml")) for group in ("objective", "data", "debug")
@@ -92,3 +95,14 @@ def test_an_objective_is_a_few_lines() -> None:
 
 def test_configs_hold_only_yaml() -> None:
     assert {p.suffix for p in Path(kd.CONFIG_DIR).rglob("*") if p.is_file()} == {".yaml"}
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "mutual", *(Path(n).name for n in EXPERIMENTS if "_mnist/" in n)])
+def test_the_comparison_that_an_experiment_names_has_cells_that_compose(name: str) -> None:
+    path = kd.CONFIG_DIR / f"experiment/fashion_mnist/{name}.yaml"
+    for line in path.read_text().splitlines():
+        if line.startswith("# ") and "kd-compare" in line:
+            words = line.partition("kd-compare ")[2].replace("data.root=FOLDER", "")
+            own, rest = asked_of(shlex.split(words))
+            for cell in plan(own.objective, own.seeds, own.shuffled, own.variants or {}):
+                assert assemble.objective(composed(*_composed(cell, rest))["objective"]).terms

@@ -178,6 +178,11 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
         (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
         (["teacher=momentum", "objective=ressl", "data.mixup=0.2"], "without data.mixup"),
         (["teacher=momentum", "objective=ressl", "objective.ressl.size=8"], "B at most 8"),
+        (["teacher=momentum", "objective=ressl", "callbacks.best.monitor=val/agreement"], "unknown metric"),
+        (
+            ["teacher=peers", "objective=dml", "callbacks.best.monitor=val/peer_mlp/acc"],
+            "did you mean 'val/peer_cnn/acc'",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(
@@ -189,6 +194,33 @@ def test_what_cannot_work_is_said_in_one_line(
 
 def test_peers_of_one_name_are_told_apart() -> None:
     assert list(nodes_of(["cnn", "resnet8", "cnn", "cnn"])) == ["cnn", "resnet8", "cnn_2", "cnn_3"]
+    assert list(nodes_of([{"_target_": "kd.models.hub.timm", "name": "resnet18.a1_in1k"}])) == ["resnet18_a1_in1k"]
+
+
+def test_a_peer_with_the_student_s_own_weights_is_refused(
+    complain: Complain, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (*SMALL, "teacher=peers", "objective=dml", "logger=none", f"student.checkpoint={runs / 'ema/run'}")
+    assert "teacher: peers.cnn has the student's own weights" in complain(*words)
+
+
+def test_a_backbone_without_a_classifier_is_not_evaluated_and_its_card_says_so(runs: Path, complain: Complain) -> None:
+    assert "its classifier is not trained; make a linear probe first" in complain(
+        f"run={runs / 'ressl/run'}", command="evaluate"
+    )
+    from kd.export import export
+
+    export(str(runs / "ressl/run"), "safetensors")
+    assert "classifier is NOT trained" in (runs / "ressl/run/export/safetensors/card.md").read_text()
+
+
+def test_of_two_decays_the_report_makes_two_methods(runs: Path, tmp_path: Path) -> None:
+    trained(tmp_path / "one", *SMALL, "teacher=ema", "teacher.decay=0.9")
+    trained(tmp_path / "two", *SMALL, "teacher=ema", "teacher.decay=0.99")
+    table = write(tmp_path, tmp_path).markdown()
+    assert "repeat" not in table
+    assert "0.99" in table
 
 
 @pytest.mark.parametrize("name", ["mutual", "mean_teacher", "ressl"])

@@ -111,6 +111,14 @@ def test_the_weak_view_is_another_crop_and_flip_of_the_same_image() -> None:
     assert (middle > 0).all()  # nothing is erased; a shift by 2 leaves the middle inside
 
 
+def test_neighbours_are_as_near_under_autocast() -> None:
+    torch.manual_seed(0)
+    bank, labels = torch.nn.functional.normalize(torch.randn(200, 16), dim=1), torch.arange(200) % 3
+    plain = knn(bank[:20], bank, labels, 3, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(knn(bank[:20], bank, labels, 3, 10), plain)
+
+
 def test_neighbours_vote_by_their_nearness() -> None:
     bank = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
     vote = knn(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), bank, torch.tensor([0, 0, 1, 2]), 3, neighbours=2)

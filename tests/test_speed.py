@@ -165,6 +165,18 @@ def test_what_cannot_be_folded_answers_all_the_same() -> None:
         torch.testing.assert_close(twin(images), network(images))
 
 
+def test_a_network_that_names_its_device_is_not_traced() -> None:
+    class Here(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x.to(next(self.parameters()).device))).flatten(1)
+
+    assert faster(Here().eval(), torch.rand(2, *SHAPE), fold=True, channels_last=False, dtype=None)[1] == 0
+
+
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
 def test_kept_weights_in_lower_precision_are_what_autocast_makes_of_them_at_every_step(name: str) -> None:
     network, images = trained(name), torch.rand(8, *SHAPE)

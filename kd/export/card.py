@@ -40,7 +40,10 @@ def describe(found: Restored, network: nn.Module, made: Format, about: Mapping[s
             "shape": ["batch", data["classes"]],
             "classes": found.names if found.data_name == data_name(config) else [],
         },
-        "student": {"name": student["name"], "config": student["config"], **size_of(network, list(data["shape"]))},
+        "student": {
+            **{key: student[key] for key in ("name", "config", "classifier") if key in student},
+            **size_of(network, list(data["shape"])),
+        },
         "teacher": teacher and {key: teacher[key] for key in told if key in teacher},
         "objective": summary["objective"],
         "data": {"name": data_name(config), "config": config, **counts},

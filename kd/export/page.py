@@ -61,6 +61,10 @@ def _training(card: Mapping[str, Any]) -> str:
         f"- {training['epochs']} epochs, {training['steps']:,} steps, "
         f"{training['seconds']:,.0f} s, seed {card['seed']}",
     ]
+    if card["student"].get("classifier") == "untrained":
+        lines.append(
+            "- its classifier is NOT trained: accuracies are a k-NN classifier's, on what the layer before it gives"
+        )
     return "\n".join(lines)
 
 

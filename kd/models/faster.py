@@ -49,6 +49,8 @@ def _folded(network: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
     twin = copy.deepcopy(network)
     try:
         graph = fx.symbolic_trace(bare(twin))
+        if any(isinstance(given, torch.device) for node in graph.graph.nodes for given in _given(node)):
+            raise TypeError("its code names a device, which a trace would keep")
         count = _fold(graph)
         _relus_in_place(graph)
         if isinstance(twin, Normalized):
@@ -61,6 +63,10 @@ def _folded(network: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
         log.debug("%s is not folded: %s: %s", type(bare(network)).__name__, type(error).__name__, error)
         return copy.deepcopy(network), 0
     return (twin, count) if bool(close) else (copy.deepcopy(network), 0)
+
+
+def _given(node: fx.Node) -> list[object]:
+    return [*node.args, *node.kwargs.values()]
 
 
 def _fold(graph: fx.GraphModule) -> int:

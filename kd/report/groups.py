@@ -17,6 +17,8 @@ ELSEWHERE = re.compile(
     r"(.*\.)?(seed|root|download|workers|num_workers|resident|eval_batch_size|checkpoint|accelerator|devices|num_nodes|strategy"
     r"|enable_progress_bar|enable_model_summary|log_every_n_steps|default_root_dir|deterministic)"
 )
+# how a teacher came by its weights, and how its answers are kept: its name stands for it
+OF_TEACHERS = re.compile(r"teacher|.*\.(_target_|checkpoint|epochs|seed|cache|min_accuracy|(data|optim)(\..*)?)")
 COURSE = ("data.", "optim.", "trainer.")
 FLAG = "data.val=test: the best epoch was chosen on the test set, which flatters every figure but the last epoch's"
 
@@ -142,7 +144,10 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
     kept |= {"student.checkpoint": "given"} if run.student.get("checkpoint") else {}
     if role == "student":
         kept |= {"T": run.objective.get("T"), "alpha": run.objective.get("alpha"), "teacher": run.teacher.get("name")}
-        kept |= {"teacher.shuffle": True} if (config.get("teacher") or {}).get("shuffle") is True else {}
+        told = flat({"teacher": config.get("teacher")})
+        kept |= {key: value for key, value in told.items() if value is not None and not OF_TEACHERS.fullmatch(key)}
+    if ema := (config.get("callbacks") or {}).get("ema"):
+        kept["callbacks.ema.decay"] = ema.get("decay")
     return kept
 
 
