@@ -18,6 +18,7 @@ def write_page(known: Known, page: Path) -> None:
         "live": lambda: _steps(known["live"]) + _bounds(known["live"]),
         "cached": lambda: _steps(known["cached"]),
         "compiled": lambda: _steps(known["compiled"]),
+        "lightning": lambda: _overhead(known["lightning"], known["live"]),
         "growth": lambda: _growth(known["growth"]),
         "forwards": lambda: _forwards(known["forwards"]),
         "updates": lambda: ", ".join(f"{name} {row['ratio']:.2f}" for name, row in known["updates"].items()) + ".",
@@ -76,6 +77,12 @@ def _bounds(pairs: Known) -> str:
     return "\n" + _table(head, rows)
 
 
+def _overhead(known: Known, pairs: Known) -> str:
+    steps = {pair.replace("->", " → "): own["steps"]["default"]["ms"] for pair, own in pairs.items()}
+    shares = ", ".join(f"{pair} {100 * known['ms'] / ms:.1f} %" for pair, ms in steps.items())
+    return f"{known['ms']:.1f} ms a step on average; of the default step of {shares}."
+
+
 def _growth(known: Known) -> str:
     rows = []
     for axis, title in AXES.items():
@@ -98,9 +105,10 @@ def _forward(row: Known) -> str:
 def _kl(known: Known) -> str:
     rows = []
     for classes, row in known.items():
-        time, memory = row["kd_ms"] / row["plain_ms"], row["kd_mb"] / row["plain_mb"]
-        cells = [f"{row['plain_ms']:.2f} ms, {row['plain_mb']:.1f} MB", f"{row['kd_ms']:.2f} ms, {row['kd_mb']:.1f} MB"]
-        errors = f"{row['plain_gradient_error']:.0e} and {row['kd_gradient_error']:.0e}"
-        rows.append([f"128 x {int(classes):,}", *cells, f"{time:.2f}, {memory:.2f}", errors])
-    head = ["logits", "torch's operations", "kd", "kd over torch's: time, memory", "gradient's error, torch's and kd's"]
-    return _table(head, rows)
+        ways = [f"{row[f'{way}_ms']:.2f} ms, {row[f'{way}_mb']:.1f} MB" for way in ("plain", "logs", "kd")]
+        over = [row[f"kd_{what}"] / row[f"{way}_{what}"] for way in ("plain", "logs") for what in ("ms", "mb")]
+        errors = " ".join(f"{row[f'{way}_gradient_error']:.0e}" for way in ("plain", "logs", "kd"))
+        ratios = "{:.2f}, {:.2f}; {:.2f}, {:.2f}".format(*over)
+        rows.append([f"128 x {int(classes):,}", *ways, ratios, errors])
+    head = ["logits", "`kl_div(log_softmax, softmax)`", "`kl_div(..., log_target=True)`", "kd"]
+    return _table([*head, "kd over both: time, memory", "gradient's errors"], rows)

@@ -146,6 +146,21 @@ def pair_of(pair: str, group: str, rounds: int, batch: int, device: torch.device
     return found
 
 
+def lightning(device: torch.device, rounds: int = 300) -> dict[str, float]:
+    """Milliseconds that Lightning, logging and guards take of a step: kd's, and the same arithmetic in a plain loop.
+
+    Of networks so small that the difference is seen; of large ones it drowns in where their tensors happen to lie.
+    """
+    data = data_of(8, 10, 64, rounds + 20)
+    with tempfile.TemporaryDirectory() as root:
+        small = ("teacher.width=8", "student.width=8")
+        fit = Fit(configured("mlp->mlp", root, "gpu" if device.type == "cuda" else "cpu", *OFF, *small), data, root)
+        taken = turns({"own": Own(fit, device).step, "kd": fit.step}, rounds, 15)
+        fit.stop()
+    own, whole = (1000 * statistics.mean(taken[name]) for name in ("own", "kd"))
+    return {"own_ms": round(own, 2), "kd_ms": round(whole, 2), "ms": round(whole - own, 2)}
+
+
 def floor(bare: Bare, batch: int, device: torch.device) -> dict[str, Any]:
     """The counted arithmetic of a step, and its time at the machine's measured peaks."""
     with FlopCounterMode(display=False) as counter:
@@ -204,6 +219,7 @@ def main() -> None:
 
 
 OTHERS: dict[str, Callable[[torch.device], Any]] = {
+    "lightning": lightning,
     "growth": lambda device: growth(device, data_of, configured, turns, summed),
     "forwards": lambda device: forwards(device, turns, summed),
     "updates": lambda device: updates(device, turns, summed),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -73,17 +73,7 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"the run folder {folder} cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            if not wait:
-                raise InputError(
-                    f"another process is training in {shown(folder)}; wait for it, or stop it first"
-                ) from error
-            log.info("another process is training in %s; waiting for it", folder)
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-        except OSError:
-            log.warning("%s is on a file system without locks: see to it that no two processes train in it", folder)
+        _seize(lock, folder, wait)
         lock.truncate(0)
         lock.write(launch())
         lock.flush()
@@ -93,6 +83,19 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
                 f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir"
             )
         yield
+
+
+def _seize(lock: TextIO, folder: Path, wait: bool) -> None:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        if not wait:
+            here = shown(folder)
+            raise InputError(f"another process is training in {here}; wait for it, or stop it first") from error
+        log.info("another process is training in %s; waiting for it", folder)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+    except OSError:
+        log.warning("%s is on a file system without locks: see to it that no two processes train in it", folder)
 
 
 def _entered(folder: Path) -> bool:
