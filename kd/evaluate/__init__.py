@@ -52,11 +52,7 @@ def evaluate(
         raise unknown("part", part, PARTS)
     place = _device(device)
     found = restore(run, data, batch_size, trust)
-    if found.summary["student"].get("classifier") == "untrained":
-        raise InputError(
-            f"run={run}: its classifier is not trained; make a linear probe first: kd-train student.checkpoint={run} "
-            "student.head=new student.freeze=backbone teacher=none objective=ce"
-        )
+    _check_classifier(found)
     teacher, where = teacher_of(found, teacher_checkpoint, trust)
     measured = answer(found.student, teacher, batches(found.data, part), found.data.classes, place)
     about = {"name": (found.summary["teacher"] or {}).get("name"), "measured": teacher is not None, "about": where}
@@ -65,6 +61,15 @@ def evaluate(
     leave(result, target)
     show(result, target, FILE)
     return result
+
+
+def _check_classifier(found: Restored) -> None:
+    if found.summary["student"].get("classifier") == "untrained":
+        run = found.folder
+        raise InputError(
+            f"run={run}: its classifier is not trained; make a linear probe first: kd-train student.checkpoint={run} "
+            "student.head=new student.freeze=backbone teacher=none objective=ce"
+        )
 
 
 def described(found: Restored, measured: Evaluation, part: str) -> dict[str, Any]:
