@@ -51,8 +51,7 @@ def evaluate(
     if part not in PARTS:
         raise unknown("part", part, PARTS)
     place = _device(device)
-    found = restore(run, data, batch_size, trust)
-    _check_classifier(found)
+    found = _trained(restore(run, data, batch_size, trust))
     teacher, where = teacher_of(found, teacher_checkpoint, trust)
     measured = answer(found.student, teacher, batches(found.data, part), found.data.classes, place)
     about = {"name": (found.summary["teacher"] or {}).get("name"), "measured": teacher is not None, "about": where}
@@ -63,13 +62,14 @@ def evaluate(
     return result
 
 
-def _check_classifier(found: Restored) -> None:
+def _trained(found: Restored) -> Restored:
     if found.summary["student"].get("classifier") == "untrained":
         run = found.folder
         raise InputError(
             f"run={run}: its classifier is not trained; make a linear probe first: kd-train student.checkpoint={run} "
             "student.head=new student.freeze=backbone teacher=none objective=ce"
         )
+    return found
 
 
 def described(found: Restored, measured: Evaluation, part: str) -> dict[str, Any]:
