@@ -225,7 +225,7 @@ def test_of_two_decays_the_report_makes_two_methods(runs: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["mutual", "mean_teacher", "ressl"])
 def test_their_experiments_train(name: str, tmp_path: Path) -> None:
-    images = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=200", "data.test=40")
+    images = ("data=synthetic", "data.shape=[1,28,28]", "data.classes=4", "data.train=200", "data.test=40")
     sizes = ("data.batch_size=16", "data.per_class=30", "epochs=1")
     folder = trained(tmp_path, f"experiment=fashion_mnist/{name}", *images, *sizes, "data.pad=1")
     assert json.loads((folder / "summary.json").read_text())["training"]["epochs"] == 1
