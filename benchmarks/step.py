@@ -14,6 +14,7 @@ update, guards, schedule and TensorBoard.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import statistics
@@ -30,6 +31,7 @@ from growth import costs_of_kl, growth, peaks, startup
 from machine import about, conv_peak, matmul_peak, peak_bytes
 from paced import Bare, Fit, Own, composed
 from page import write_page
+from rival import INSTALLED, Torchdistill
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import Arrays, Data, Memory
@@ -127,6 +129,8 @@ def pair_of(pair: str, group: str, rounds: int, batch: int, device: torch.device
     with tempfile.TemporaryDirectory() as root:
         bare = Bare(configured(pair, root, accelerator, *OFF), data, device)
         runs: dict[str, Any] = {"bare": bare}
+        if group == "live" and INSTALLED:
+            runs["torchdistill's runner"] = Torchdistill(copy.deepcopy(bare), device)
         for name, overrides in GROUPS[group].items():
             fit = Fit(configured(pair, root, accelerator, *overrides), data, root, bare)
             for _ in range(rounds + 4 if fit.cached else 1):  # a first epoch fills the table; one step compiles

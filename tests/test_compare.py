@@ -90,6 +90,8 @@ def test_a_comparison_says_what_it_found(study: tuple[Path, str]) -> None:
     assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in said
     for words in ("scratch", "dkd", "shuffled", "gain", "2 paired seeds", "report: runs/compare/cnn-"):
         assert words in said
+    assert "shuffled (control)" in said
+    assert said.count("(control)") == 1
     (place,) = folder.glob("runs/compare/*")
     assert sorted(path.name for path in place.iterdir() if path.is_dir()) == [
         "dkd",

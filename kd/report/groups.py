@@ -145,7 +145,8 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
     if role == "student":
         kept |= {"T": run.objective.get("T"), "alpha": run.objective.get("alpha"), "teacher": run.teacher.get("name")}
         told = flat({"teacher": config.get("teacher")})
-        kept |= {key: value for key, value in told.items() if value is not None and not OF_TEACHERS.fullmatch(key)}
+        told = {key: value for key, value in told.items() if value is not None and value is not False}
+        kept |= {key: value for key, value in told.items() if not OF_TEACHERS.fullmatch(key)}
     if ema := (config.get("callbacks") or {}).get("ema"):
         kept["callbacks.ema.decay"] = ema.get("decay")
     return kept
