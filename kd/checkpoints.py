@@ -101,6 +101,8 @@ class Last(Checkpoint):
         Stopped: after a signal, once the state is saved.
     """
 
+    save_weights_only = False  # as ModelCheckpoint calls it: the optimiser and the place in the run are kept too
+
     def __init__(self, dirpath: str, minutes: float | None = 10.0, steps: int | None = None) -> None:
         for key, value in (("minutes", minutes), ("steps", steps)):
             if value is not None and not value > 0:
@@ -184,7 +186,7 @@ class Last(Checkpoint):
                 os.replace(link, self.folder / PREVIOUS)
             except OSError:  # no hard links on this file system: there is one checkpoint less to fall back to
                 link.unlink(missing_ok=True)
-        trainer.save_checkpoint(last, weights_only=False)
+        trainer.save_checkpoint(last, self.save_weights_only)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def _stop(self, trainer: pl.Trainer, log_step: bool = False) -> None:

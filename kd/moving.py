@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,29 +13,11 @@ from kd.data.batch import Batch
 from kd.distiller import Distiller
 from kd.errors import InputError
 from kd.taps import Taps
-from kd.teacher import fingerprints
+from kd.teacher import Asked
 
 
-class Living(nn.Module, ABC):
+class Living(Asked):
     """A teacher that is part of the training: unlike a frozen one it is a module among others, and in checkpoints."""
-
-    @abstractmethod
-    def networks(self) -> dict[str, nn.Module]:
-        """The networks that it asks, by name; a single one has the name ``""``."""
-
-    def fingerprint(self) -> str:
-        """sha256 of its state."""
-        return fingerprints(self.networks())
-
-    def settle(self) -> None:
-        """Told at each epoch's end."""
-
-    def keep(self) -> None:
-        """Told before each checkpoint, which holds its state anyway."""
-
-    def logged(self) -> dict[str, float]:
-        """What it wishes to have logged."""
-        return {}
 
 
 class Moving(Living):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -20,36 +21,12 @@ from kd.taps import Taps
 AVERAGES = ("probabilities", "logits")
 
 
-class Hidden(nn.Module):
-    """A module that is in no checkpoint, optimiser, EMA copy or DDP bucket.
+class Asked(nn.Module, ABC):
+    """What every teacher has: the networks that it asks, and what a run tells it and asks of it."""
 
-    What it holds sits in ``__dict__``, not in the module tree: ``train()`` does not reach it, and strict loading
-    stays strict for the rest. ``to`` reaches it.
-
-    Args:
-        networks: those it asks, by name; a single one has the name ``""``.
-    """
-
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.__dict__["asked_networks"] = dict(networks)
-
+    @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """The networks that it asks, by name; a single one has the name ``""``."""
-        return dict(self.__dict__["asked_networks"])
-
-    def held(self) -> list[nn.Module]:
-        """All that moves with it."""
-        return list(self.networks().values())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hidden:
-        for network in self.held():
-            network._apply(fn)
-        super()._apply(fn, recurse)
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hidden:
-        return self
 
     def fingerprint(self) -> str:
         """sha256 of its state."""
@@ -64,6 +41,37 @@ class Hidden(nn.Module):
     def logged(self) -> dict[str, float]:
         """What it wishes to have logged."""
         return {}
+
+
+class Hidden(Asked):
+    """A module that is in no checkpoint, optimiser, EMA copy or DDP bucket.
+
+    What it holds sits in ``__dict__``, not in the module tree: ``train()`` does not reach it, and strict loading
+    stays strict for the rest. ``to`` reaches it.
+
+    Args:
+        networks: those it asks, by name; a single one has the name ``""``.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.__dict__["asked_networks"] = dict(networks)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return dict(self.__dict__["asked_networks"])
+
+    def held(self) -> list[nn.Module]:
+        """All that moves with it."""
+        return list(self.networks().values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hidden:
+        for network in self.held():
+            network._apply(fn)
+        super()._apply(fn, recurse)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hidden:
+        return self
 
 
 class Frozen(Hidden):
