@@ -1,15 +1,20 @@
-"""Training steps that are let go one at a time: of a hand-written loop, and of kd through Lightning's Trainer."""
+"""Training steps that are let go one at a time: of a hand-written loop, and of kd through Lightning's Trainer.
+
+All of them run in one thread of the operating system. In threads of their own two equal steps may lie a tenth apart,
+as each thread has a team of OpenMP workers and an arena of memory of its own.
+"""
 
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from greenlet import getcurrent, greenlet
 from hydra import compose, initialize_config_dir
 from torch import nn
 
@@ -73,15 +78,13 @@ class Done(Exception):
 
 
 class Fit:
-    """kd-train itself, in a thread of its own, which waits before each batch until it is let go.
+    """kd-train itself, on a stack of its own, which waits before each batch until it is let go.
 
     A step is all that lies between two batches: loading, augmentation, both networks, the update, logging, guards.
     """
 
     def __init__(self, config: dict[str, Any], data: Any, folder: str, networks: Bare | None = None) -> None:
         self.config, self.data, self.folder = config, data, Path(tempfile.mkdtemp(dir=folder))
-        self.go, self.ready, self.over = threading.Semaphore(0), threading.Semaphore(0), False
-        self.failed: BaseException | None = None
         teacher = assemble.teacher(config, data, weights=False, cache=self.cached)
         for network in () if teacher is None else teacher.networks().values():
             assert isinstance(network, Normalized)
@@ -89,9 +92,8 @@ class Fit:
                 network.net.load_state_dict(networks.teacher.state_dict())
         self.distiller = assemble.distiller(config, data, teacher)
         self.trainer = assemble.trainer(config, self.folder, [Gate({"": 0.0}), Record()])
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-        self._wait()
+        self.stack = greenlet(self._run)
+        self.stack.switch()
 
     @property
     def cached(self) -> bool:
@@ -99,46 +101,22 @@ class Fit:
         return (self.config["teacher"] or {}).get("cache", "off") != "off"
 
     def _run(self) -> None:
-        try:
-            self.trainer.fit(self.distiller, datamodule=_Paced(self.data, self))
-        except Done:
-            pass
-        except BaseException as error:
-            self.failed = error
-        finally:
-            self.over = True
-            self.ready.release()
-
-    def _wait(self) -> None:
-        self.ready.acquire()
-        if self.failed is not None:
-            raise self.failed
-
-    def paced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, each when it is let go."""
-        for batch in batches:
-            self.ready.release()
-            self.go.acquire()
-            if self.over:
-                raise Done
-            yield batch
+        with suppress(Done):
+            self.trainer.fit(self.distiller, datamodule=_Paced(self.data))
 
     def step(self) -> None:
-        self.go.release()
-        self._wait()
+        self.stack.switch()
 
     def stop(self) -> None:
-        self.over = True
-        self.go.release()
-        self.thread.join()
+        self.stack.throw(Done)
 
 
 class Own:
-    """The step of a :class:`Fit` without Lightning, logging and guards: the same networks, data and arithmetic."""
+    """The step of a :class:`Fit` without Lightning, logging and guards: the same networks, optimiser and arithmetic."""
 
     def __init__(self, fit: Fit, device: torch.device) -> None:
         self.fit, self.device, self.batches = fit, device, iter(())
-        self.optimizer = fit.distiller.optim.make(list(fit.distiller.student.parameters()))
+        (self.optimizer,) = fit.trainer.optimizers
         mixed = str(fit.config["trainer"]["precision"]) == "bf16-mixed"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
 
@@ -168,18 +146,21 @@ class Own:
 class _Paced(kd.Data):
     """Data whose training batches wait to be let go."""
 
-    def __init__(self, data: Any, fit: Fit) -> None:
+    def __init__(self, data: Any) -> None:
         super().__init__(data.memory, data.seed)
-        self.fit = fit
 
     def train_dataloader(self) -> Any:
-        loader, fit = super().train_dataloader(), self.fit
+        loader = super().train_dataloader()
 
         class Waiting:
             def __len__(self) -> int:
                 return len(loader)
 
             def __iter__(self) -> Iterator[Batch]:
-                return fit.paced(iter(loader))
+                for batch in loader:
+                    waiting = getcurrent().parent
+                    assert waiting is not None
+                    waiting.switch()
+                    yield batch
 
         return Waiting()

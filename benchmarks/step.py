@@ -35,6 +35,7 @@ from rival import INSTALLED, Torchdistill
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import Arrays, Data, Memory
+from kd.speed import bf16_on_cpu
 
 PAIRS = ("resnet56->resnet20", "wrn_40_2->wrn_16_2", "resnet32x4->resnet8x4")
 LARGE = "resnet34->resnet18"
@@ -121,6 +122,14 @@ def summed(taken: dict[str, list[float]], base: str = "bare") -> dict[str, dict[
     return found
 
 
+def variants(group: str, device: torch.device) -> dict[str, tuple[str, ...]]:
+    """A group's, without bfloat16 where the processor has no instructions for it and takes several times as long."""
+    known = GROUPS[group]
+    if device.type == "cuda" or bf16_on_cpu():
+        return known
+    return {name: words for name, words in known.items() if "bf16" not in name}
+
+
 def pair_of(pair: str, group: str, rounds: int, batch: int, device: torch.device) -> dict[str, Any]:
     """All variants of a group for one pair, beside the bare loop."""
     pixels, classes = (224, 1000) if pair == LARGE else (32, 100)
@@ -131,7 +140,7 @@ def pair_of(pair: str, group: str, rounds: int, batch: int, device: torch.device
         runs: dict[str, Any] = {"bare": bare}
         if group == "live" and INSTALLED:
             runs["torchdistill's runner"] = Torchdistill(copy.deepcopy(bare), device)
-        for name, overrides in GROUPS[group].items():
+        for name, overrides in variants(group, device).items():
             fit = Fit(configured(pair, root, accelerator, *overrides), data, root, bare)
             for _ in range(rounds + 4 if fit.cached else 1):  # a first epoch fills the table; one step compiles
                 fit.step()
@@ -140,6 +149,9 @@ def pair_of(pair: str, group: str, rounds: int, batch: int, device: torch.device
                 runs[f"{name}, without Lightning"] = Own(fit, device)
         taken = turns({name: run.step for name, run in runs.items()}, rounds)
         found: dict[str, Any] = {"steps": summed(taken), "batch": batch, "rounds": rounds}
+        for name in OWN:
+            if name in taken:
+                found["steps"][name]["over_own"] = summed(taken, f"{name}, without Lightning")[name]["ratio"]
         if group == "live":
             found |= floor(bare, batch, device)
             own = {"bare": bare.step, "default": runs["default, without Lightning"].step}
@@ -181,7 +193,8 @@ def floor(bare: Bare, batch: int, device: torch.device) -> dict[str, Any]:
 def show(title: str, found: dict[str, Any]) -> None:
     print(f"\n{title}, batch {found['batch']}, {found['rounds']} rounds")
     for name, row in found["steps"].items():
-        print(f"  {name:44} {row['ms']:8.1f} ms  {row['ratio']:.3f}  ({row['low']:.3f} to {row['high']:.3f})")
+        over = f"  {row['over_own']:.3f} of the same without Lightning" if "over_own" in row else ""
+        print(f"  {name:44} {row['ms']:8.1f} ms  {row['ratio']:.3f}  ({row['low']:.3f} to {row['high']:.3f}){over}")
     for key in ("gflop", "floor_ms", "peak_mb"):
         if key in found:
             print(f"  {key}: {found[key]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from kd.data.batch import Batch
 from kd.errors import InputError, unknown
 from kd.models.faster import CLOSE, faster
 from kd.models.recompute import recompute
-from kd.teacher import Ensemble, Frozen
+from kd.teacher import Ensemble, Frozen, Hidden
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,10 @@ class Quick(Callback):
         mode = "reduce-overhead" if trainer.strategy.root_device.type == "cuda" else None
         one = trainer.accumulate_grad_batches == 1  # a CUDA graph's gradients do not live on to be added to
         if self.speed.channels_last:
-            student.to(memory_format=torch.channels_last)
+            for part in pl_module.children():  # a teacher that changes with the student, too, and trained connectors
+                if not isinstance(part, Hidden):
+                    part.to(memory_format=torch.channels_last)
+        self._warn(trainer)
         if self.speed.recompute:
             recompute(student)
         if self.speed.compile is True:
@@ -104,6 +108,16 @@ class Quick(Callback):
                 frozen.runner.compile(mode=mode)
         if self.speed.compile:
             torch.compiler.set_stance("force_eager")
+
+    def _warn(self, trainer: pl.Trainer) -> None:
+        """Says where bfloat16 is asked of a processor that computes it in software."""
+        asked = {
+            "trainer.precision": LIGHTNINGS.get(str(trainer.precision)),
+            "speed.teacher_precision": self.speed.teacher_precision,
+        }
+        if "bf16" in asked.values() and trainer.strategy.root_device.type == "cpu" and not bf16_on_cpu():
+            at = next(key for key, kind in asked.items() if kind == "bf16")
+            log.warning("%s: this processor has no instructions for bfloat16; in float32 a step takes less time", at)
 
     def _quicken(self, name: str, frozen: Frozen, trainer: pl.Trainer, example: Tensor) -> None:
         layers, asked = frozen.taps.layers, self.speed.precision(str(trainer.precision))
@@ -192,6 +206,13 @@ class Quick(Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in state}
+
+
+def bf16_on_cpu() -> bool:
+    """Whether this processor has instructions for bfloat16; without them its layers take longer than in float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def teachers(teacher: Any, kind: type = Frozen) -> dict[str, Any]:

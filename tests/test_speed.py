@@ -27,7 +27,7 @@ from kd.losses import fused
 from kd.losses.logits import kl, kl_div
 from kd.models.faster import faster
 from kd.models.recompute import recompute
-from kd.speed import Speed
+from kd.speed import Speed, bf16_on_cpu
 
 SHAPE = [3, 16, 16]
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=400", "data.test=100", "epochs=2")
@@ -302,6 +302,7 @@ def test_a_teacher_in_lower_precision_is_measured_and_refused_past_a_bound(
         "\nteacher: 9 batch norms folded, channels last, weights in bf16; logits differ from the plain" in done.stdout
     )
     assert "of their standard deviation), the same class on " in done.stdout
+    assert ("speed.teacher_precision: this processor has no instructions for bfloat16" in done.stdout) != bf16_on_cpu()
     (folder,) = (tmp_path / "runs/cache").iterdir()
     assert '"precision": "bf16-mixed"' in (folder / "key.json").read_text()
     monkeypatch.chdir(tmp_path)

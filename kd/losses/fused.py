@@ -50,11 +50,12 @@ def _chunk(student: Tensor, teacher: Tensor, T: float, apart: Tensor, scratch: T
     torch.mul(student, 1 / T, out=b)
     a.sub_(a.amax(-1, keepdim=True))  # else what is left of large logits in a difference is their rounding
     b.sub_(b.amax(-1, keepdim=True))
-    torch.softmax(a, -1, out=p)
-    q = torch.softmax(b, -1, out=apart)
-    # a row whose largest logit is 0 has log sum exp = -log of its largest probability
-    log_ratio = a.sub_(b).add_((p.amax(-1, keepdim=True) / q.amax(-1, keepdim=True)).log())
-    return torch.addcmul(apart.sub_(p), log_ratio, p, out=log_ratio).sum()
+    p, q = torch.exp(a, out=p), torch.exp(b, out=apart)
+    of_p, of_q = p.sum(-1, keepdim=True), q.sum(-1, keepdim=True)  # more exact than the sums within softmax
+    p.div_(of_p)
+    apart = q.div_(of_q).sub_(p)
+    log_ratio = a.sub_(b).add_((of_q / of_p).log())
+    return torch.addcmul(apart, log_ratio, p, out=log_ratio).sum()
 
 
 def fused_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
