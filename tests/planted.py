@@ -29,11 +29,12 @@ def plant(
     student: str = "cnn",
     data: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """One finished run. ``val`` is best and last validation accuracy; ``more`` are further keys of its summary."""
+    """One finished run: ``val`` is best and last accuracy, ``about`` adds to its student, ``more`` to its summary."""
     node = {"_target_": "kd.data.sources.digits", "val": 0.1, "split_seed": 0, **((data or {}).get("config") or {})}
-    about = {"classes": 10, "shape": [1, 8, 8], "train": 1296, "val": 142, "test": 359, "sha256": "d" * 64}
+    images = {"classes": 10, "shape": [1, 8, 8], "train": 1296, "val": 142, "test": 359, "sha256": "d" * 64}
     scores = {"acc": test, "nll": 0.4, "ece": 0.05}
     taught = teacher is not None
     scores |= {"teacher_acc": teacher_test, "teacher_nll": 0.1, "agreement": 0.91, "kl": 0.2} if taught else {}
@@ -42,8 +43,14 @@ def plant(
         "task": "train",
         "versions": {"torch": "2.15.0"},
         "seed": seed,
-        "data": {**about, **(data or {}), "config": node},
-        "student": {"name": student, "config": {"_target_": f"kd.models.{student}"}, "parameters": 5178, "macs": 83264},
+        "data": {**images, **(data or {}), "config": node},
+        "student": {
+            "name": student,
+            "config": {"_target_": f"kd.models.{student}"},
+            "parameters": 5178,
+            "macs": 83264,
+            **(about or {}),
+        },
         "teacher": teacher,
         "objective": {"T": T, "alpha": alpha, "terms": ["total = 1 * x"], "name": objective},
         "training": {"epochs": 3, "steps": 60, "seconds": 2.5, "images_per_s": 1000.0},

@@ -158,6 +158,18 @@ def test_only_common_seeds_are_paired_and_it_says_so(tmp_path: Path) -> None:
     assert "Only seeds 1 and 2 could be paired; seeds 0, 3 and 4 have no partner." in gain.sentence
 
 
+def test_probes_of_different_backbones_are_different_methods(tmp_path: Path) -> None:
+    for name, scores, weights in (
+        ("ressl", [0.80, 0.81], "runs/compare/resnet8/ressl/{seed}/student.safetensors"),
+        ("random", [0.50, 0.40], "untrained"),
+    ):
+        for seed, score in enumerate(scores):
+            about = {"name": "cnn", "checkpoint": weights.format(seed=seed), "freeze": "backbone"}
+            planted.scratch(tmp_path / name / str(seed), seed=seed, test=score, about=about)
+    labels = {group.label: group.seeds for group in study(tmp_path).groups}
+    assert labels == {"probe student.checkpoint=ressl": (0, 1), "probe student.checkpoint=untrained": (0, 1)}
+
+
 def test_no_common_seed_and_no_scratch_are_said(tmp_path: Path) -> None:
     planted.seeds(tmp_path / "a", "scratch", [0.90])
     planted.seeds(tmp_path / "a", "kd", [0.94], first=5)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from kd.errors import InputError
@@ -19,6 +20,7 @@ ELSEWHERE = re.compile(
 )
 # how a teacher came by its weights, and how its answers are kept: its name stands for it
 OF_TEACHERS = re.compile(r"teacher|.*\.(_target_|checkpoint|epochs|seed|cache|min_accuracy|(data|optim)(\..*)?)")
+WITHIN_A_RUN = ("student.safetensors", "checkpoints", "best.ckpt", "last.ckpt")
 COURSE = ("data.", "optim.", "trainer.")
 FLAG = "data.val=test: the best epoch was chosen on the test set, which flatters every figure but the last epoch's"
 
@@ -141,7 +143,7 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
         parts |= {"trainer": {"max_epochs": run.training.get("epochs")}}
     kept = {key: value for key, value in flat(parts).items() if value is not None and not ELSEWHERE.fullmatch(key)}
     kept["student"] = run.student["name"]
-    kept |= {"student.checkpoint": "given"} if run.student.get("checkpoint") else {}
+    kept |= {"student.checkpoint": begun_from(str(given))} if (given := run.student.get("checkpoint")) else {}
     if role == "student":
         kept |= {"T": run.objective.get("T"), "alpha": run.objective.get("alpha"), "teacher": run.teacher.get("name")}
         told = flat({"teacher": config.get("teacher")})
@@ -150,6 +152,14 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
     if ema := (config.get("callbacks") or {}).get("ema"):
         kept["callbacks.ema.decay"] = ema.get("decay")
     return kept
+
+
+def begun_from(checkpoint: str) -> str:
+    """The run or file that weights come from, by name: of a comparison without the seed's own folder."""
+    path = PurePath(checkpoint)
+    while path.name.isdigit() or path.name in WITHIN_A_RUN:
+        path = path.parent
+    return path.name
 
 
 def same_data(runs: Sequence[Run]) -> None:
