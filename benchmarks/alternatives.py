@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import has_bf16
 from torch import Tensor, nn
 
 import kd
@@ -38,11 +39,13 @@ def forwards(device: torch.device, turns: Any, summed: Any, rounds: int = 25) ->
             ("the default, under bf16 autocast, weights in float32", True, True, None),
             ("the default, under bf16 autocast, weights in bf16 (teacher_precision=bf16)", True, True, torch.bfloat16),
         ):
+            if "bf16" in title and not has_bf16(device):
+                continue
             runner, _ = faster(network, images, fold, last, dtype)
             ways[title] = _way(runner, images, torch.no_grad(), *[lower] * ("autocast" in title))
-        whole, _ = faster(network, images, True, True, None)
-        whole = whole.to(torch.bfloat16)
-        ways["the default, all of it in bf16, without autocast"] = _way(whole, images.bfloat16(), torch.no_grad())
+        if has_bf16(device):
+            whole = faster(network, images, True, True, None)[0].to(torch.bfloat16)
+            ways["the default, all of it in bf16, without autocast"] = _way(whole, images.bfloat16(), torch.no_grad())
         found[name] = summed(turns(ways, rounds), "as written")
     return found
 

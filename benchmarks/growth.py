@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import conv_peak, matmul_peak, peak_bytes
+from machine import conv_peak, has_bf16, matmul_peak, peak_bytes
 from paced import Bare, Fit
 from torch import Tensor
 
@@ -99,7 +99,7 @@ def _step(function: Callable[..., Tensor], leaf: Tensor, teacher: Tensor, T: flo
 
 def peaks(device: torch.device) -> dict[str, Any]:
     """GFLOP per second of products and convolutions."""
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    kinds = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if has_bf16(device) else {})
     return {
         name: {"matmul": round(matmul_peak(kind, device) / 1e9), "conv": round(conv_peak(kind, device) / 1e9)}
         for name, kind in kinds.items()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from kd.speed import bf16_on_cpu
+
 
 def about(device: torch.device) -> str:
     """Machine, threads and versions in a line."""
@@ -27,6 +29,11 @@ def about(device: torch.device) -> str:
         where = f"{model} ({', '.join(special)}), {torch.get_num_threads()} threads"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pytorch-lightning"))
     return f"{where}; {packages}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by instructions of its own."""
+    return device.type == "cuda" or bf16_on_cpu()
 
 
 def best_rate(work: Callable[[], object], flops: float, device: torch.device, times: int = 12) -> float:

@@ -18,7 +18,7 @@ def write_page(known: Known, page: Path) -> None:
         "live": lambda: _steps(known["live"]) + _bounds(known["live"]),
         "cached": lambda: _steps(known["cached"]),
         "compiled": lambda: _steps(known["compiled"]),
-        "lightning": lambda: _overhead(known["lightning"], known["live"]),
+        "lightning": lambda: _overhead(known),
         "growth": lambda: _growth(known["growth"]),
         "forwards": lambda: _forwards(known["forwards"]),
         "updates": lambda: ", ".join(f"{name} {row['ratio']:.2f}" for name, row in known["updates"].items()) + ".",
@@ -64,23 +64,34 @@ def _cell(name: str, row: Known | None) -> str:
 
 
 def _bounds(pairs: Known) -> str:
+    kinds = {"float32": "default", "bfloat16": "bf16-mixed"}
+    kinds = {kind: name for kind, name in kinds.items() if all(kind in found["floor_ms"] for found in pairs.values())}
     rows = []
     for pair, found in pairs.items():
         floor, steps, memory = found["floor_ms"], found["steps"], found["peak_mb"]
-        over = steps["default"]["ms"] / floor["float32"]
-        mixed = steps["bf16-mixed"]["ms"] / floor["bfloat16"]
-        ms = [f"{floor['float32']:.0f} and {floor['bfloat16']:.0f} ms", f"{over:.1f} and {mixed:.1f}"]
+        times = " and ".join(f"{floor[kind]:.0f}" for kind in kinds)
+        over = " and ".join(f"{steps[name]['ms'] / floor[kind]:.1f}" for kind, name in kinds.items())
         held = [f"{memory[name]:.0f}" for name in ("bare", "default", "recompute")]
-        rows.append([_named(pair, found), f"{found['gflop']:.0f}", *ms, *held])
-    head = ["pair (batch)", "GFLOP a step", "at the measured peaks, float32 and bfloat16"]
-    head += ["default and bf16-mixed over that", "peak MB: bare", "default", "recompute"]
+        rows.append([_named(pair, found), f"{found['gflop']:.0f}", f"{times} ms", over, *held])
+    head = ["pair (batch)", "GFLOP a step", f"at the measured peaks, {' and '.join(kinds)}"]
+    head += [f"{' and '.join(kinds.values())} over that", "peak MB: bare", "default", "recompute"]
     return "\n" + _table(head, rows)
 
 
-def _overhead(known: Known, pairs: Known) -> str:
-    steps = {pair.replace("->", " → "): own["steps"]["default"]["ms"] for pair, own in pairs.items()}
-    shares = ", ".join(f"{pair} {100 * known['ms'] / ms:.1f} %" for pair, ms in steps.items())
-    return f"{known['ms']:.1f} ms a step on average; of the default step of {shares}."
+def _overhead(known: Known) -> str:
+    over: dict[str, dict[str, float]] = {}
+    for pair, name, row in (
+        (pair, name, row)
+        for group in ("live", "cached")
+        for pair, found in known.get(group, {}).items()
+        for name, row in found["steps"].items()
+    ):
+        if "over_own" in row:
+            over.setdefault(name, {})[pair] = row["over_own"]
+    pairs = list(dict.fromkeys(pair for row in over.values() for pair in row))
+    rows = [[name, *(f"{row[pair]:.3f}" if pair in row else "" for pair in pairs)] for name, row in over.items()]
+    small = f"Of two perceptrons of width 8 they take {known['lightning']['ms']:.1f} ms a step."
+    return _table(["step", *(pair.replace("->", " → ") for pair in pairs)], rows) + f"\n{small}"
 
 
 def _growth(known: Known) -> str:

@@ -28,14 +28,13 @@ from typing import Any
 import torch
 from alternatives import forwards, processes, updates
 from growth import costs_of_kl, growth, peaks, startup
-from machine import about, conv_peak, matmul_peak, peak_bytes
+from machine import about, conv_peak, has_bf16, matmul_peak, peak_bytes
 from paced import Bare, Fit, Own, composed
 from page import write_page
 from rival import INSTALLED, Torchdistill
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import Arrays, Data, Memory
-from kd.speed import bf16_on_cpu
 
 PAIRS = ("resnet56->resnet20", "wrn_40_2->wrn_16_2", "resnet32x4->resnet8x4")
 LARGE = "resnet34->resnet18"
@@ -123,11 +122,8 @@ def summed(taken: dict[str, list[float]], base: str = "bare") -> dict[str, dict[
 
 
 def variants(group: str, device: torch.device) -> dict[str, tuple[str, ...]]:
-    """A group's, without bfloat16 where the processor has no instructions for it and takes several times as long."""
-    known = GROUPS[group]
-    if device.type == "cuda" or bf16_on_cpu():
-        return known
-    return {name: words for name, words in known.items() if "bf16" not in name}
+    """A group's, without bfloat16 where there are no instructions for it and a step takes several times as long."""
+    return {name: words for name, words in GROUPS[group].items() if "bf16" not in name or has_bf16(device)}
 
 
 def pair_of(pair: str, group: str, rounds: int, batch: int, device: torch.device) -> dict[str, Any]:
@@ -182,7 +178,7 @@ def floor(bare: Bare, batch: int, device: torch.device) -> dict[str, Any]:
     with FlopCounterMode(display=False) as counter:
         bare.step()
     flops = counter.get_total_flops()
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    kinds = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if has_bf16(device) else {})
     best = {name: max(matmul_peak(kind, device), conv_peak(kind, device)) for name, kind in kinds.items()}
     return {
         "gflop": round(flops / 1e9, 1),
