@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import kd_train_in
 from hypothesis import settings
 from stopping import launched
 
@@ -49,10 +49,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def kd_train(tmp_path: Path) -> Run:
     """Runs ``kd-train`` with the given overrides in an empty folder, as a user's shell would."""
 
-    def run(*overrides: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "kd.cli", *overrides]
-        given = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
-        return subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=300)
+    def run(
+        *overrides: str, cwd: Path = tmp_path, fresh: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return kd_train_in(cwd, overrides, {"COLUMNS": "120", **environment}, fresh=fresh)
 
     return run
 

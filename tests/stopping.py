@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import kd_train_in
 
 from kd.checkpoints import latest
 
@@ -22,8 +23,10 @@ POISON = "+callbacks.poison._target_=saboteur.Poison"
 
 
 def launched(folder: Path, *words: str, **given: Any) -> subprocess.CompletedProcess[str]:
-    """``kd-train`` with callbacks for tests at hand."""
+    """``kd-train`` with callbacks for tests at hand; ``given`` are words for an interpreter of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    if not given:
+        return kd_train_in(folder, [*WORDS, *words], environment)
     command = [sys.executable, "-m", "kd.cli", *WORDS, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, **given)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ QUIET = ("trainer.enable_progress_bar=false", "trainer.accelerator=cpu")
 SMALL = (*SYNTHETIC, *QUIET, "teacher=resnet8", "teacher.epochs=8", "student=cnn", "epochs=2")
 ALONE = (*SYNTHETIC, *QUIET, "teacher=none", "objective=ce", "epochs=2", "trainer.log_every_n_steps=1")
 TWO = ("trainer=ddp", "data.batch_size=32")
+
+
+@pytest.fixture
+def kd_train(kd_train: Run) -> Run:
+    """In an interpreter of its own, of which Lightning starts another."""
+    return partial(kd_train, fresh=True)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

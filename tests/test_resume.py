@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import kd_train_in
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,18 +33,16 @@ MEMORY = (
 WITNESS = ("+callbacks.witness._target_=saboteur.Witness",)
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """``kd-train`` as a user's shell would run it."""
-    given = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": PATH, **environment}
-    command = [sys.executable, "-m", "kd.cli", *words]
-    return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=300)
+    return kd_train_in(folder, words, {"COLUMNS": "120", "PYTHONPATH": PATH, **environment}, fresh=fresh)
 
 
 def whole(folder: Path, name: str, *words: str) -> Path:
-    """An uninterrupted run, of a teacher that is there before."""
-    warm = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=warm")
+    """An uninterrupted run, of a teacher that is there before; in an interpreter with an order of sets of its own."""
+    warm = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=warm", fresh=True)
     assert warm.returncode == 0, warm.stderr
-    done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}")
+    done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}", fresh=True)
     assert done.returncode == 0, done.stderr
     return folder / name
 
@@ -255,11 +254,12 @@ def test_two_processes_stop_and_go_on(tmp_path: Path, after: int) -> None:
     strike = {"moment": "step", "epoch": 1, "batch": 3, "signum": int(signal.SIGTERM)}
     sabotage = [f"+callbacks.saboteur.{key}={value}" for key, value in strike.items()]
     sabotage += ["+callbacks.saboteur._target_=saboteur.Saboteur", "+callbacks.saboteur.mark=mark"]
-    struck = run(tmp_path, *words, *sabotage, *WITNESS, "+callbacks.witness.file=struck.txt", "hydra.run.dir=struck")
+    words = (*words, *sabotage, *WITNESS, "+callbacks.witness.file=struck.txt", "hydra.run.dir=struck")
+    struck = run(tmp_path, *words, fresh=True)
     assert struck.returncode == 143, struck.stderr
     (line,) = (line for line in struck.stderr.splitlines() if "Initializing distributed" not in line)
     assert "go on with: kd-train resume=struck" in line
-    on = run(tmp_path, "resume=struck", "trust=true", f"trainer.devices={after}")
+    on = run(tmp_path, "resume=struck", "trust=true", f"trainer.devices={after}", fresh=True)
     assert on.returncode == 0, on.stderr
     if after == 2:
         as_if_nothing_happened(tmp_path / "struck", full)

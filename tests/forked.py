@@ -1,0 +1,54 @@
+"""``kd-train`` in a process of its own, forked from one that has imported torch and Lightning: that takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["kd.cli", "kd.train", "kd.resume", "kd.data.folder", "kd.monitor", "tensorboard.summary"])
+
+
+def kd_train_in(
+    folder: Path, words: Sequence[str], environment: Mapping[str, str], fresh: bool = False, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """``kd-train WORDS`` in a folder: what it printed, and its exit code as subprocess has it.
+
+    ``fresh`` starts an interpreter, for what depends on how one starts: several processes, the order of a set.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if fresh:
+        command = [sys.executable, "-m", "kd.cli", *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        process = FORKS.Process(target=_run, args=(str(folder), words, environment, str(out), str(err)))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(list(words), timeout, out.read_bytes(), err.read_bytes())
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
+def _run(folder: str, words: Sequence[str], environment: dict[str, str], out: str, err: str) -> None:
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = ["kd-train", *words]
+    import torch
+
+    import kd.cli
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    kd.cli.train()
