@@ -6,7 +6,7 @@ import copy
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd
-from kd import Arrays, Batch, Data, Frozen, InputError, Memory, Normalized, Taps, assemble
+from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps, assemble
 from kd.cached import Cached, Store, cached
 from kd.losses import fused
 from kd.losses.logits import kl, kl_div
@@ -239,6 +239,31 @@ def test_a_run_with_every_exact_switch_is_the_plain_run(tmp_path: Path) -> None:
     assert found["bf16"]["losses"] == pytest.approx(plain["losses"], rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(("teacher=ema",), "teacher.network"), (("teacher=resnet8", "objective=mgd"), "objective")],
+    ids=["ema", "mgd"],
+)
+def test_what_trains_beside_the_student_is_channels_last_too(
+    words: tuple[str, ...], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    step = Distiller.training_step
+
+    def watched(self: Distiller, *given: Any) -> Any:
+        kernels = [p for p in self.get_submodule(part).parameters() if p.ndim == 4 and p.shape[1] > 1 < p.shape[2]]
+        orders.append({p.is_contiguous(memory_format=torch.channels_last) for p in kernels})
+        return step(self, *given)
+
+    monkeypatch.setattr(Distiller, "training_step", watched)
+    base = [word for word in SMALL if not word.startswith("teacher")]
+    plain, quick = (short_run(tmp_path / speed, *words, f"speed={speed}", base=base) for speed in ("plain", "cpu"))
+    assert quick["losses"] == pytest.approx(plain["losses"], rel=2e-3)
+    assert quick["losses"][0] == pytest.approx(plain["losses"][0], rel=1e-5)
+    assert (orders[0], orders[-1]) == ({False}, {True})
+    assert all(tensor.is_contiguous() for tensor in quick["state"].values())
+
+
 RUNS = {
     "plain": ("speed=plain",),
     "default": (),
@@ -247,7 +272,7 @@ RUNS = {
 }
 
 
-def short_run(folder: Path, *overrides: str) -> Numbers:
+def short_run(folder: Path, *overrides: str, base: Sequence[str] = (*SMALL, "teacher.cache=off")) -> Numbers:
     """Two epochs of a small student with a random teacher: its losses, its checkpoint, bytes kept for the gradient."""
     saved = 0
 
@@ -256,7 +281,7 @@ def short_run(folder: Path, *overrides: str) -> Numbers:
         saved += tensor.numel() * tensor.element_size()
         return tensor
 
-    config = composed(*SMALL, "teacher.cache=off", *overrides)
+    config = composed(*base, *overrides)
     data = assemble.data(config)
     torch.manual_seed(0)
     teacher = assemble.teacher(config, data, weights=False)
