@@ -196,6 +196,11 @@ def show(title: str, found: dict[str, Any]) -> None:
             print(f"  {key}: {found[key]}")
 
 
+def keep(known: dict[str, Any], path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(known, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small pair and few rounds: a minute")
@@ -225,8 +230,8 @@ def main() -> None:
             found = pair_of(pair, piece, 8 if pair == LARGE else rounds, batch, device)
             known.setdefault(piece, {})[pair] = found
             show(f"{pair}, {piece}", found)
-        if asked.json:
-            asked.json.write_text(json.dumps(known, indent=1) + "\n")
+            keep(known, asked.json)
+        keep(known, asked.json)
     if asked.page:
         write_page(known, asked.page)
 

@@ -46,10 +46,9 @@ class FusedKL(torch.autograd.Function):
 def _chunk(student: Tensor, teacher: Tensor, T: float, apart: Tensor, scratch: Tensor) -> Tensor:
     """sum KL of some rows; ``apart`` becomes q - p."""
     a, b, p = scratch[:, : len(student)]
-    torch.mul(teacher, 1 / T, out=a)
-    torch.mul(student, 1 / T, out=b)
-    a.sub_(a.amax(-1, keepdim=True))  # else what is left of large logits in a difference is their rounding
-    b.sub_(b.amax(-1, keepdim=True))
+    # without the largest, else what is left of large logits in a difference is their rounding
+    torch.add(teacher.amax(-1, keepdim=True).mul_(-1 / T), teacher, alpha=1 / T, out=a)
+    torch.add(student.amax(-1, keepdim=True).mul_(-1 / T), student, alpha=1 / T, out=b)
     p, q = torch.exp(a, out=p), torch.exp(b, out=apart)
     of_p, of_q = p.sum(-1, keepdim=True), q.sum(-1, keepdim=True)  # more exact than the sums within softmax
     p.div_(of_p)
