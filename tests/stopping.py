@@ -22,10 +22,10 @@ WORDS = (
 POISON = "+callbacks.poison._target_=saboteur.Poison"
 
 
-def launched(folder: Path, *words: str, **given: Any) -> subprocess.CompletedProcess[str]:
-    """``kd-train`` with callbacks for tests at hand; ``given`` are words for an interpreter of its own."""
+def launched(folder: Path, *words: str, fresh: bool = False, **given: Any) -> subprocess.CompletedProcess[str]:
+    """``kd-train`` with callbacks for tests at hand; in a ``fresh`` interpreter, or one started as ``given``."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    if not given:
+    if not given and not fresh:
         return kd_train_in(folder, [*WORDS, *words], environment)
     command = [sys.executable, "-m", "kd.cli", *WORDS, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, **given)

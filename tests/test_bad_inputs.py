@@ -621,7 +621,8 @@ def test_row_55_a_few_updates_may_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_row_55_on_one_of_two_processes_ends_both(tmp_path: Path) -> None:
     two = ("trainer.devices=2", "trainer.strategy=ddp", "data.train=280")
-    done = launched(tmp_path, *two, POISON, "+callbacks.poison.step=3", "+callbacks.poison.rank=1", "hydra.run.dir=run")
+    struck = (POISON, "+callbacks.poison.step=3", "+callbacks.poison.rank=1")
+    done = launched(tmp_path, *two, *struck, "hydra.run.dir=run", fresh=True)
     assert done.returncode == 3
     assert done.stderr.count("at step 3") == 1
 
