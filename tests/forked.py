@@ -44,6 +44,7 @@ def _run(folder: str, words: Sequence[str], environment: dict[str, str], out: st
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
+    multiprocessing.set_start_method(None, force=True)  # workers of loaders are started as in any other process
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = ["kd-train", *words]
     import torch
