@@ -1,7 +1,7 @@
 """Training steps that are let go one at a time: of a hand-written loop, and of kd through Lightning's Trainer.
 
-All of them run in one thread of the operating system. In threads of their own two equal steps may lie a tenth apart,
-as each thread has a team of OpenMP workers and an arena of memory of its own.
+All of them run in one thread of the operating system. In threads of their own two equal steps lay up to a tenth
+apart; each thread has a team of OpenMP workers and an arena of memory of its own, which may be why.
 """
 
 from __future__ import annotations
