@@ -5,7 +5,9 @@
 Both crop with padding 4, flip, and end in normalised float batches of 128, on one torch thread. In each round kd's
 pass stands right beside a pass of the pipeline with 0, 1 and 2 workers over as many images, so that whatever else the
 machine does falls on all alike; what is printed is the median over rounds of kd's speed / the pipeline's, with the
-smallest and the largest. The last line is the share that kd's input takes of a training step of resnet20.
+smallest and the largest. Another line compares ``data.scale`` and ``data.jitter`` with torchvision's transforms of the
+same, which run sample by sample in ``data.transform``; the last is the share that kd's input takes of a training step
+of resnet20.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -91,12 +94,27 @@ def summed(pairs: list[tuple[float, float]]) -> dict[str, float]:
     return {**{key: round(value, 2) for key, value in found.items()}, "kd": own, "pipeline": theirs}
 
 
-def made(count: int) -> tuple[Memory, Tensor, Tensor]:
+def strong_views(count: int, rounds: int) -> dict[str, float]:
+    """The speed of resized crops and jitter of whole batches over that of torchvision's, sample by sample."""
+    module = "torchvision.transforms.v2."
+    crop = {"_target_": module + "RandomResizedCrop", "size": [32, 32], "scale": [0.25, 1.0]}
+    jitter = {"_target_": module + "ColorJitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    whole, single = (
+        made(count, **some)[0] for some in ({"scale": [0.25, 1.0], "jitter": 0.4}, {"transform": [crop, jitter]})
+    )
+    cpu, pairs = torch.device("cpu"), []
+    for turn in range(rounds + 1):
+        own, theirs = (seconds(ours(memory, lambda images: images, cpu), cpu) for memory in (whole, single))
+        pairs += [(count / own, count / theirs)] if turn else []
+    return summed(pairs)
+
+
+def made(count: int, **more: Any) -> tuple[Memory, Tensor, Tensor]:
     """Random images of CIFAR's shape, in memory."""
     images = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     labels = torch.arange(count) % 100
     arrays = Arrays((images, labels), (images[:100], labels[:100]), tuple(map(str, range(100))))
-    options = {"batch_size": BATCH, "val": "test", "pad": 4, "flip": True, "resident": True}
+    options = {"batch_size": BATCH, "val": "test", "pad": 4, "flip": True, "resident": True, **more}
     return Memory(arrays, **options), images, labels
 
 
@@ -134,13 +152,18 @@ def main() -> None:
         spread = f"{about['low']:.1f} to {about['high']:.1f}"
         speeds = f"{about['kd']:,.0f} and {about['pipeline']:,.0f} images/s"
         print(f"kd beside the PIL pipeline with {workers}: {about['median']:5.1f} times ({spread}), {speeds}")
+    strong = strong_views(count // 4, rounds)
+    spread = f"{strong['low']:.1f} to {strong['high']:.1f}"
+    print(f"data.scale and data.jitter beside data.transform of the same: {strong['median']:.1f} times ({spread})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     share = share_of_step(rounds, device)
     print(f"kd's input takes {share:.2%} of the time of a resnet20 step, batch {BATCH}, on {device.type}")
     if asked.json:
         place = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
         about = f"3x32x32, batch {BATCH}, torch {torch.__version__}, 1 thread, {place}"
-        asked.json.write_text(json.dumps({"measured": about, "ratios": found, "share_of_step": share}, indent=1) + "\n")
+        asked.json.write_text(
+            json.dumps({"measured": about, "ratios": found, "strong": strong, "share_of_step": share}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cutmix": {"cutmix": 1.0},
     "all": {"pad": 2, "flip": True, "erase": 0.3, "cutout": 4, "mixup": 0.5, "cutmix": 0.7},
     "transform": {"transform": "trivialaugmentwide", "pad": 1},
+    "resized crop": {"scale": [0.2, 1.0]},
+    "jitter": {"jitter": 0.6, "flip": True},
+    "strong": {"pad": 1, "flip": True, "scale": [0.3, 0.8], "jitter": 1.0, "erase": 0.5},
 }
 EVERY = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -299,6 +302,7 @@ FULL = {"pad": 2, "flip": True, "erase": 0.5, "cutout": 4, "mixup": 0.5, "cutmix
     [
         ("aot_eager", OPTIONS["crop"]),
         ("aot_eager", FULL),
+        ("aot_eager", OPTIONS["strong"]),
         pytest.param("inductor", {"pad": 2, "flip": True}, marks=pytest.mark.slow),
     ],
 )
@@ -330,6 +334,9 @@ WRONG = {
     "border": ({"pad": 1, "border": "reflct"}, r"unknown border 'reflct'; did you mean 'reflect'\?"),
     "erase": ({"erase": 1.5}, r"erase must be a share in \[0, 1\], got 1.5"),
     "area": ({"erase": 0.5, "erase_area": [0.5, 0.1]}, r"erase_area must be two shares"),
+    "scale": ({"scale": [0.5, 0.2]}, r"scale must be two shares 0 < least <= largest <= 1, got \[0.5, 0.2\]"),
+    "no box": ({"scale": [0.0001, 0.0001]}, r"scale=\[0.0001, 0.0001\] gives no box inside images of 12x10"),
+    "jitter": ({"jitter": 1.5}, r"jitter must lie in \[0, 1\], got 1.5"),
     "cutout": ({"cutout": 99}, r"cutout must lie between 0 and twice the image size, got 99"),
     "negative cutout": ({"cutout": -1}, r"cutout must lie"),
     "mixup": ({"mixup": -0.5}, r"mixup and cutmix must be finite numbers of at least 0, got -0.5"),

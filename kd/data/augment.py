@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.data.boxes import Erasing, centred_square, random_boxes
+from kd.data.jitter import Jitter
+from kd.data.resize import ResizedCrop
 from kd.data.streams import ORDER, TRANSFORM, VIEW, VIEWS
 from kd.errors import InputError, unknown
 from kd.hashing import below, hashed
@@ -78,7 +80,7 @@ def _per_sample(transform: Any, shape: Sequence[int]) -> PerSample:
 
 
 class Augment:
-    """What is done to each training image, in this order: crop and flip, ``transform``, ``erase``, ``cutout``.
+    """What is done to each training image: crop and flip, ``scale``, ``jitter``, ``transform``, ``erase``, ``cutout``.
 
     Args:
         shape: [C, H, W] of the images.
@@ -91,6 +93,9 @@ class Augment:
         cutout: side of a square erased from every image, in pixels (see :func:`~kd.data.boxes.centred_square`).
         transform: what runs sample by sample (see :class:`~kd.data.transforms.PerSample`), or None.
         keep: how many views each sample has, drawn once and for all; 0 for a new one each epoch.
+        scale: the least and the largest share of the image that a random box takes, which is enlarged to the image's
+            size (see :class:`~kd.data.resize.ResizedCrop`); None for none.
+        jitter: by how much brightness, contrast and saturation change (see :class:`~kd.data.jitter.Jitter`).
 
     Raises:
         InputError: a number out of range, or a transform that changes shape or type of an image.
@@ -108,6 +113,8 @@ class Augment:
         cutout: int = 0,
         transform: Any = None,
         keep: int = 0,
+        scale: Sequence[float] | None = None,
+        jitter: float = 0.0,
     ) -> None:
         if not 0 <= pad < min(shape[1:]):
             raise InputError(f"pad must lie between 0 and the image size, got {pad}")
@@ -117,6 +124,11 @@ class Augment:
             raise InputError(f"views must be at least 1, or 0 for a new one each epoch; got {keep}")
         self.pad, self.border, self.flip, self.keep = pad, border, flip, keep
         self.transform = _per_sample(transform, shape) if transform else None
+        self.whole: dict[str, ResizedCrop | Jitter] = {}
+        if scale is not None:
+            self.whole["scale"] = ResizedCrop(shape, scale)
+        if jitter:
+            self.whole["jitter"] = Jitter(jitter)
         self.erasings: dict[str, Erasing] = {}
         if erase:
             self.erasings["erase"] = Erasing(shape, fill, erase, random_boxes(shape, erase_area), inside=True)
@@ -128,7 +140,7 @@ class Augment:
         """How many views an image has; 0 if they cannot be counted."""
         if self.keep:
             return self.keep
-        return 0 if self.transform or self.erasings else view_count(self.pad, self.flip)
+        return 0 if self.whole or self.transform or self.erasings else view_count(self.pad, self.flip)
 
     def draw(self, index: Tensor, seed: int, epoch: int | Tensor) -> tuple[Tensor | None, int, int | Tensor]:
         """Each sample's view where they are counted, and the (seed, epoch) from which all its choices are drawn.
@@ -146,6 +158,8 @@ class Augment:
             view = views(index, seed, epoch, self.pad, self.flip)
         if view is not None:
             images = crop_flip(images, view, self.pad, self.flip, self.border)
+        for change in self.whole.values():
+            images = change(images, index, seed, epoch)
         if self.transform is not None:
             images = self.transform(images, hashed(seed, epoch, index, TRANSFORM))
         for number, erasing in enumerate(self.erasings.values()):
@@ -160,6 +174,7 @@ class Augment:
             "border": self.border,
             "flip": self.flip,
             "transform": self.transform.describe() if self.transform else None,
+            **{name: change.describe() for name, change in self.whole.items()},
             **{name: erasing.describe() for name, erasing in self.erasings.items()},
             "views": self.views,
         }

@@ -27,19 +27,38 @@ def random_boxes(shape: Sequence[int], area: Sequence[float], aspect: float = 3.
     Raises:
         InputError: shares out of range, or no box fits.
     """
-    height, width = shape[1:]
     if len(area) != 2 or not 0 < area[0] <= area[1] < 1:
         raise InputError(f"erase_area must be two shares 0 < least <= largest < 1, got {list(area)}")
+    return _fitting("erase_area", shape, area, aspect, most=(shape[1] - 1, shape[2] - 1))
+
+
+def crop_boxes(shape: Sequence[int], scale: Sequence[float], aspect: float = 4 / 3) -> list[tuple[int, int]]:
+    """Heights and widths of the random resized crop's boxes (Szegedy et al. 2014, arXiv:1409.4842), all equally likely.
+
+    As :func:`random_boxes`, up to the whole image.
+
+    Raises:
+        InputError: shares out of range, or no box fits.
+    """
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"scale must be two shares 0 < least <= largest <= 1, got {list(scale)}")
+    return _fitting("scale", shape, scale, aspect, most=(shape[1], shape[2]))
+
+
+def _fitting(
+    option: str, shape: Sequence[int], area: Sequence[float], aspect: float, most: tuple[int, int]
+) -> list[tuple[int, int]]:
+    height, width = shape[1:]
     found = []
     for a in range(STEPS):
         size = height * width * (area[0] + (area[1] - area[0]) * (a + 0.5) / STEPS)
         for r in range(STEPS):
             ratio = math.exp(math.log(aspect) * (2 * (r + 0.5) / STEPS - 1))
             box = round(math.sqrt(size * ratio)), round(math.sqrt(size / ratio))
-            if 0 < box[0] < height and 0 < box[1] < width:
+            if 0 < box[0] <= most[0] and 0 < box[1] <= most[1]:
                 found.append(box)
     if not found:
-        raise InputError(f"erase_area={list(area)} gives no box inside images of {height}x{width}")
+        raise InputError(f"{option}={list(area)} gives no box inside images of {height}x{width}")
     return found
 
 

@@ -36,6 +36,8 @@ class Memory:
         pad: zero padding of the random crop, in pixels.
         border: what the crop shows there instead: ``zero``, ``edge`` or ``reflect``.
         flip: whether half of the images are flipped horizontally.
+        scale: a random resized crop: the least and the largest share of the image that its box takes; None for none.
+        jitter: brightness, contrast and saturation are scaled by factors in [1 - jitter, 1 + jitter].
         transform: what runs sample by sample, such as ``randaugment``; see :mod:`kd.data.transforms`.
         erase: the share of images from which a random box is erased.
         erase_area: the least and the largest share of the image that this box takes.
@@ -64,6 +66,8 @@ class Memory:
         pad: int = 0,
         border: str = "zero",
         flip: bool = False,
+        scale: list[float] | None = None,
+        jitter: float = 0.0,
         transform: Any = None,
         erase: float = 0.0,
         erase_area: list[float] = [0.02, 0.33],  # noqa: B006 (never changed; Hydra shows it)
@@ -85,7 +89,9 @@ class Memory:
         self.names, self.classes, self.shape = arrays.names, len(arrays.names), tuple(arrays.train[0].shape[1:])
         self._divide(arrays, Subset(fraction, per_class, unlabelled), split_seed)
         fill = [round(255 * m) for m in self.mean]
-        self._augment = Augment(self.shape, fill, pad, border, flip, erase, erase_area, cutout, transform, views)
+        self._augment = Augment(
+            self.shape, fill, pad, border, flip, erase, erase_area, cutout, transform, views, scale, jitter
+        )
         self._mixing = Mixing(self.shape, self.classes, mixup, cutmix) if mixup or cutmix else None
 
     def _divide(self, arrays: Arrays, subset: Subset, seed: int) -> None:
