@@ -40,7 +40,7 @@ def run(folder: Path, *words: str, fresh: bool = False, **environment: str) -> s
 
 def whole(folder: Path, name: str, *words: str) -> Path:
     """An uninterrupted run, of a teacher that is there before; in an interpreter with an order of sets of its own."""
-    warm = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=warm", fresh=True)
+    warm = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=warm", fresh="trainer.devices=2" in words)
     assert warm.returncode == 0, warm.stderr
     done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}", fresh=True)
     assert done.returncode == 0, done.stderr
