@@ -19,11 +19,12 @@ from kd.checkpoints import WholeFiles
 from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
-from kd.dot import DOTDistiller
+from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
 from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import fingerprint, outputs_of
+from kd.moving import Moving
 from kd.mutual import nodes_of
 from kd.objective import Objective, Term
 from kd.optim import DOT, Optim
@@ -98,6 +99,9 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     shuffle = bool((config["teacher"] or {}).get("shuffle"))
     optimiser = optim(config["optim"])
     apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
+    if apart:
+        course = config["trainer"]
+        check_trainer(course.get("gradient_clip_val"), course.get("precision"), speed(config).compile)
     rest = (terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
     if lives(node := config["teacher"]):
         if apart:
@@ -108,8 +112,8 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
 
 def _living(node: Config, student: nn.Module, data: Any) -> nn.Module:
     """A teacher that changes with the student: made from it, or of other students."""
-    options = {key: value for key, value in node.items() if key not in ("name", "peers", "shuffle")}
-    made = build(options, "teacher", partial=True)
+    kept = ("name", "peers", "shuffle") if node["_target_"] == target_of(Moving) else ("name", "peers")
+    made = build({key: value for key, value in node.items() if key not in kept}, "teacher", partial=True)
     with placed("teacher"):
         if "peers" not in node:
             return made(student)

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
-from kd.errors import InputError
+from kd.moving import check_decay
 
 
 class EMA(WeightAveraging):
@@ -28,8 +28,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise InputError(f"decay must lie in [0, 1), got {decay}")
+        check_decay(decay)
         super().__init__(avg_fn=averaging(decay))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

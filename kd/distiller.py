@@ -132,9 +132,13 @@ class Distiller(pl.LightningModule):
             go_on(self.trainer, checkpoint)
 
     def on_train_start(self) -> None:
-        self.objective.tell("on_epoch", self.current_epoch)  # an epoch that goes on does not start
+        self.tell_epoch()  # an epoch that goes on does not start
 
     def on_train_epoch_start(self) -> None:
+        self.tell_epoch()
+
+    def tell_epoch(self) -> None:
+        """Tells the terms which epoch it is."""
         self.objective.tell("on_epoch", self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

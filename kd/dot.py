@@ -38,10 +38,7 @@ class DOTDistiller(Distiller):
         self.sums: list[Tensor] = []
 
     def configure_optimizers(self) -> Any:
-        if self.trainer.gradient_clip_val:
-            raise InputError("optim=dot keeps two gradients and cannot clip them: say trainer.gradient_clip_val=null")
-        if str(self.trainer.precision).startswith("16"):
-            raise InputError(f"optim=dot cannot scale its gradients for trainer.precision={self.trainer.precision}")
+        check_trainer(self.trainer.gradient_clip_val, self.trainer.precision)
         return super().configure_optimizers()
 
     def total(self, student: Mapping[str, Tensor], batch: Batch, teacher: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -65,3 +62,15 @@ class DOTDistiller(Distiller):
         found = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
         reduce = self.trainer.strategy.reduce
         return [gradient if gradient is None else reduce(gradient, reduce_op="mean") for gradient in found]
+
+
+def check_trainer(clip: float | None, precision: Any, compiled: Any = False) -> None:
+    """Refuses by an InputError what two gradients cannot have: a clipped norm, float16's scale, a compiled student."""
+    if clip:
+        raise InputError("optim=dot keeps two gradients and cannot clip them: say trainer.gradient_clip_val=null")
+    if str(precision).startswith("16"):
+        raise InputError(f"optim=dot cannot scale its gradients for trainer.precision={precision}")
+    if compiled is True:
+        raise InputError(
+            "optim=dot goes back through the student twice, which a compiled one cannot: speed.compile=teacher"
+        )

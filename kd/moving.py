@@ -68,12 +68,20 @@ class Moving(Living):
 
 
 class MovingDistiller(Distiller):
-    """A distiller whose teacher is a :class:`Moving` one."""
+    """A distiller whose teacher is a :class:`Moving` one.
+
+    Raises:
+        InputError: a term that copies layers of its teacher once, when there is nothing in them yet.
+    """
 
     teacher: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        for name, term in self.objective.named_terms():
+            if hasattr(term.loss, "attach"):
+                why = "copies layers of the teacher before the first step, when a moving average has learned nothing"
+                raise InputError(f"objective.{name} {why}; teacher=ema takes other objectives")
         self.teacher_sha256 = None  # its state is the checkpoint's own
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:

@@ -81,15 +81,8 @@ class MutualDistiller(Distiller):
         super().on_fit_start()
         self.teacher.train()
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._tell()
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._tell()
-
-    def _tell(self) -> None:
+    def tell_epoch(self) -> None:
+        super().tell_epoch()
         for objective in self.others:
             objective.tell("on_epoch", self.current_epoch)  # type: ignore[operator]
 
@@ -119,7 +112,7 @@ def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """Configuration nodes by name out of a list of names of networks, or of nodes; the second of a name is NAME_2.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or a node without ``_target_``.
     """
     found: dict[str, dict[str, Any]] = {}
     for peer in peers:
@@ -127,6 +120,8 @@ def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
             node = dict(peer) if isinstance(peer, Mapping) else {"_target_": target_of(models[str(peer)])}
         except InputError as error:
             raise at_place("teacher.peers", error) from error
+        if "_target_" not in node:
+            raise InputError(f"teacher.peers takes names of networks and nodes with _target_, got {node}")
         name = str(node.get("name") or models.name_of(node["_target_"]) or "peer").replace(".", "_")
         alike = sum(key == name or key.startswith(f"{name}_") for key in found)
         found[f"{name}_{alike + 1}" if alike else name] = node

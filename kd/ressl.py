@@ -82,7 +82,8 @@ class ReSSLDistiller(Distiller):
     vote with weight exp(cosine / 0.07). The student's own classifier does not train: a linear probe gives it one.
 
     Raises:
-        InputError: terms that need labels or look at layers; data that is not in memory, or mixes images.
+        InputError: terms that need labels or look at layers; data that is not in memory, that mixes or repeats images,
+            or has no label at all.
     """
 
     classifies = False
@@ -114,13 +115,20 @@ class ReSSLDistiller(Distiller):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._memory()
+        self._known()
 
     def _memory(self) -> Any:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Data) or data.mixed:
-            raise InputError("teacher=momentum needs data in memory, without data.mixup and data.cutmix")
+        if not isinstance(data, Data) or data.mixed or data.memory.repeats > 1:
+            raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix and data.repeats")
         return data.memory
+
+    def _known(self) -> Tensor:
+        """The positions of the labelled training images."""
+        known = (self._memory().parts["train"][1] >= 0).nonzero().flatten()
+        if not len(known):
+            raise InputError("a k-NN classifier is measured, and no training image has a label")
+        return known
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images for the student and those for the teacher."""
@@ -152,13 +160,13 @@ class ReSSLDistiller(Distiller):
         """Embeds labelled training images [N, D] for the k-NN classifier, with their labels [N]."""
         memory = self._memory()
         images, labels = memory.parts["train"]
-        known = (labels >= 0).nonzero().flatten()
-        if not len(known):
-            raise InputError("a k-NN classifier is measured, and no training image has a label")
+        known = self._known()
         chosen = known[permutation(len(known), 0, 0)[: self.momentum.most]]
         with self.trainer.precision_plugin.val_step_context():
             parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]
-        self.bank = torch.cat(parts), labels[chosen].to(self.device)
+        # until its first step of validation each process has batch statistics of its own
+        bank = self.trainer.strategy.broadcast(torch.cat(parts)).to(self.device)
+        self.bank = bank, labels[chosen].to(self.device)
 
     def _unit(self, images: Tensor) -> Tensor:
         return F.normalize(self.embed(images)[EMBEDDING].flatten(1).float(), dim=1)

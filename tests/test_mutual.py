@@ -176,7 +176,19 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
         (["teacher=ema", "optim=dot"], "a teacher that does not change, not teacher=ema"),
         (["teacher=momentum"], "objective.ce: teacher=momentum compares the projections"),
         (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
+        (["teacher=ema", "objective=srrl"], "objective.srrl copies layers of the teacher before the first step"),
         (["teacher=momentum", "objective=ressl", "data.mixup=0.2"], "without data.mixup"),
+        (["teacher=momentum", "objective=ressl", "data.repeats=2"], "and data.repeats"),
+        (["teacher=momentum", "objective=ressl", "+teacher.shuffle=true"], "shuffle"),
+        (["teacher=peers", "objective=dml", "+teacher.shuffle=true"], "shuffle"),
+        (["teacher=peers", "objective=dml", "teacher.peers=[{width: 8}]"], "nodes with _target_, got {'width': 8}"),
+        (["teacher=resnet8", "optim=dot", "trainer.gradient_clip_val=1"], "say trainer.gradient_clip_val=null"),
+        (["teacher=resnet8", "optim=dot", "speed.compile=true"], "speed.compile=teacher"),
+        (
+            ["teacher=none", "objective=ce", "data.scale=0.5"],
+            "scale must be two shares 0 < least <= largest <= 1, got 0.5",
+        ),
+        (["teacher=none", "objective=ce", "data.scale=[a,b]"], "scale must be two shares"),
         (["teacher=momentum", "objective=ressl", "objective.ressl.size=8"], "B at most 8"),
         (["teacher=momentum", "objective=ressl", "callbacks.best.monitor=val/agreement"], "unknown metric"),
         (
@@ -190,6 +202,7 @@ def test_what_cannot_work_is_said_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert said in complain(*SMALL, "trainer.enable_progress_bar=false", "logger=none", *words)
+    assert not (tmp_path / "runs/teachers").exists()  # it is said before a teacher is trained
 
 
 def test_peers_of_one_name_are_told_apart() -> None:

@@ -96,6 +96,34 @@ def test_a_run_that_goes_on_has_queue_head_and_teacher(tmp_path: Path) -> None:
         assert torch.equal(second.state_dict()[key], value), key
 
 
+def _one_of_two(rank: int, place: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    loss, vectors = _made()
+    for part in vectors.chunk(3):
+        loss(part[rank::2], part[rank::2])
+    torch.save((loss.queue, loss.pointer), f"{place}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _made() -> tuple[ReSSL, Tensor]:
+    torch.manual_seed(0)
+    loss, vectors = ReSSL(size=SIZE), torch.randn(24, 4)
+    loss.build(vectors, vectors)
+    return loss, vectors
+
+
+def test_the_keys_of_all_processes_enter_the_queue(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    alone, vectors = _made()
+    for part in vectors.chunk(3):
+        part = torch.cat([part[0::2], part[1::2]])
+        alone(part, part)
+    for rank in range(2):
+        queue, pointer = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(queue, alone.queue)
+        assert torch.equal(pointer, alone.pointer)
+
+
 def test_the_weak_view_is_another_crop_and_flip_of_the_same_image() -> None:
     images = torch.arange(1, 37).view(1, 1, 6, 6).repeat(60, 1, 1, 1).to(torch.uint8)
     labels = torch.arange(60) % 2

@@ -27,8 +27,8 @@ def random_boxes(shape: Sequence[int], area: Sequence[float], aspect: float = 3.
     Raises:
         InputError: shares out of range, or no box fits.
     """
-    if len(area) != 2 or not 0 < area[0] <= area[1] < 1:
-        raise InputError(f"erase_area must be two shares 0 < least <= largest < 1, got {list(area)}")
+    if not _is_range(area) or area[1] >= 1:
+        raise InputError(f"erase_area must be two shares 0 < least <= largest < 1, got {area}")
     return _fitting("erase_area", shape, area, aspect, most=(shape[1] - 1, shape[2] - 1))
 
 
@@ -40,9 +40,14 @@ def crop_boxes(shape: Sequence[int], scale: Sequence[float], aspect: float = 4 /
     Raises:
         InputError: shares out of range, or no box fits.
     """
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise InputError(f"scale must be two shares 0 < least <= largest <= 1, got {list(scale)}")
+    if not _is_range(scale):
+        raise InputError(f"scale must be two shares 0 < least <= largest <= 1, got {scale}")
     return _fitting("scale", shape, scale, aspect, most=(shape[1], shape[2]))
+
+
+def _is_range(shares: Any) -> bool:
+    pair = isinstance(shares, Sequence) and len(shares) == 2 and all(isinstance(s, (int, float)) for s in shares)
+    return pair and 0 < shares[0] <= shares[1] <= 1
 
 
 def _fitting(

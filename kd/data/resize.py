@@ -27,8 +27,8 @@ class ResizedCrop:
     """
 
     def __init__(self, shape: Sequence[int], scale: Sequence[float]) -> None:
-        self.shape, self.scale = tuple(shape), list(scale)
         self.sizes = PerDevice(torch.tensor(crop_boxes(shape, scale)))
+        self.shape, self.scale = tuple(shape), list(scale)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int | Tensor) -> Tensor:
         """The boxes of uint8 images [B, C, H, W], of the same shape and type."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -248,7 +249,8 @@ class ReSSL(nn.Module):
     Embeddings [B, D], normalised here; a student of another width gets a trained linear map to the teacher's; a
     student batch of V B rows holds V views. Zheng et al. 2021, arXiv:2107.09282, section 3, a self-supervised
     method that needs no labels; weight 1. The queue [D, size] is a buffer, read before this batch's keys replace
-    its oldest columns in training; it begins with random directions. 4096 columns are the authors' for CIFAR.
+    its oldest columns in training; it begins with random directions. 4096 columns are the authors' for CIFAR. With
+    several processes the keys of all of them enter it.
     """
 
     queue: Tensor | None
@@ -278,6 +280,9 @@ class ReSSL(nn.Module):
         # the backward pass needs the columns as they were before the update
         loss = ressl(q, keys, self.queue.clone() if self.training else self.queue, self.T, self.T_teacher)
         if self.training:
+            keys = _of_all_processes(keys)
+            if len(keys) > self.size:
+                raise InputError(f"ressl: the batch has {len(keys)} keys over all processes, but size={self.size}")
             columns = (self.pointer + torch.arange(len(keys), device=keys.device)) % self.size
             self.queue.index_copy_(1, columns, keys.T)
             self.pointer.copy_((self.pointer + len(keys)) % self.size)
@@ -285,3 +290,11 @@ class ReSSL(nn.Module):
 
     def extra_repr(self) -> str:
         return f"T={self.T:g}, T_teacher={self.T_teacher:g}, size={self.size}"
+
+
+def _of_all_processes(keys: Tensor) -> Tensor:
+    """The rows of all processes, in their order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return keys
+    dist.all_gather(found := [torch.empty_like(keys) for _ in range(dist.get_world_size())], keys.contiguous())
+    return torch.cat(found)
