@@ -22,7 +22,7 @@ class Optim:
 
     Args:
         make: from parameters to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
-        schedule: ``cosine`` (to ``floor``; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
+        schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
             ``multistep`` or ``constant``.
         init: the share of the run, at its start, that is a stage of pre-training: the rate stays as it is, and
             the schedule runs over the rest.
@@ -30,7 +30,6 @@ class Optim:
         milestones: for ``multistep``, the shares of the run after which the rate is multiplied by ``gamma``;
             150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
         gamma: that factor.
-        floor: the share of the rate at which ``cosine`` ends.
 
     Raises:
         InputError: an unknown schedule, or shares outside [0, 1].
@@ -44,17 +43,13 @@ class Optim:
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
         gamma: float = 0.1,
         init: float = 0.0,
-        floor: float = 0.0,
     ) -> None:
         if schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
         if not 0 <= warmup < 1 or not 0 <= init < 1 or not all(0 < m <= 1 for m in milestones):
             raise InputError(f"shares of the run lie in [0, 1), got {warmup=}, {init=}, {milestones=}")
-        if not 0 <= floor <= 1:
-            raise InputError(f"floor is a share of the learning rate, in [0, 1]; got {floor}")
         self.make, self.schedule, self.warmup = make, schedule, warmup
         self.milestones, self.gamma, self.init = tuple(milestones), gamma, init
-        self.floor = floor
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate's factor at ``step`` of ``total``."""
@@ -64,8 +59,7 @@ class Optim:
         if done < self.warmup:
             return min((done + 1 / max(total, 1)) / self.warmup, 1.0)
         if self.schedule == "cosine":
-            left = (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
-            return self.floor + (1 - self.floor) * left
+            return (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
         if self.schedule == "multistep":
             return self.gamma ** sum(done >= m for m in self.milestones)
         return 1.0
