@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["kd.cli", "kd.train", "kd.resume", "kd.data.folder", "kd.monitor", "tensorboard.summary"])
+NOWHERE = Path(os.devnull)
 
 
 def kd_train_in(
@@ -27,14 +29,22 @@ def kd_train_in(
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
-        process = FORKS.Process(target=_run, args=(str(folder), words, environment, str(out), str(err)))
-        process.start()
+        process = begun(folder, words, environment, out, err)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired(list(words), timeout, out.read_bytes(), err.read_bytes())
         return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
+def begun(
+    folder: Path, words: Sequence[str], environment: Mapping[str, str], out: Path = NOWHERE, err: Path = NOWHERE
+) -> ForkServerProcess:
+    """``kd-train WORDS`` in a folder, with this environment and no other, as a process that is not waited for."""
+    process = FORKS.Process(target=_run, args=(str(folder), words, environment, str(out), str(err)))
+    process.start()
+    return process
 
 
 def _run(folder: str, words: Sequence[str], environment: dict[str, str], out: str, err: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import Complain, Run
+from forked import kd_train_in
 
 import kd
 import kd.cli
@@ -36,8 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("runs")
     said = []
     for seed in (0, 1):
-        command = [sys.executable, "-m", "kd.cli", *SMALL, f"seed={seed}", f"hydra.run.dir=runs/train/{seed}"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        done = kd_train_in(folder, [*SMALL, f"seed={seed}", f"hydra.run.dir=runs/train/{seed}"], {})
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     return folder, said

@@ -6,13 +6,13 @@ import json
 import resource
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Complain, Run
+from forked import kd_train_in
 from stopping import WORDS, finite, launched
 
 import kd
@@ -38,8 +38,7 @@ def test_the_same_words_again_and_a_longer_run_are_the_same_experiment(copy: Pat
     again = launched(copy, "resume=run")
     assert again.returncode == 0
     assert "run is finished already; epochs=N goes on for longer" in again.stdout
-    command = [sys.executable, "-m", "kd.cli", "resume=run", "epochs=3"]
-    longer = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)
+    longer = kd_train_in(copy, ["resume=run", "epochs=3"], {})
     assert longer.returncode == 0, longer.stderr
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 21
 

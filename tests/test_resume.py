@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from forked import kd_train_in
+from forked import begun, kd_train_in
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -182,14 +183,14 @@ def test_killed_twice_in_the_first_epoch_and_in_the_test(tmp_path: Path) -> None
     as_if_nothing_happened(struck, full)
 
 
-def _kill_while_saving(process: subprocess.Popen[str], checkpoints: Path, delay: float) -> None:
+def _kill_while_saving(process: ForkServerProcess, checkpoints: Path, delay: float) -> None:
     """Kills the process ``delay`` seconds after a file that is being written has begun to grow."""
-    while process.poll() is None:
+    while process.exitcode is None:
         growing = [path for path in checkpoints.glob(".last.ckpt.*.tmp") if path.exists()]
         if growing:
             time.sleep(delay)
             process.kill()
-            process.wait()
+            process.join()
             return
         time.sleep(0.0005)
     raise AssertionError("the run ended before it could be killed")
@@ -210,9 +211,8 @@ def test_twenty_kills_during_saves(tmp_path: Path) -> None:
     start = [*words, *WITNESS, "+callbacks.witness.file=struck.txt", "hydra.run.dir=struck"]
     environment = {**os.environ, "PYTHONPATH": PATH, "TMPDIR": str(elsewhere), "OMP_NUM_THREADS": "2"}
     for _ in range(20):
-        begun = (tmp_path / "struck/config.yaml").exists()
-        command = [sys.executable, "-m", "kd.cli", *(["resume=struck", "trust=true"] if begun else start)]
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, text=True)
+        there = (tmp_path / "struck/config.yaml").exists()
+        process = begun(tmp_path, ["resume=struck", "trust=true"] if there else start, environment)
         _kill_while_saving(process, tmp_path / "struck/checkpoints", draw.uniform(0, 0.03))
         torn += bool(list((tmp_path / "struck/checkpoints").glob(".*.tmp")))
         for path in (tmp_path / "struck/checkpoints").glob("*.ckpt"):
