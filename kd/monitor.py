@@ -69,12 +69,14 @@ class Record(Callback):
 class Charts(Callback):
     """TensorBoard's custom-scalars layout, and an HPARAMS tab that names its metrics from the start.
 
+    The teacher's accuracy and the agreement with it are among them only where a teacher answers.
+
     Args:
         hyperparameters: flat names to plain values.
     """
 
-    METRICS = ("hp/val_acc", "hp/teacher_acc", "hp/agreement", "hp/val_nll")
-    SOURCES = {"hp/val_acc": "val/acc", "hp/teacher_acc": "teacher/acc", "hp/val_nll": "val/nll"}
+    OWN = {"hp/val_acc": "val/acc", "hp/val_nll": "val/nll"}
+    TAUGHT = {"hp/teacher_acc": "teacher/acc", "hp/agreement": "val/agreement"}
 
     def __init__(self, hyperparameters: dict[str, Any] | None = None) -> None:
         self.hyperparameters = hyperparameters or {}
@@ -82,9 +84,11 @@ class Charts(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path is not None:
             return  # it was said when the run began
+        taught = getattr(pl_module, "teacher", None) is not None
+        named = [*self.OWN, *(self.TAUGHT if taught else ())]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.hyperparameters, dict.fromkeys(self.METRICS, 0.0))
+                logger.log_hyperparams(self.hyperparameters, dict.fromkeys(named, 0.0))
             else:
                 logger.log_hyperparams(self.hyperparameters)
         with board(trainer) as writer:
@@ -94,9 +98,8 @@ class Charts(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        known = {self.SOURCES.get(tag, tag.replace("hp/", "val/")): tag for tag in self.METRICS}
         with board(trainer) as writer:
-            for source, tag in known.items():
+            for tag, source in {**self.OWN, **self.TAUGHT}.items():
                 if writer is not None and source in trainer.callback_metrics:  # at the last step that is done
                     writer.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step - 1)
 

@@ -61,9 +61,11 @@ Complain = Callable[..., str]
 
 
 @pytest.fixture
-def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Complain:
-    """Runs a command (``kd-train``) that fails, in this process, with code 2 or another; its one line on stderr."""
+def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Complain:
+    """Runs a command (``kd-train``) that fails, in this process and an empty folder; its one line on stderr."""
     import kd.cli
+
+    monkeypatch.chdir(tmp_path)
 
     def run(*overrides: str, command: str = "train", code: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", [f"kd-{command}", *overrides])

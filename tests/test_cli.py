@@ -119,6 +119,10 @@ def test_curves_are_in_the_events(runs: tuple[Path, list[str]]) -> None:
     assert {"pictures/confusion", "pictures/disagreement"} <= set(events.Tags()["images"])
     value = {tag: events.Scalars(tag)[-1].value for tag in ("train/kl", "train/soft_ce", "teacher/entropy")}
     assert value["train/kl"] == pytest.approx(value["train/soft_ce"] - value["teacher/entropy"], abs=1e-5)
+    assert {"hp/teacher_acc", "hp/agreement"} <= tags
+    (alone,) = (runs[0] / "runs/teachers").iterdir()
+    untaught = EventAccumulator(str(alone)).Reload().Tags()["scalars"]
+    assert {tag for tag in untaught if tag.startswith("hp/")} == {"hp/val_acc", "hp/val_nll"}
 
 
 def test_a_sweep_makes_a_folder_for_each_point(kd_train: Run, tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that would be there if anything had run; the working folder is empty."""
+def touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complain: Complain) -> Path:
+    """The file that would be there if anything had run; the working folder is empty, whatever ``complain`` chose."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "TOUCHED"

@@ -19,5 +19,6 @@ def trained(folder: Path, *overrides: str) -> Path:
     _register()
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         config: dict[str, Any] = plain(compose("train", [*QUIET, *overrides]))
-    train({**config, "teachers": str(folder / "teachers")}, folder / "run")
+    cache = {**config["cache"], "root": str(folder / "cache")}
+    train({**config, "teachers": str(folder / "teachers"), "cache": cache}, folder / "run")
     return folder / "run"
