@@ -23,12 +23,13 @@ from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
 from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
-from kd.models.weights import fingerprint, outputs_of
+from kd.models.weights import Origin, fingerprint, outputs_of, prepare
 from kd.moving import Moving
 from kd.mutual import nodes_of
 from kd.objective import Objective, Term
 from kd.optim import DOT, Optim
-from kd.registry import build, defaults_of, named_by, target_of
+from kd.origin import origin, shuffled, unfilled
+from kd.registry import build, defaults_of, split, target_of
 from kd.speed import Quick, Speed
 from kd.teacher import Ensemble, Frozen
 
@@ -39,46 +40,50 @@ Teacher = Frozen | Cached | Ensemble
 def data(config: Config) -> Any:
     """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
     node = config["data"]
-    taken = named_by(node, "data")
-    around = {key for key in defaults_of(Memory) if key not in taken}
-    source = build({key: value for key, value in node.items() if key not in around}, "data", seed=config["seed"])
+    own, around = split(node, "data", Memory)
+    source = build(own, "data", seed=config["seed"])
     if isinstance(source, pl.LightningDataModule):
         if not hasattr(source, "classes") or not hasattr(source, "shape"):
             raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
-        if unused := sorted(around & node.keys()):
+        if unused := sorted(around):
             raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
         return source
     with placed("data"):
-        return Data(Memory(source, **{key: node[key] for key in around if key in node}), config["seed"])
+        return Data(Memory(source, **around), config["seed"])
 
 
-def network(node: Config, at: str, data: Any, classes: int | None = None) -> Normalized:
-    """A network for the data, with its normalisation in front; for the data's classes unless others are said."""
+def network(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
+    """A network for the data, with its normalisation in front; for the data's classes unless others are said.
+
+    ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
+    """
     mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
     std = getattr(data, "std", None) or [1.0] * data.shape[0]
-    return run.network_of(node, at, classes or data.classes, list(data.shape), mean, std)
+    own, extra = split(node, at, prepare, *around)
+    options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
+    return run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
 
 
 def objective(nodes: Config) -> Objective:
     """The terms, each a loss with its weight and layers."""
-    around = defaults_of(Term)
     terms = {}
     for name, node in nodes.items():
         if not isinstance(node, Mapping):
             raise InputError(f"objective.{name} must be a term with a _target_, got {node!r}")
-        loss = build({key: value for key, value in node.items() if key not in around}, f"objective.{name}")
+        own, around = split(node, f"objective.{name}", Term)
+        loss = build(own, f"objective.{name}")
         with placed(f"objective.{name}"):
-            terms[name] = Term(loss, **{key: node[key] for key in around if key in node})
+            terms[name] = Term(loss, **around)
     return Objective(terms)
 
 
 def optim(node: Config) -> Optim:
     """The optimiser's maker and its schedule."""
-    around = defaults_of(Optim)
-    make = build({key: value for key, value in node.items() if key not in around}, "optim", partial=True)
+    own, around = split(node, "optim", Optim)
+    make = build(own, "optim", partial=True)
     with placed("optim"):
         make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
-        return Optim(make, **{key: node[key] for key in around if key in node})
+        return Optim(make, **around)
 
 
 def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
@@ -96,7 +101,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
             raise InputError("no training image has a label, and every term of the objective needs one")
         terms.tell("attach_data", len(labels), labels)
     kept = {"config": dict(config)}
-    shuffle = bool((config["teacher"] or {}).get("shuffle"))
+    shuffle = shuffled(config["teacher"])
     optimiser = optim(config["optim"])
     apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
     if apart:
@@ -176,7 +181,7 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
         return None  # it is made with the student
     found: dict[str, Frozen | Cached] = {}
     for name, member in members(node).items():
-        frozen = _frozen(member if weights else {**member, "checkpoint": None}, place(name), data, member)
+        frozen = _frozen(member if weights else unfilled(member), place(name), data, member)
         found[name] = _cached(config, name, frozen, data) if cache else frozen
     if not found or "" in found:
         return found.get("")
@@ -189,12 +194,15 @@ def _cached(config: Config, name: str, frozen: Frozen, data: Any) -> Frozen | Ca
     with placed("cache"):
         store = Store(**config["cache"])
     precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
-    return cached(frozen, data, node.get("cache", "auto"), store, run.name_of(node), precision)
+    table = origin(node, place(name)).get("cache", "auto")
+    return cached(frozen, data, table, store, run.name_of(node), precision)
 
 
 def min_accuracies(node: Config | None) -> dict[str, float | None]:
     """The least accuracy asked of the teacher, under ``""``, and of each member of an ensemble; None if not said."""
-    asked = {name: member.get("min_accuracy") for name, member in members(node).items()}
+    if lives(node):
+        return {"": None}
+    asked = {name: origin(member, place(name)).get("min_accuracy") for name, member in members(node).items()}
     return {"": (node or {}).get("min_accuracy"), **asked}
 
 
@@ -204,16 +212,18 @@ def place(name: str) -> str:
 
 
 def _frozen(node: Config, at: str, data: Any, asked: Config) -> Frozen:
-    classes, outputs = node.get("classes"), node.get("outputs")
+    options = origin(asked, at)
+    classes, outputs = options.get("classes"), options.get("outputs")
     if classes is not None:
         if len(classes) != data.classes:
             raise InputError(f"{at}.classes picks {len(classes)} columns, but the data has {data.classes} classes")
         if outputs is None and asked.get("checkpoint"):
-            outputs = outputs_of(bare(network({**node, "checkpoint": None}, at, data)), asked["checkpoint"])
+            fresh = bare(network(unfilled(node), at, data, None, Origin))
+            outputs = outputs_of(fresh, asked["checkpoint"], asked.get("checkpoint_key"))
         if outputs is None:
             raise InputError(f"{at}.outputs must say how many classes the teacher knows, as {at}.classes picks some")
     with placed(at):
-        return Frozen(network(node, at, data, outputs), classes)
+        return Frozen(network(node, at, data, outputs, Origin), classes)
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:

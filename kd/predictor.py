@@ -13,7 +13,7 @@ from kd.errors import InputError
 from kd.models.normalized import Normalized
 from kd.models.weights import load_into, save
 from kd.objective import Objective, Term
-from kd.registry import build, defaults_of
+from kd.registry import build, split
 from kd.taps import Taps
 
 FILE = "predictor.safetensors"
@@ -47,7 +47,7 @@ def describe(objective: Objective, nodes: Mapping[str, Any]) -> dict[str, Any] |
     return {
         "term": name,
         "layer": term.sources["student"],
-        "config": {key: value for key, value in nodes[name].items() if key not in defaults_of(Term)},
+        "config": split(nodes[name], f"objective.{name}", Term)[0],
         "classes": classes,
         "width": width,
         "size": list(loss.size),

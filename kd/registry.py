@@ -7,18 +7,16 @@ A class or function registered in a group can be written ``group=name`` on the c
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import types
-import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from kd.errors import InputError, at_place, placed, unknown
-
-MISSING = "???"  # OmegaConf's sign for a value that the user must give
+from kd.schema import MISSING, dataclass_of, defaults_of, fields_of, parameters
+from kd.schema import node_of as node_of
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
@@ -78,11 +76,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return name is not None and name not in self._importing
 
     def _node(self, entry: Callable[..., Any], around: str) -> type:
-        fields = {"_target_": (str, target_of(entry)), **_fields(entry, skip=self.given)}
+        fields = {"_target_": (str, target_of(entry)), **fields_of(entry, skip=self.given)}
         if around:
-            extra = _fields(locate(around), skip=())
-            fields |= {key: field for key, field in extra.items() if field[1] != MISSING}
-        return _dataclass(entry.__name__, fields)
+            extra = fields_of(locate(around))
+            fields = {**{key: field for key, field in extra.items() if field[1] != MISSING}, **fields}
+        return dataclass_of(entry.__name__, fields)
 
 
 class RegistryPackage(types.ModuleType):
@@ -138,22 +136,6 @@ def locate(path: str) -> Callable[..., Any]:
     return getattr(import_module(module), name)
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a function, or of a class's constructor."""
-    named = inspect.signature(function).parameters
-    return {name: p for name, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters that have a default, with it."""
-    return {name: p.default for name, p in parameters(function).items() if p.default is not p.empty}
-
-
-def node_of(function: Callable[..., Any]) -> type:
-    """A typed node of a function's parameters, without a ``_target_``."""
-    return _dataclass(function.__name__, _fields(function, skip=()))
-
-
 def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **given: Any) -> Any:
     """Makes what a configuration node describes.
 
@@ -203,11 +185,44 @@ def named_by(node: Mapping[str, Any], at: str) -> set[str]:
     """
     from hydra.utils import get_object
 
+    if not isinstance(node.get("_target_"), str):
+        raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
     with placed(at):
         try:
             return set(parameters(get_object(node["_target_"])))
-        except (ImportError, KeyError) as error:
-            raise InputError(f"_target_={node.get('_target_')} cannot be imported: {error}") from error
+        except ImportError as error:
+            raise InputError(f"_target_={node['_target_']} cannot be imported: {error}") from error
+
+
+def split(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides a node between its target and what goes around it: a network and its weights, a loss and its term.
+
+    A parameter that the target itself names is the target's. Only what kd supplies to networks by itself
+    (``classes``, ``channels``, ...) stays with the functions around it where these name it: ``teacher.classes``
+    picks columns.
+
+    Args:
+        node: ``_target_`` and arguments of both.
+        at: the node's place in the configuration, for messages.
+        around: the functions whose parameters with defaults may stand in the node. The target is imported, so a
+            node that nobody vouches for must have passed :func:`check_registered`.
+
+    Returns:
+        The target's node, and the arguments in the node for what goes around it.
+
+    Raises:
+        InputError: no target, or none that can be imported.
+    """
+    extra = {key for function in around for key in defaults_of(function)}
+    extra -= named_by(node, at) - set(models.given)
+    own = {key: value for key, value in node.items() if key not in extra}
+    return own, {key: value for key, value in node.items() if key in extra}
+
+
+def shadowed(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> list[str]:
+    """The keys of a node that go to its target although what goes around the target has a key of that name too."""
+    own, _ = split(node, at, *around)
+    return sorted(own.keys() & {key for function in around for key in defaults_of(function)})
 
 
 def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
@@ -251,36 +266,3 @@ def _store(group: str, name: str, node: Any) -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(group=group, name=name, node=node, provider="kd")
-
-
-def _fields(function: Callable[..., Any], skip: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    return {
-        name: (_hint(hints.get(name, Any)), MISSING if p.default is p.empty else p.default)
-        for name, p in parameters(function).items()
-        if name not in skip
-    }
-
-
-def _dataclass(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type:
-    return dataclasses.make_dataclass(name, [(key, hint, _field(default)) for key, (hint, default) in fields.items()])
-
-
-def _field(default: Any) -> Any:
-    if isinstance(default, (list, dict, tuple)):
-        return dataclasses.field(default_factory=lambda: list(default) if isinstance(default, tuple) else default)
-    return dataclasses.field(default=default)
-
-
-def _hint(hint: Any) -> Any:
-    """The part of a type that OmegaConf can check: plain values and optional plain values."""
-    arguments = typing.get_args(hint)
-    plain = (str, int, float, bool)
-    if typing.get_origin(hint) is typing.Literal:
-        return str if all(isinstance(value, str) for value in arguments) else Any
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [_hint(a) for a in arguments if a is not type(None)]
-        if len(inner) == 1 and inner[0] in plain:
-            return inner[0] | None if type(None) in arguments else inner[0]
-        return Any
-    return hint if hint in plain else Any

@@ -23,9 +23,9 @@ from kd import predictor
 from kd.errors import InputError, placed
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
-from kd.models.weights import Origin, fingerprint, prepare
+from kd.models.weights import fingerprint, prepare
 from kd.processes import launch, started_outside
-from kd.registry import build, defaults_of, models
+from kd.registry import build, models
 
 log = logging.getLogger(__name__)
 
@@ -152,23 +152,33 @@ def versions() -> dict[str, str]:
 
 
 def network_of(
-    node: Mapping[str, Any], at: str, classes: int, shape: list[int], mean: Any, std: Any, trust: bool = True
+    node: Mapping[str, Any],
+    at: str,
+    classes: int,
+    shape: list[int],
+    data_mean: Any,
+    data_std: Any,
+    trust: bool = True,
+    **options: Any,
 ) -> Normalized:
-    """A network from its configuration node, with its normalisation in front and its weights if it names any."""
-    offer = offered(classes, shape)
-    around = {**defaults_of(prepare), **defaults_of(Origin)}
-    own = {key: value for key, value in node.items() if key not in around}
-    network = build(own, at, trust=trust, **offer)
+    """A network from its own configuration node, with its normalisation in front.
+
+    ``options`` are those of :func:`kd.models.weights.prepare`: its weights, say.
+    """
+    network = build(node, at, trust=trust, **offered(classes, shape))
     if not isinstance(network, nn.Module):
         raise InputError(f"{at} gave a {type(network).__name__}, not an nn.Module")
     with placed(at):
-        return prepare(network, mean, std, **{key: node[key] for key in defaults_of(prepare) if key in node})
+        return prepare(network, data_mean, data_std, **options)
 
 
 def name_of(node: Mapping[str, Any]) -> str:
-    """What a network is called: its name in its library, else the registered or dotted name."""
+    """What a network is called: its name in its library, that of an imported function, else the registered or dotted
+    name."""
     target = str(node["_target_"])
-    return str(node.get("name") or models.name_of(target) or target.rpartition(".")[2])
+    known = models.name_of(target)
+    function = str(node.get("path") or "").rpartition(":")[2] if known == "import" else ""
+    return str(node.get("name") or function or known or target.rpartition(".")[2])
 
 
 def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
@@ -199,13 +209,10 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     require(summary, folder, *(f"student.{key}" for key in ("name", "config", "mean", "std")))
     require(summary, folder, *(f"data.{key}" for key in ("config", "classes", "shape")))
     student, data = summary["student"], summary["data"]
-    node = {
-        **student["config"],
-        "checkpoint": str(folder / STUDENT),
-        **{key: student[key] for key in ("mean", "std", "size") if key in student},
-    }
-    mean, std = student["mean"], student["std"]
-    network = network_of(node, "student", data["classes"], data["shape"], mean, std, trust=trust)
+    options = {key: student[key] for key in ("mean", "std", "size", "output") if key in student}
+    options["checkpoint"] = str(folder / STUDENT)
+    front = (student["mean"], student["std"])
+    network = network_of(student["config"], "student", data["classes"], data["shape"], *front, trust, **options)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
         raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
     network.eval()

@@ -204,8 +204,8 @@ class Quick(Callback):
             torch.compiler.set_stance("default")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"].items()
-        checkpoint["state_dict"] = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in state}
+        state = checkpoint["state_dict"]  # the dictionary itself stays, as it carries torch's metadata
+        state.update({k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)})
 
 
 def bf16_on_cpu() -> bool:

@@ -14,9 +14,10 @@ from kd.assemble import Config
 from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
+from kd.living import lives
 from kd.models.weights import Origin, prepare
 from kd.monitor import Record
-from kd.registry import defaults_of
+from kd.registry import split
 from kd.teacher import fingerprints
 
 
@@ -25,8 +26,9 @@ def summarise(
 ) -> dict[str, Any]:
     """All of the summary that is known without timing and test; ``accuracy`` is what the gate measured."""
     shape = list(data.shape)
-    student = _network(config["student"], distiller.student, shape)
-    student |= {key: config["student"].get(key) for key in ("checkpoint", "head", "freeze")}
+    student = _network(config["student"], distiller.student, shape, prepare)
+    said = split(config["student"], "student", prepare)[1]
+    student |= {key: said.get(key) for key in ("checkpoint", "head", "freeze")}
     if about := predictor.describe(distiller.objective, config["objective"]):
         student |= {"predictor": about}
     if not distiller.classifies:
@@ -46,14 +48,14 @@ def summarise(
     }
 
 
-def _network(node: Config, network: Any, shape: list[int]) -> dict[str, Any]:
-    around = {**defaults_of(Origin), **defaults_of(prepare)}
+def _network(node: Config, network: Any, shape: list[int], *around: Any) -> dict[str, Any]:
     return {
         "name": run.name_of(node),
-        "config": {key: value for key, value in node.items() if key not in around},
+        "config": split(node, run.name_of(node), *around)[0],
         "mean": [round(m, 6) for m in network.mean.flatten().tolist()],
         "std": [round(s, 6) for s in network.std.flatten().tolist()],
         "size": network.size,
+        "output": network.output,
         **run.size_of(network, shape),
     }
 
@@ -62,7 +64,8 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
     if distiller.teacher is None:
         return None
     nodes, networks = assemble.members(config["teacher"]), distiller.teacher.networks()
-    found = {name: _member(nodes[name], network, name, shape, accuracy) for name, network in networks.items()}
+    around = (prepare,) if lives(config["teacher"]) else (prepare, Origin)
+    found = {name: _member(nodes[name], network, name, shape, accuracy, around) for name, network in networks.items()}
     if "" in found:
         return found[""]
     together = {key: sum(about[key] for about in found.values()) for key in ("parameters", "macs")}
@@ -76,13 +79,19 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
 
 
 def _member(
-    node: Config, network: nn.Module, name: str, shape: list[int], accuracy: Mapping[str, float]
+    node: Config,
+    network: nn.Module,
+    name: str,
+    shape: list[int],
+    accuracy: Mapping[str, float],
+    around: tuple[Any, ...],
 ) -> dict[str, Any]:
+    options = split(node, run.name_of(node), *around)[1]
     return {
-        **_network(node, network, shape),
-        "classes": node.get("classes"),
+        **_network(node, network, shape, *around),
+        "classes": options.get("classes"),
         "sha256": fingerprints({"": network}),
-        "checkpoint": node.get("checkpoint"),
+        "checkpoint": options.get("checkpoint"),
         "accuracy": accuracy.get(name),
     }
 

@@ -21,11 +21,12 @@ from kd.errors import InputError, Stopped
 from kd.gate import Gate
 from kd.living import lives
 from kd.models.normalized import Pixels, bare
-from kd.models.weights import Origin, fingerprint, save, save_tensors
+from kd.models.weights import Origin, fingerprint, prepare, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
+from kd.origin import origin
 from kd.ranges import check, check_batches, check_monitors
-from kd.registry import defaults_of
+from kd.registry import split
 from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
@@ -163,8 +164,8 @@ def trained_teacher(config: Config, data: Any) -> Path:
 
     A teacher is known by its network, the data's content and augmentation, the optimiser, the course and the seed.
     """
-    if config["teacher"].get("data"):
-        config = {**config, "data": {**config["data"], **config["teacher"]["data"]}}
+    if changed := origin(config["teacher"], "teacher").get("data"):
+        config = {**config, "data": {**config["data"], **changed}}
         data = assemble.data(config)
     recipe = _recipe_of(config)
     folder = _folder_of(recipe, place.sha256_of(data) or "")
@@ -186,16 +187,17 @@ def trained_teacher(config: Config, data: Any) -> Path:
 def _recipe_of(config: Config) -> dict[str, Any]:
     """The configuration of the run that trains the teacher of ``config``."""
     node = config["teacher"]
-    own = {key: value for key, value in node.items() if key not in defaults_of(Origin) or key in Pixels._fields}
+    own, options = split(node, "teacher", prepare, Origin)
+    own |= {key: options[key] for key in (*Pixels._fields, "output") if key in options}
     return dict(config) | {
         "task": "teacher",
         "student": own,
         "teacher": None,
         "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
-        "optim": node.get("optim") or config["optim"],
+        "optim": options.get("optim") or config["optim"],
         "callbacks": {key: value for key, value in config["callbacks"].items() if key != "ema"},
-        "seed": node.get("seed") or 0,
-        "trainer": {**config["trainer"], "max_epochs": node.get("epochs") or config["epochs"]},
+        "seed": options.get("seed") or 0,
+        "trainer": {**config["trainer"], "max_epochs": options.get("epochs") or config["epochs"]},
     }
 
 

@@ -145,7 +145,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "less.pth": "1 missing, first layer1.0.conv1.weight",
         "list.pth": "list.pth holds no state dict of tensors, but a list",
         "nested.pth": "nested.pth holds no state dict of tensors, but 'weights', 'epoch'",
-        "folder": "folder is a folder without student.safetensors",
+        "folder": "folder is a folder without student.safetensors, model.safetensors or pytorch_model.bin",
         "absent.pth": "no weights at absent.pth",
         "https://example.org/teacher.pth": "is a URL; weights are read from local files only",
     }

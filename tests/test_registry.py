@@ -48,7 +48,7 @@ def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
 
 def test_what_kd_gives_is_no_key() -> None:
     node = ConfigStore.instance().load("student/resnet8.yaml").node
-    assert set(node) == {"_target_", "checkpoint", "mean", "std", "size", "head", "freeze"}
+    assert set(node) == {"_target_", "checkpoint", "mean", "std", "size", "head", "freeze", "output", "checkpoint_key"}
 
 
 def test_one_name_has_one_owner() -> None:

@@ -12,7 +12,7 @@ import yaml
 from kd import assemble
 from kd.errors import InputError
 from kd.living import DISTILLERS, lives
-from kd.registry import check_registered
+from kd.registry import check_registered, named_by
 from kd.restore import Restored
 from kd.run import STUDENT, require
 from kd.teacher import Ensemble
@@ -70,7 +70,8 @@ def _with_weights(
         weights = _found(path, folder)
         if checkpoint is not None and weights is None:
             raise InputError(f"teacher_checkpoint={checkpoint} holds no weights")
-        pixels = {key: own[key] for key in ("mean", "std", "size") if key in own}
+        named = named_by(member, assemble.place(name))
+        pixels = {key: own[key] for key in ("mean", "std", "size") if key in own and key not in named}
         lost = {"absent": path} if path is not None and weights is None else {}
         nodes[name] = {**member, **pixels, "checkpoint": weights and str(weights), **lost}
     return nodes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import pickle
-from collections.abc import Iterable, Mapping
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kd.errors import InputError
+from kd.errors import InputError, unknown
+from kd.models.file_kinds import trouble
+
+log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "student", "net")
-PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.", "network.")
+FILES = ("student.safetensors", "model.safetensors", "pytorch_model.bin")  # of a run folder and of Hugging Face's
+DEPTH = 6  # of containers in each other
 
 # What training scripts put beside the weights: their options and a score. None of these runs anything.
 _numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
@@ -41,27 +46,37 @@ class Weights(NamedTuple):
 
 
 def located(path: str | Path) -> Path:
-    """The file that ``path`` means; a run folder stands for its ``student.safetensors``.
+    """The file that ``path`` means; a run folder stands for its ``student.safetensors``, a Hugging Face folder for its
+    ``model.safetensors`` or ``pytorch_model.bin``.
 
     Raises:
-        InputError: a URL, nothing there, or a folder without a student.
+        InputError: a URL, nothing there, or a folder without such a file.
     """
     if "://" in str(path) or str(path).startswith("file:"):
         raise InputError(f"{path} is a URL; weights are read from local files only: download it and give its path")
     path = Path(path).expanduser()
-    if path.is_dir() and not (path / "student.safetensors").is_file():
-        raise InputError(f"{path} is a folder without student.safetensors: give a run folder or a file of weights")
-    path = path / "student.safetensors" if path.is_dir() else path
+    if path.is_dir():
+        files = [path / name for name in FILES if (path / name).is_file()]
+        if not files:
+            raise InputError(f"{path} is a folder without {', '.join(FILES[:-1])} or {FILES[-1]}{_listed(path)}")
+        path = files[0]
     if not path.is_file():
         raise InputError(f"no weights at {path}: give a run folder, .safetensors, .pth or .ckpt file")
     return path
 
 
-def read(path: str | Path) -> Weights:
+def _listed(folder: Path) -> str:
+    """The files of a folder that may be meant."""
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return f": give the file of weights itself; there are {', '.join(names[:5])}" if names else ": it is empty"
+
+
+def read(path: str | Path, key: str | None = None) -> Weights:
     """The weights in a ``.safetensors`` file, or in anything that ``torch.load(weights_only=True)`` takes.
 
     Dictionaries under ``state_dict``, ``model``, ``model_state_dict``, ``student`` or ``net`` are unwrapped: the
-    containers of Lightning, RepDistiller, mdistiller, torchdistill, torchvision and timm.
+    containers of Lightning, RepDistiller, mdistiller, torchdistill, torchvision and timm. ``key`` takes the weights
+    under another key, dotted where containers are nested (``ema.module``), or under a prefix of their own names.
 
     Raises:
         InputError: no such file, a URL, no plain weights in it, numbers that are not finite, or a run folder whose
@@ -69,19 +84,70 @@ def read(path: str | Path) -> Weights:
     """
     given, path = Path(path).expanduser(), located(path)
     content, about = _content(path)
-    wrappers = []
-    while not _is_state(content):
+    wrappers, state = _unwrapped(content, path) if key is None else _under(content, key, path)
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path}: {name} holds numbers that are not finite; these weights cannot be used")
+    if (
+        given.is_dir()
+        and path.name == FILES[0]
+        and (recorded := _recorded(given)) not in (None, found := sha256_of(state))
+    ):
+        raise InputError(f"{path} is not what the run wrote: its sha256 is {found}, summary.json says {recorded}")
+    return Weights(state, tuple(wrappers), about)
+
+
+def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """The weights in known containers, with the names of these."""
+    outer, wrappers = content, []
+    while True:
         key = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-        if key is None:
-            raise InputError(f"{path} holds no state dict of tensors{_held(content)}")
+        if key is None or len(wrappers) > DEPTH:
+            break
         content = content[key]
         wrappers.append(key)
-    for key, value in content.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{path}: {key} holds numbers that are not finite; these weights cannot be used")
-    if given.is_dir() and (recorded := _recorded(given)) not in (None, found := sha256_of(content)):
-        raise InputError(f"{path} is not what the run wrote: its sha256 is {found}, summary.json says {recorded}")
-    return Weights(content, tuple(wrappers), about)
+    others = _candidates(outer)
+    if not _is_state(content) or len(wrappers) > DEPTH:
+        hint = f"; take one by checkpoint_key={next(iter(others))}" if others else ""
+        raise InputError(f"{path} holds no state dict of tensors{_held(outer)}{hint}")
+    state, taken = _tensors(content), ".".join(wrappers)
+    if rest := [name for name, each in others.items() if name != taken and 2 * len(each) >= len(state)]:
+        log.info(
+            "weights: %s holds several; %s taken, checkpoint_key=%s would take %s",
+            *(path, repr(taken) if taken else "those at its top are", rest[0], " or ".join(map(repr, rest))),
+        )
+    return wrappers, state
+
+
+def _under(content: Any, key: str, path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """The weights under one key of a file, or under a prefix of its weights' names."""
+    known = _candidates(content)
+    if key in known:
+        return [key], _tensors(known[key])
+    prefix = key if key.endswith(".") else f"{key}."
+    for inner in (content, *(known.values())):
+        if isinstance(inner, Mapping) and any(str(name).startswith(prefix) for name in inner):
+            named = {name: value for name, value in _tensors(inner).items() if name.startswith(prefix)}
+            return [prefix], {name.removeprefix(prefix): value for name, value in named.items()}
+    raise InputError(f"{path}: {unknown('checkpoint_key', key, known)}")
+
+
+def _candidates(content: Any, depth: int = DEPTH, seen: frozenset[int] = frozenset()) -> dict[str, Mapping[str, Any]]:
+    """Whatever in a file may be weights: dictionaries of tensors by their dotted keys, but no optimiser's."""
+    if id(content) in seen:
+        return {}
+    seen |= {id(content)}
+    if isinstance(content, (list, tuple)):
+        content = {str(number): value for number, value in enumerate(content)}
+    found: dict[str, Mapping[str, Any]] = {}
+    for key, value in content.items() if isinstance(content, Mapping) and depth else ():
+        if not isinstance(key, str) or key.startswith("optim") or not isinstance(value, (Mapping, list, tuple)):
+            continue
+        if _is_state(value):
+            found[key] = value
+        else:
+            found |= {f"{key}.{name}": state for name, state in _candidates(value, depth - 1, seen).items()}
+    return found
 
 
 def sha256_of(state: Mapping[str, Tensor]) -> str:
@@ -101,23 +167,6 @@ def _recorded(folder: Path) -> str | None:
         return None
 
 
-def without_prefix(weights: Weights, known: Iterable[str]) -> Weights:
-    """The weights under the keys that a network knows: ``module.`` and the like before every key is taken off.
-
-    Of a file that also holds other modules (a distiller's) only what lies under ``student.`` is kept.
-    """
-    state, wrappers, own = weights.state, list(weights.wrappers), set(known)
-    while state and not own & set(state):
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None and any(key.startswith("student.") for key in state):
-            prefix = "student."
-        if prefix is None:
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        wrappers.append(prefix)
-    return weights._replace(state=state, wrappers=tuple(wrappers))
-
-
 def _content(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
@@ -125,7 +174,7 @@ def _content(path: Path) -> tuple[Any, dict[str, Any]]:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # what is no file of weights may trip its readers anywhere
-        raise InputError(f"{path} {_trouble(path, error)}") from error
+        raise InputError(f"{path} {trouble(path, error)}") from error
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -141,24 +190,22 @@ def _json(text: str) -> Any:
         return text
 
 
-def _trouble(path: Path, error: BaseException) -> str:
-    """What is wrong with a file that cannot be read, in words."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    if not start:
-        return "is empty"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not a file of weights; was the download refused?"
-    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return (
-            "holds Python objects beside tensors, which could run code, so it is not opened; "
-            "where it comes from, save plain weights: torch.save(model.state_dict(), file)"
-        )
-    return f"is damaged, cut off, or no file of weights ({type(error).__name__})"
-
-
 def _is_state(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    """Whether it is weights by name; numbers beside them (an epoch, say) are left out, containers are not there."""
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        return False
+    others = [value for key, value in content.items() if not isinstance(value, Tensor) and "extra_state" not in key]
+    if any(isinstance(value, (Mapping, list, tuple)) for value in others):
+        return False
+    return any(value.ndim for value in _tensors(content).values()) and 2 * len(others) < len(content)
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, with torch's metadata on the versions of modules where there is any."""
+    state: dict[str, Tensor] = OrderedDict((key, value) for key, value in content.items() if isinstance(value, Tensor))
+    if (versions := getattr(content, "_metadata", None)) is not None:
+        state._metadata = versions  # type: ignore[attr-defined]
+    return state
 
 
 def _held(content: Any) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.models.outputs import logits_of
 
 
 class Pixels(NamedTuple):
@@ -26,20 +27,29 @@ def bare(network: nn.Module) -> nn.Module:
 
 
 class Normalized(nn.Module):
-    """``net((images - mean) / std)`` for images as uint8 or as float in [0, 1], shape [B, C, H, W].
+    """The logits in ``net((images - mean) / std)`` for images as uint8 or as float in [0, 1], shape [B, C, H, W].
 
     Mean and std are given per channel on the [0, 1] scale; with ``size``, images of another size are resized to it,
     bilinearly and without aliasing. None of them is part of the state dict, so that the weights are the bare
-    network's.
+    network's. ``output`` names the logits where the network gives more: see :func:`kd.models.outputs.logits_of`.
     """
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int | None = None,
+        output: str | int | None = None,
+    ) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise InputError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
         if size is not None and size < 1:
             raise InputError(f"size must be at least 1 pixel, got {size}")
-        self.net, self.size = net, size
+        if output is not None and (isinstance(output, bool) or not isinstance(output, (str, int)) or output == ""):
+            raise InputError(f"output={output} must be a key, an attribute or a position in what the network gives")
+        self.net, self.size, self.output = net, size, output
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
@@ -63,11 +73,15 @@ class Normalized(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.net(self.pixels(images)), self.output)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What ``net`` is given for images."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, [self.size, self.size], mode="bilinear", antialias=True)
-        return self.net((images - self.mean) / self.std)
+        return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}, size={self.size}"

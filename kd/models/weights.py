@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,43 +14,50 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
-from kd.models.containers import Weights, read, sha256_of, without_prefix
+from kd.models.containers import Weights, read, sha256_of
+from kd.models.keys import complaint, is_stranger, without_prefix
 from kd.models.normalized import Normalized, Pixels
 
 log = logging.getLogger(__name__)
 
 
-def load_into(network: nn.Module, path: str | Path, head: str | None = None) -> Weights:
-    """Loads a file's weights strictly, and says which wrappers it took off.
+def load_into(network: nn.Module, path: str | Path, head: str | None = None, key: str | None = None) -> Weights:
+    """Loads a file's weights strictly, and says which wrappers it took off and what it left out.
 
-    With ``head="new"`` the network's classifier stays as it is, and the file's, of whatever shape, is left out.
+    With ``head="new"`` the network's classifier stays as it is, and the file's, of whatever shape, is left out. ``key``
+    chooses among several weights in the file: see :func:`kd.models.containers.read`.
 
     Raises:
-        InputError: no plain weights; keys missing, too many, or of another shape: the first of them are named.
+        InputError: no plain weights; keys missing, too many, or of another shape or type: the first of them are named.
     """
     whole = network.state_dict()
-    weights = without_prefix(read(path), whole)
     left = tuple(f"{name}." for name in heads_of(network)) if head == "new" else ()
-    own, state = ({key: t for key, t in part.items() if not key.startswith(left)} for part in (whole, weights.state))
-    # torch counted no batches before 0.4.1, and the count has no part in the answer
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in state if key not in own]
-    shapes = [_shapes(key, state, own) for key in own if key in state and own[key].shape != state[key].shape]
-    for what, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes)):
-        if keys:
-            trained = f"; it was saved from {weights.about['name']}" if "name" in weights.about else ""
-            first = ", ".join(keys[:3])
-            raise InputError(
-                f"{path} does not fit {type(network).__name__}: {len(keys)} {what}, first {first}{trained}"
-            )
-    network.load_state_dict({**whole, **state})
+    needed = [name for name in whole if not name.startswith(left)] if left else list(whole)
+    weights = without_prefix(read(path, key), needed)
+    own, state = (
+        {k: t for k, t in part.items() if not left or not k.startswith(left)} for part in (whole, weights.state)
+    )
+    strangers = [name for name in state if name not in own and is_stranger(name)]
+    state = {name: tensor for name, tensor in state.items() if name not in strangers}
+    if said := complaint(state, {name: t for name, t in own.items() if isinstance(t, Tensor)}):
+        trained = f"; it was saved from {weights.about['name']}" if "name" in weights.about else ""
+        raise InputError(f"{path} does not fit {type(network).__name__}: {said}{trained}")
+    network.load_state_dict(_versioned({**whole, **state}, whole, weights))
     if weights.wrappers:
         log.info("weights: %s, found under %s", path, ", ".join(map(repr, weights.wrappers)))
+    if strangers:
+        log.info("weights: %s, without %s, which are no weights of the network", path, ", ".join(strangers[:3]))
     return weights
 
 
-def _shapes(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+def _versioned(state: dict[str, Tensor], whole: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
+    """A state dict with torch's metadata on versions, without which some modules refuse it: the file's or the
+    network's."""
+    versions = getattr(weights.state, "_metadata", None) or getattr(whole, "_metadata", None)
+    ordered: dict[str, Tensor] = OrderedDict(state)
+    if versions is not None:
+        ordered._metadata = versions  # type: ignore[attr-defined]
+    return ordered
 
 
 def prepare(
@@ -62,20 +70,26 @@ def prepare(
     size: int | None = None,
     head: str | None = None,
     freeze: str | None = None,
+    output: Any = None,
+    checkpoint_key: str | None = None,
 ) -> Normalized:
     """Loads weights, if a file is named, and puts what the network expects of its pixels in front of it.
 
     Normalisation and size are, in this order: those asked for (``mean``, ``std``, ``size``), those that the file of
     weights or the network's library states, and the data's. ``head=new`` leaves the file's classifier out, which may
-    know other classes; ``freeze=backbone`` lets nothing but the classifier train: a linear probe.
+    know other classes; ``freeze=backbone`` lets nothing but the classifier train: a linear probe. ``output`` names the
+    logits in what the network gives, ``checkpoint_key`` the weights in a file that holds several.
 
     Raises:
-        InputError: weights that do not fit, or another word than these for ``head`` and ``freeze``.
+        InputError: weights that do not fit, another word than these for ``head`` and ``freeze``, or a
+            ``checkpoint_key`` without a ``checkpoint``.
     """
     for key, value, known in (("head", head, "new"), ("freeze", freeze, "backbone")):
         if value not in (known, None):
             raise unknown(key, str(value), (known, "null"))
-    loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint, head)
+    if checkpoint_key is not None and checkpoint is None:
+        raise InputError(f"checkpoint_key={checkpoint_key} is of a file, but there is no checkpoint")
+    loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint, head, checkpoint_key)
     pixels = pixels_of(network, loaded)
     channels = len(data_mean)
     fitted = Normalized(
@@ -83,6 +97,7 @@ def prepare(
         mean or _fitted(pixels.mean, channels) or data_mean,
         std or _fitted(pixels.std, channels) or data_std,
         size or pixels.size,
+        output,
     )
     if freeze == "backbone":
         fitted.freeze(heads_of(network))
@@ -131,7 +146,8 @@ class Origin:
     that knows more; ``outputs`` says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the
     share of validation images it must get right to be a teacher; None asks for a tenth of the way from chance to
     perfection. ``cache`` is ``auto``, ``off``, or the folder of a table of its answers. ``shuffle`` is a control: each
-    training sample gets another one's answer.
+    training sample gets another one's answer. ``checkpoint_key`` chooses among several weights in a file (``ema``,
+    say), ``output`` names the logits where the network gives more: a key, an attribute or a position.
     """
 
     checkpoint: str | None = None
@@ -147,13 +163,18 @@ class Origin:
     min_accuracy: float | None = None
     cache: str = "auto"
     shuffle: bool = False
+    checkpoint_key: str | None = None
+    output: Any = None
 
 
-def outputs_of(network: nn.Module, checkpoint: str | Path) -> int | None:
-    """How many classes the weights in a file know: the length of the network's last tensor there, its classifier's."""
+def outputs_of(network: nn.Module, checkpoint: str | Path, key: str | None = None) -> int | None:
+    """How many classes the weights in a file know: what its classifier gives, else the length of its last tensor."""
     own = list(network.state_dict())
-    last = without_prefix(read(checkpoint), own).state.get(own[-1])
-    return None if last is None else len(last)
+    state = without_prefix(read(checkpoint, key), own).state
+    linear = any(isinstance(module, nn.Linear) for module in network.modules())
+    heads = [f"{name}.weight" for name in heads_of(network)] if linear else []
+    found = [state[name] for name in (*heads, *reversed(own)) if name in state and state[name].ndim]
+    return len(found[0]) if found else None
 
 
 def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

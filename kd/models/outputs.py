@@ -1,0 +1,87 @@
+"""A network's logits out of whatever it answers: a tensor, a tuple, a dictionary, an object with named fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kd.errors import InputError
+
+LOGITS = "logits"  # what Hugging Face, and torchvision's networks with auxiliary heads, call the main output
+
+
+def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
+    """The logits in a network's answer.
+
+    A tensor is the output itself; maps of one pixel [B, C, 1, 1] are flattened to [B, C]. Of a container it is the
+    entry that ``output`` names: a key, an attribute or a position, and dotted where containers are nested. Without
+    ``output`` it is what is called ``logits``, or the only entry.
+
+    Raises:
+        InputError: no entry of that name or position, several entries and no word on which, or no tensor.
+    """
+    if not isinstance(answer, Tensor):
+        answer = _chosen(answer, output)
+    return answer.flatten(1) if answer.ndim == 4 and answer.shape[-2:] == (1, 1) else answer
+
+
+def _chosen(answer: Any, output: str | int | None) -> Tensor:
+    entries = entries_of(answer)
+    if not entries:
+        raise InputError(f"the network gives a {type(answer).__name__}, not a tensor of logits")
+    if output is None:
+        name = LOGITS if LOGITS in entries else next(iter(entries)) if len(entries) == 1 else None
+        if name is None:
+            raise InputError(
+                f"the network gives {described(answer)}; name the logits by output=KEY, {_example(entries)}"
+            )
+        return logits_of(entries[name]) if not isinstance(entries[name], Tensor) else entries[name]
+    found = answer
+    for part in str(output).split("."):
+        entries = {} if isinstance(found, Tensor) else entries_of(found)
+        key = part if part in entries else _at(entries, part)
+        if key is None:
+            raise InputError(f"output={output} is not in what the network gives: {described(answer)}")
+        found = entries[key]
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"output={output} is a {type(found).__name__}, not a tensor; the network gives {described(answer)}"
+        )
+    return found
+
+
+def entries_of(answer: Any) -> dict[str, Any]:
+    """What a container holds, by key, field or position as text; what is None is left out."""
+    if isinstance(answer, Mapping):
+        named = {str(key): value for key, value in answer.items()}
+    elif dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        named = {field.name: getattr(answer, field.name, None) for field in dataclasses.fields(answer)}
+    elif isinstance(answer, (tuple, list)):
+        names = getattr(answer, "_fields", range(len(answer)))
+        named = {str(name): value for name, value in zip(names, answer)}
+    else:
+        named = dict(getattr(answer, "__dict__", {}))
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def described(answer: Any) -> str:
+    """A network's answer in words: its kind, and each entry's name and shape."""
+    if isinstance(answer, Tensor):
+        return str(list(answer.shape))
+    inner = ", ".join(f"{name} {described(value)}" for name, value in list(entries_of(answer).items())[:8])
+    return f"{type(answer).__name__}({inner})"
+
+
+def _at(entries: Mapping[str, Any], part: str) -> str | None:
+    """The name at a position that is counted from 0, or from the end where it is negative."""
+    names = list(entries)
+    position = int(part) if part.lstrip("-").isdigit() else len(names)
+    return names[position] if -len(names) <= position < len(names) else None
+
+
+def _example(entries: Mapping[str, Any]) -> str:
+    tensors = [name for name, value in entries.items() if isinstance(value, Tensor) and value.ndim == 2]
+    return f"output={(tensors or list(entries))[0]} say"
