@@ -22,6 +22,7 @@ from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
 from kd.living import DISTILLERS, lives
+from kd.models.check import check
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import Origin, fingerprint, outputs_of, prepare
 from kd.moving import Moving
@@ -61,7 +62,9 @@ def network(node: Config, at: str, data: Any, classes: int | None = None, *aroun
     std = getattr(data, "std", None) or [1.0] * data.shape[0]
     own, extra = split(node, at, prepare, *around)
     options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
-    return run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
+    fitted = run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
+    check(fitted, at, run.title_of(node), data.shape, frozen=Origin in around)
+    return fitted
 
 
 def objective(nodes: Config) -> Objective:

@@ -43,7 +43,10 @@ def judge(error: BaseException) -> tuple[int, str | None]:
                 return 128 + signal.SIGINT, "stopped by SIGINT"
     if line := next(filter(None, map(_shortage, chain)), None):
         return FAILED, line
-    if line := next(filter(None, map(_stray_label, chain)), None) or _of_configuration(chain):
+    known = (_stray_label, _layout)
+    if line := next((said for cause in chain for say in known if (said := say(cause))), None) or _of_configuration(
+        chain
+    ):
         return INPUT, line
     return BUG, None
 
@@ -82,6 +85,15 @@ def _shortage(cause: BaseException) -> str | None:
 def _stray_label(cause: BaseException) -> str | None:
     stray = re.search(r"Target (-?\d+) is out of bounds", str(cause))
     return f"the data has the label {stray[1]}, which is none of its classes, counted from 0" if stray else None
+
+
+def _layout(cause: BaseException) -> str | None:
+    """Code of one's own that asks maps for another layout in memory than they have."""
+    if isinstance(cause, RuntimeError) and "view size is not compatible" in str(cause):
+        return (
+            "view() is called on maps in channels-last layout: call reshape() there, or set speed.channels_last=false"
+        )
+    return None
 
 
 def _of_configuration(chain: list[BaseException]) -> str | None:

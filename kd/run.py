@@ -14,13 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd import predictor
 from kd.errors import InputError, placed
+from kd.models.check import usable
+from kd.models.cost import size_of as size_of
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
 from kd.models.weights import fingerprint, prepare
@@ -168,6 +168,8 @@ def network_of(
     network = build(node, at, trust=trust, **offered(classes, shape))
     if not isinstance(network, nn.Module):
         raise InputError(f"{at} gave a {type(network).__name__}, not an nn.Module")
+    side = options.get("size")
+    network = usable(network, at, (shape[0], side, side) if side else shape)
     with placed(at):
         return prepare(network, data_mean, data_std, **options)
 
@@ -181,15 +183,9 @@ def name_of(node: Mapping[str, Any]) -> str:
     return str(node.get("name") or function or known or target.rpartition(".")[2])
 
 
-def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
-    """Parameters, and multiply-accumulates of convolutions and matrix products for one image."""
-    training = network.training
-    device = next(network.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(1, *shape, device=device))
-    network.train(training)
-    parameters = sum(p.numel() for p in network.parameters())
-    return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
+def title_of(node: Mapping[str, Any]) -> str:
+    """What a network is called in messages: an imported one by its path."""
+    return str(node.get("path") or name_of(node))
 
 
 def load(folder: str | Path, trust: bool = False) -> nn.Module:

@@ -16,9 +16,9 @@ from torch import Tensor
 from kd.cached import Cached
 from kd.data.batch import Batch
 from kd.errors import InputError, unknown
-from kd.models.faster import CLOSE, faster
+from kd.models.faster import CLOSE, faster, takes_channels_last
 from kd.models.recompute import recompute
-from kd.teacher import Ensemble, Frozen, Hidden
+from kd.teacher import Asked, Ensemble, Frozen, Hidden
 
 log = logging.getLogger(__name__)
 
@@ -93,21 +93,33 @@ class Quick(Callback):
         student, data = pl_module.student, trainer.datamodule  # type: ignore[attr-defined]
         mode = "reduce-overhead" if trainer.strategy.root_device.type == "cuda" else None
         one = trainer.accumulate_grad_batches == 1  # a CUDA graph's gradients do not live on to be added to
+        example = torch.rand(2, *data.shape)
         if self.speed.channels_last:
-            for part in pl_module.children():  # a teacher that changes with the student, too, and trained connectors
+            for name, part in pl_module.named_children():  # a teacher that changes, too, and trained connectors
                 if not isinstance(part, Hidden):
-                    part.to(memory_format=torch.channels_last)
+                    self._lay_out(name, part, example)
         self._warn(trainer)
         if self.speed.recompute:
             recompute(student)
         if self.speed.compile is True:
             student.compile(mode=mode if one else None)
         for name, frozen in teachers(pl_module.teacher).items():
-            self._quicken(name, frozen, trainer, torch.rand(2, *data.shape))
+            self._quicken(name, frozen, trainer, example)
             if self.speed.compile:
                 frozen.runner.compile(mode=mode)
         if self.speed.compile:
             torch.compiler.set_stance("force_eager")
+
+    @staticmethod
+    def _lay_out(name: str, part: Any, example: Tensor) -> None:
+        """Puts a part of the distiller on channels-last maps; its networks only where they run on them."""
+        whole = {name: part} if name == "student" else {}
+        networks = part.networks() if isinstance(part, Asked) else whole
+        plain = [n for n, network in networks.items() if not takes_channels_last(network, example, trains=True)]
+        part.to(memory_format=torch.channels_last)
+        for inner in plain:
+            networks[inner].to(memory_format=torch.contiguous_format)
+            log.info("%s: in plain layout, as it does not run on channels-last maps (view() for reshape(), say)", name)
 
     def _warn(self, trainer: pl.Trainer) -> None:
         """Says where bfloat16 is asked of a processor that computes it in software."""
@@ -125,12 +137,15 @@ class Quick(Callback):
         frozen.tap(())  # so that no copy carries hooks
         dtype = PRECISIONS[str(asked)] if lower else None
         fold = self.speed.fold and not layers
-        if fold or self.speed.channels_last or lower or self.speed.compile:
-            runner, folded = faster(frozen.network, example, fold, self.speed.channels_last, dtype)
+        last = self.speed.channels_last and takes_channels_last(frozen.network, example, trains=False)
+        if self.speed.channels_last and not last:
+            log.info("teacher %s: in plain layout, as it does not run on channels-last maps", name)
+        if fold or last or lower or self.speed.compile:
+            runner, folded = faster(frozen.network, example, fold, last, dtype)
             frozen.answer_by(runner, PRECISIONS.get(str(asked)))
             self.how[name] = ", ".join(
                 [f"{folded} batch norms folded"] * bool(folded)
-                + ["channels last"] * self.speed.channels_last
+                + ["channels last"] * last
                 + [f"weights in {asked}"] * lower
                 + ["compiled"] * bool(self.speed.compile)
             )
@@ -168,7 +183,7 @@ class Quick(Callback):
         where = f"{len(images)} validation images"
         if frozen.precision in (None, torch.float32):
             if not apart <= CLOSE * max(float(plain.abs().max()), 1.0):
-                raise InputError(f"speed.fold: the {who}'s {seen}, more than rounding; say speed.fold=false")
+                raise InputError(self._unlike(who, seen, frozen, images, plain))
             return f"{who}: {self.how[name]}; {seen} on {where}"
         of_std = apart / float(plain.std())
         said = f"{seen} ({of_std:.2g} of their standard deviation), the same class on {100 * same:.1f} %"
@@ -178,6 +193,17 @@ class Quick(Callback):
                 f"speed.min_agreement={self.speed.min_agreement:g}; say speed.teacher_precision=32"
             )
         return f"{who}: {self.how[name]}; {said} of {where}"
+
+    def _unlike(self, who: str, seen: str, frozen: Frozen, images: Tensor, plain: Tensor) -> str:
+        """What to do about a faster teacher that answers otherwise: leave out what makes it faster, one by one."""
+        again = frozen.plain(images).float()
+        if not torch.allclose(plain, again, rtol=CLOSE, atol=CLOSE):
+            return f"the {who} gives other logits for the same images at each call, in eval mode too: mend its forward"
+        switches = {"fold": self.speed.fold, "channels_last": self.speed.channels_last, "compile": self.speed.compile}
+        left = next((name for name, on in switches.items() if on), None)
+        if left is None:
+            return f"the {who}'s {seen}, more than rounding; set teacher.cache=off, and report this with the network"
+        return f"speed.{left}: the {who}'s {seen}, more than rounding; set speed.{left}=false"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]

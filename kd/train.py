@@ -25,6 +25,7 @@ from kd.models.weights import Origin, fingerprint, prepare, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
 from kd.origin import origin
+from kd.preflight import preflight
 from kd.ranges import check, check_batches, check_monitors
 from kd.registry import split
 from kd.summary import history, summarise
@@ -64,11 +65,12 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
+    distiller = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
+    preflight(config, data, distiller, trainer)
     if teacher is not None:
-        dry = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
         config = {**config, "teacher": with_weights(config, data)}
-        teacher = assemble.teacher(config, data, cache=cacheable(dry.objective))
-    distiller = assemble.distiller(config, data, teacher)
+        teacher = assemble.teacher(config, data, cache=cacheable(distiller.objective))
+        distiller = assemble.distiller(config, data, teacher)
     if found is not None:
         place.check(found, data, distiller.teacher_sha256)
     if trainer.is_global_zero:

@@ -338,7 +338,7 @@ def test_a_teacher_in_lower_precision_is_measured_and_refused_past_a_bound(
     assert "less than speed.min_agreement=0.95; say speed.teacher_precision=32" in line
     line = complain(*SMALL, "hydra.run.dir=c", "teacher.cache=off")
     assert line.startswith("error: speed.fold: the teacher's logits differ from the plain network's by at most ")
-    assert line.endswith("more than rounding; say speed.fold=false")
+    assert line.endswith("more than rounding; set speed.fold=false")
     assert not list(tmp_path.glob("[bc]/checkpoints/*.ckpt"))
 
 

@@ -79,15 +79,12 @@ def read(path: str | Path, key: str | None = None) -> Weights:
     under another key, dotted where containers are nested (``ema.module``), or under a prefix of their own names.
 
     Raises:
-        InputError: no such file, a URL, no plain weights in it, numbers that are not finite, or a run folder whose
+        InputError: no such file, a URL, no plain weights in it, or a run folder whose
             weights are not those that the run wrote.
     """
     given, path = Path(path).expanduser(), located(path)
     content, about = _content(path)
     wrappers, state = _unwrapped(content, path) if key is None else _under(content, key, path)
-    for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{path}: {name} holds numbers that are not finite; these weights cannot be used")
     if (
         given.is_dir()
         and path.name == FILES[0]

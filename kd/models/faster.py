@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kd.models.check import untouched
 from kd.models.normalized import Normalized, bare
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,18 @@ def faster(
     """A copy of a network in eval mode, and how many of its batch norms are folded into convolutions.
 
     Args:
-        network: is left as it is.
+        network: is left as it is, and is the answer where it cannot be copied.
         example: images [B, C, H, W]. A folded copy that cannot run them, or answers otherwise, is not used.
         fold: whether to fold batch norms and let ReLUs work in place; not if its layers are to be tapped.
         channels_last: whether convolutions run on channels-last maps.
         dtype: weights of convolutions and linear layers are kept in it, as autocast would cast them at every step;
             None for as they are. The copy must then run under autocast.
     """
-    twin, count = _folded(network, example) if fold else (copy.deepcopy(network), 0)
+    try:
+        twin, count = _folded(network, example) if fold else (copy.deepcopy(network), 0)
+    except Exception as error:  # a network of anyone's may not be copied
+        log.info("%s cannot be copied and so not be made faster: %s", type(bare(network)).__name__, error)
+        return network, 0
     if dtype is not None:
         for module in twin.modules():
             if type(module) in CAST:
@@ -42,6 +47,24 @@ def faster(
     if channels_last:
         twin.to(memory_format=torch.channels_last)
     return twin, count
+
+
+def takes_channels_last(network: nn.Module, example: Tensor, trains: bool) -> bool:
+    """Whether a network runs on channels-last maps, as one that calls ``view`` on them does not; it is left as it is.
+
+    ``trains`` tries it in training mode as well.
+    """
+    with untouched(network), torch.no_grad():
+        network.to(memory_format=torch.channels_last)
+        try:
+            for training in (True, False) if trains else (False,):
+                network.train(training)
+                network(example)
+        except RuntimeError:
+            return False
+        finally:
+            network.to(memory_format=torch.contiguous_format)
+    return True
 
 
 @torch.no_grad()

@@ -13,6 +13,10 @@ from kd.errors import InputError
 LOGITS = "logits"  # what Hugging Face, and torchvision's networks with auxiliary heads, call the main output
 
 
+class OutputError(InputError):
+    """No logits in what a network gives; the word ``output=`` in it is an option of that network."""
+
+
 def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
     """The logits in a network's answer.
 
@@ -21,7 +25,7 @@ def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
     ``output`` it is what is called ``logits``, or the only entry.
 
     Raises:
-        InputError: no entry of that name or position, several entries and no word on which, or no tensor.
+        OutputError: no entry of that name or position, several entries and no word on which, or no tensor.
     """
     if not isinstance(answer, Tensor):
         answer = _chosen(answer, output)
@@ -31,11 +35,11 @@ def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
 def _chosen(answer: Any, output: str | int | None) -> Tensor:
     entries = entries_of(answer)
     if not entries:
-        raise InputError(f"the network gives a {type(answer).__name__}, not a tensor of logits")
+        raise OutputError(f"the network gives a {type(answer).__name__}, not a tensor of logits")
     if output is None:
         name = LOGITS if LOGITS in entries else next(iter(entries)) if len(entries) == 1 else None
         if name is None:
-            raise InputError(
+            raise OutputError(
                 f"the network gives {described(answer)}; name the logits by output=KEY, {_example(entries)}"
             )
         return logits_of(entries[name]) if not isinstance(entries[name], Tensor) else entries[name]
@@ -44,10 +48,10 @@ def _chosen(answer: Any, output: str | int | None) -> Tensor:
         entries = {} if isinstance(found, Tensor) else entries_of(found)
         key = part if part in entries else _at(entries, part)
         if key is None:
-            raise InputError(f"output={output} is not in what the network gives: {described(answer)}")
+            raise OutputError(f"output={output} is not in what the network gives: {described(answer)}")
         found = entries[key]
     if not isinstance(found, Tensor):
-        raise InputError(
+        raise OutputError(
             f"output={output} is a {type(found).__name__}, not a tensor; the network gives {described(answer)}"
         )
     return found

@@ -30,23 +30,36 @@ def load_into(network: nn.Module, path: str | Path, head: str | None = None, key
     Raises:
         InputError: no plain weights; keys missing, too many, or of another shape or type: the first of them are named.
     """
+    weights = fill(network, read(path, key), str(path), head)
+    if weights.wrappers:
+        log.info("weights: %s, found under %s", path, ", ".join(map(repr, weights.wrappers)))
+    return weights
+
+
+def fill(network: nn.Module, weights: Weights, source: str, head: str | None = None) -> Weights:
+    """Fills a network with weights, under the names that it knows; ``source`` is what messages call them.
+
+    Raises:
+        InputError: as :func:`load_into`.
+    """
     whole = network.state_dict()
     left = tuple(f"{name}." for name in heads_of(network)) if head == "new" else ()
-    needed = [name for name in whole if not name.startswith(left)] if left else list(whole)
-    weights = without_prefix(read(path, key), needed)
+    weights = without_prefix(weights, [name for name in whole if not left or not name.startswith(left)])
     own, state = (
-        {k: t for k, t in part.items() if not left or not k.startswith(left)} for part in (whole, weights.state)
+        {name: t for name, t in part.items() if not left or not name.startswith(left)}
+        for part in (whole, weights.state)
     )
     strangers = [name for name in state if name not in own and is_stranger(name)]
     state = {name: tensor for name, tensor in state.items() if name not in strangers}
-    if said := complaint(state, {name: t for name, t in own.items() if isinstance(t, Tensor)}):
+    if said := complaint(state, own):
         trained = f"; it was saved from {weights.about['name']}" if "name" in weights.about else ""
-        raise InputError(f"{path} does not fit {type(network).__name__}: {said}{trained}")
+        raise InputError(f"{source} does not fit {type(network).__name__}: {said}{trained}")
+    for name, value in state.items():  # a mask of a network's own may be infinite
+        if value.is_floating_point() and not value.isfinite().all() and own[name].isfinite().all():
+            raise InputError(f"{source}: {name} holds numbers that are not finite; these weights cannot be used")
     network.load_state_dict(_versioned({**whole, **state}, whole, weights))
-    if weights.wrappers:
-        log.info("weights: %s, found under %s", path, ", ".join(map(repr, weights.wrappers)))
     if strangers:
-        log.info("weights: %s, without %s, which are no weights of the network", path, ", ".join(strangers[:3]))
+        log.info("weights: %s, without %s, which are no weights of the network", source, ", ".join(strangers[:3]))
     return weights
 
 
@@ -185,9 +198,14 @@ def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None)
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes tensors by name as safetensors, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    temporary.write_bytes(serialise(held, metadata=metadata))
+    temporary.write_bytes(serialised(tensors, metadata))
     os.replace(temporary, path)
+
+
+def serialised(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors by name as safetensors; those that share memory each have their own there."""
+    held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return serialise(held, metadata=metadata)
 
 
 def fingerprint(network: nn.Module) -> str:

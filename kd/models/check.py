@@ -1,0 +1,161 @@
+"""A network of anyone's, made usable and tried on two images: what does not fit is said in one line, with a way on."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kd.errors import InputError, at_place
+from kd.models.normalized import Normalized, bare
+from kd.models.outputs import OutputError
+
+log = logging.getLogger(__name__)
+
+KNOWN = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what a forward pass raises on wrong input
+SIZES = (224, 299, 256, 384, 32, 28, 64, 96, 128, 512)  # pixels for which networks are made, the usual ones first
+CHANNELS = (3, 1)
+CLOSE = 1e-3  # of the largest logit: rounding is far below
+
+
+def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
+    """The network without wrappers that kd has switches for, in float32, with all its parameters.
+
+    Raises:
+        InputError: parameters that depend on the images, and a forward pass that cannot make them.
+    """
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        log.info("%s: taken out of %s; trainer.devices says how many processes train", at, type(network).__name__)
+        network = network.module
+    if (inner := getattr(network, "_orig_mod", None)) is not None:
+        log.info("%s: taken out of torch.compile; speed.compile=true compiles it", at)
+        network = inner
+    if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+        with untouched(network, buffers=False), torch.no_grad():
+            try:
+                network.eval()(torch.zeros(2, *shape))
+            except KNOWN as error:
+                raise InputError(
+                    f"{at}: its lazy layers cannot be made for images {list(shape)}: {_line(error)}"
+                ) from error
+    kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+    if kinds:
+        log.info("%s: parameters in %s become float32; trainer.precision says how it computes", at, kinds.pop())
+        network.float()
+    return network
+
+
+@contextmanager
+def untouched(network: nn.Module, buffers: bool = True) -> Iterator[None]:
+    """Gives a network back its modes and buffers, and everyone the random numbers, as they were before."""
+    from pytorch_lightning.utilities.seed import isolate_rng
+
+    modes = [(module, module.training) for module in network.modules()]
+    kept = [
+        (module, name, tensor, tensor.clone())
+        for module in network.modules()
+        for name, tensor in module._buffers.items()
+        if buffers and tensor is not None
+    ]
+    with isolate_rng(include_cuda=False):
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for module, name, tensor, before in kept:
+                tensor.copy_(before)
+                module._buffers[name] = tensor
+
+
+def check(network: Normalized, at: str, who: str, shape: Sequence[int], frozen: bool) -> None:
+    """Tries a network, in eval mode, on images of ``shape`` [C, H, W].
+
+    Args:
+        network: is left as it is.
+        at: its place in the configuration, for messages.
+        who: what it is called there.
+        shape: of one image.
+        frozen: whether its answers are to be relied on as they are, as a teacher's.
+
+    Raises:
+        InputError: it does not take such images, gives no logits, loses the batch of one image, or, where ``frozen``,
+            answers the same images otherwise a second time.
+    """
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with untouched(network), torch.no_grad():
+        network.eval()
+        with explained(network, at, who, shape):
+            first, again, single = network(images), network(images), network(images[:1])
+    if not first.ndim or single.shape != (1, *first.shape[1:]):
+        shapes = f"{list(first.shape)} for two images, {list(single.shape)} for one"
+        raise InputError(f"{at}: {who} gives {shapes}: keep the dimension of the batch, which squeeze() takes away")
+    if not _alike(first, again):
+        said = f"{at}: {who} gives other logits for the same images at each call, in eval mode too"
+        mend = "its forward draws random numbers, by F.dropout without training=self.training say: mend it there"
+        if frozen:
+            raise InputError(f"{said}; {mend}, as a frozen teacher must answer alike (no option of kd changes that)")
+        log.warning("%s, so that no validation repeats: %s", said, mend)
+    elif not _alike(first[:1], single):
+        log.warning("%s: %s gives an image other logits beside other images, in eval mode too", at, who)
+    if first.ndim == 2 and first.shape[1] > 1 and (first >= 0).all() and _alike(first.sum(1), torch.ones(2)):
+        log.warning("%s: %s gives probabilities, not logits; losses apply softmax, so take it off its end", at, who)
+
+
+@contextmanager
+def explained(network: Normalized, at: str, who: str, shape: Sequence[int]) -> Iterator[None]:
+    """Says in one line why a network does not run on images of a shape, and what would help."""
+    try:
+        yield
+    except OutputError as error:
+        raise InputError(f"{at}: {error}".replace(" output=", f" {at}.output=")) from error
+    except InputError as error:
+        raise at_place(at, error) from error
+    except KNOWN as error:
+        if "memory" in str(error):
+            raise
+        said = f"{at}: {who} does not take images {list(shape)} ({_line(error)})"
+        raise InputError(f"{said}{_way_on(network, at, shape, error)}") from error
+
+
+def _way_on(network: Normalized, at: str, shape: Sequence[int], error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, TypeError) and "forward()" in text:
+        return (
+            "; kd calls it with the images alone: give the others defaults, or wrap it in a module that fills them in"
+        )
+    if "more than 1 value per channel" in text:
+        return "; its batch norms need more images, or larger ones: raise data.batch_size"
+    own = shape[0]
+    for channels, size in itertools.product((own, *CHANNELS), (None, *SIZES)):
+        side = shape[1:] if size is None else (size, size)
+        if (channels, tuple(side)) != (own, tuple(shape[1:])) and _runs(bare(network), (channels, *side)):
+            resized = f"{at}.size={size}" if size is not None else ""
+            if channels == own:
+                return f"; it takes {size} pixels: set {resized}"
+            parameter = "give its function a parameter `channels`, which kd fills in"
+            return f"; it takes {channels} channels: {parameter}{f', and set {resized}' if resized else ''}"
+    return ""
+
+
+@torch.no_grad()
+def _runs(network: nn.Module, shape: Sequence[int]) -> bool:
+    with untouched(network):
+        try:
+            network.eval()(torch.zeros(2, *shape))
+        except Exception:  # why it does not is of no use here
+            return False
+    return True
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= CLOSE * one.abs().max().clamp(min=1e-6))
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason said').splitlines()[0]}"

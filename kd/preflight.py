@@ -1,0 +1,174 @@
+"""What the end of a run needs, proven at its start: no run trains for a day and then cannot leave its student."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from kd import assemble, predictor
+from kd.data.batch import Batch
+from kd.data.folder import Folder
+from kd.data.module import Data
+from kd.data.pictures import Decoded
+from kd.distiller import Distiller
+from kd.errors import InputError
+from kd.metrics import Scores
+from kd.models.check import KNOWN, explained, untouched
+from kd.models.containers import Weights
+from kd.models.cost import size_of
+from kd.models.normalized import Normalized, bare
+from kd.models.weights import fill, fingerprint, serialised
+from kd.origin import unfilled
+from kd.run import title_of
+
+Config = Mapping[str, Any]
+IMAGES = 2  # of a batch that is tried
+
+
+def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Trainer | None = None) -> None:
+    """Tries on two images each what a run does last: about as long as four training steps of so small a batch.
+
+    Every network that trains runs forward and backward in training mode; the student's weights are written, read into
+    a network that is made anew, and compared; so is what answers for it; its operations are counted; a validation and
+    a test batch are measured. The distiller and the random numbers stay as they are.
+
+    Raises:
+        InputError: something of that fails: what, and how it is mended.
+    """
+    who = title_of(config["student"])
+    with untouched(distiller):
+        for at, name, network in _trained(config, distiller):
+            _trains(network, at, name, data, distiller)
+        fresh = assemble.network(unfilled(config["student"]), "student", data)
+        _returns(distiller.student, fresh, who)
+        with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
+            size_of(distiller.student, list(data.shape))
+        _predicts(config, distiller, fresh, list(data.shape))
+        with _proven("the configuration cannot be written", "give plain numbers, words, lists and dictionaries"):
+            json.dumps(config)
+        for part in ("val", "test"):
+            _measures(part, data, distiller, trainer)
+
+
+@contextmanager
+def _proven(what: str, mend: str = "") -> Iterator[None]:
+    """Says in one line what failed, unless the exception has a line of its own."""
+    try:
+        yield
+    except KNOWN as error:
+        from kd.complaint import judge
+
+        if judge(error)[1] is not None:
+            raise
+        line = (str(error).strip() or "no reason said").splitlines()[0]
+        raise InputError(f"{what} ({type(error).__name__}: {line}){f'; {mend}' if mend else ''}") from error
+
+
+def _trained(config: Config, distiller: Distiller) -> list[tuple[str, str, nn.Module]]:
+    """The networks that a step trains: the student, and its peers in mutual learning."""
+    peers = assemble.members(config["teacher"]) if "peers" in (config["teacher"] or {}) else {}
+    networks = distiller.teacher.networks() if peers and distiller.teacher is not None else {}
+    others = [(f"teacher.peers.{name}", title_of(peers[name]), networks[name]) for name in peers]
+    return [("student", title_of(config["student"]), distiller.student), *others]
+
+
+def _trains(network: nn.Module, at: str, who: str, data: Any, distiller: Distiller) -> None:
+    """One forward and backward pass in training mode, in which a network may answer otherwise than in eval mode."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trainable and distiller.objective.predictor is None:
+        some = next(network.parameters(), None) is not None
+        why = "all parameters are frozen (requires_grad=False)" if some else "there are no parameters"
+        raise InputError(f"{at}: {who} has nothing to train: {why}")
+    count = min(IMAGES, getattr(data, "batch_size", IMAGES) or IMAGES)
+    images = torch.rand(count, *data.shape, generator=torch.Generator().manual_seed(0))
+    network.train()
+    assert isinstance(network, Normalized)
+    with torch.enable_grad(), explained(network, at, who, data.shape):
+        output = network(images)
+    distiller.check_output(f"{at}, in training,", torch.cat([output] * IMAGES)[:IMAGES].detach(), distiller.classes)
+    if trainable and not output.requires_grad:
+        raise InputError(
+            f"{at}: {who} has nothing to train: its logits depend on no parameter that trains; "
+            "is its forward under no_grad, or does it detach them?"
+        )
+    with _proven(f"{at}: {who} cannot be trained", "no gradient comes back through its forward"):
+        gradients = (
+            torch.autograd.grad(output.float().square().sum(), trainable, allow_unused=True) if trainable else ()
+        )
+    del gradients
+    network.eval()
+
+
+def _returns(student: nn.Module, fresh: Normalized, who: str) -> None:
+    """Its weights, written and read into a network that was made anew, are the same."""
+    state = bare(student).state_dict()
+    if strange := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(
+            f"student: {who} keeps {strange[0]!r}, a {type(state[strange[0]]).__name__}, in its state dict, and only "
+            "tensors can be written: make it a tensor, or leave it out of get_extra_state"
+        )
+    with _proven(f"student: the weights of {who} cannot be written and read back"):
+        fill(bare(fresh), Weights(load(serialised(state))), "what was written of the student")
+    if fingerprint(bare(fresh)) != fingerprint(bare(student)):
+        raise InputError(
+            f"student: the weights of {who} are others when written and read back: see its load_state_dict"
+        )
+
+
+def _predicts(config: Config, distiller: Distiller, fresh: Normalized, shape: list[int]) -> None:
+    """What answers for the student, a part of the objective, is written and read back."""
+    term = distiller.objective.predictor
+    about = predictor.describe(distiller.objective, config["objective"])
+    if term is None or about is None:
+        return
+    what = f"objective.{about['term']}: what answers for the student cannot be written and read back"
+    with _proven(what), tempfile.TemporaryDirectory() as folder:
+        predictor.keep(term, Path(folder))
+        predictor.restore(fresh, about, shape, Path(folder), trust=True)
+
+
+def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | None) -> None:
+    """The first images of a part go through both networks and every score."""
+    mend = "every part must give (images [B, C, H, W], labels [B])"
+    with _proven(f"data: the first {part} batch cannot be measured", mend), torch.no_grad():
+        batch = _first(part, data, trainer)
+        if batch is None:
+            return
+        batch = batch.each(lambda tensor: tensor[:IMAGES])
+        distiller.student.eval()
+        if not distiller.classifies:
+            distiller.student(batch.images)
+            return
+        teacher = None if distiller.teacher is None else distiller.teacher(batch)[""]
+        Scores(distiller.classes, teacher is not None).update(distiller(batch.images), batch.labels, teacher)
+
+
+def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Batch | None:
+    """The first batch of a part; None of a data module of the user's own that has no such part, or that several
+    processes would prepare at once."""
+    if isinstance(data, Data):
+        return Batch(*next(iter(data.memory.loader(part, data.seed))))
+    if isinstance(data, Folder):
+        return Batch(*next(iter(Decoded(data.parts[part], IMAGES, 0, None, data.seed, int, 0, 1, 0))))
+    if trainer is not None and trainer.world_size > 1:
+        return None
+    if not is_overridden(f"{part}_dataloader", data, pl.LightningDataModule):
+        if part == "test":
+            raise InputError(f"data: {type(data).__name__} has no test_dataloader, by which a run ends")
+        return None
+    data.trainer = data.trainer or trainer
+    data.prepare_data()
+    data.setup("test" if part == "test" else "fit")
+    loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+    raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
+    return Batch(*data.on_after_batch_transfer(raw, 0))
