@@ -63,7 +63,7 @@ def network(node: Config, at: str, data: Any, classes: int | None = None, *aroun
     own, extra = split(node, at, prepare, *around)
     options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
     fitted = run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
-    check(fitted, at, run.title_of(node), data.shape, frozen=Origin in around)
+    check(fitted, at, run.title_of(node), data.shape, classes or data.classes, frozen=Origin in around)
     return fitted
 
 

@@ -18,6 +18,7 @@ from kd.hashing import hashed
 from kd.losses.hard import entropy, labelled
 from kd.losses.logits import kl, soft_cross_entropy
 from kd.metrics import Predictions, Scores
+from kd.models.check import untouched
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
@@ -84,7 +85,12 @@ class Distiller(pl.LightningModule):
             raise InputError(f"teacher=none, but the term {names[0]!r} needs a teacher; try objective=ce")
         images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
         self.student.eval()
-        tapped = self.taps(images)
+        try:
+            tapped = self.taps(images)
+        except InputError:  # of layers that run in training alone, auxiliary heads say
+            with untouched(self.student):
+                self.student.train()
+                tapped = self.taps(images)
         self.check_output("student", tapped[""], classes)
         self.student.train()
         answer = None

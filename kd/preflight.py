@@ -23,7 +23,7 @@ from kd.data.pictures import Decoded
 from kd.distiller import Distiller
 from kd.errors import InputError
 from kd.metrics import Scores
-from kd.models.check import KNOWN, explained, untouched
+from kd.models.check import KNOWN, explained, quietly, untouched
 from kd.models.containers import Weights
 from kd.models.cost import size_of
 from kd.models.normalized import Normalized, bare
@@ -49,7 +49,8 @@ def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Train
     with untouched(distiller):
         for at, name, network in _trained(config, distiller):
             _trains(network, at, name, data, distiller)
-        fresh = assemble.network(unfilled(config["student"]), "student", data)
+        with quietly():
+            fresh = assemble.network(unfilled(config["student"]), "student", data)
         _returns(distiller.student, fresh, who)
         with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
             size_of(distiller.student, list(data.shape))
@@ -93,7 +94,7 @@ def _trains(network: nn.Module, at: str, who: str, data: Any, distiller: Distill
     images = torch.rand(count, *data.shape, generator=torch.Generator().manual_seed(0))
     network.train()
     assert isinstance(network, Normalized)
-    with torch.enable_grad(), explained(network, at, who, data.shape):
+    with torch.enable_grad(), explained(network, at, who, data.shape, distiller.classes):
         output = network(images)
     distiller.check_output(f"{at}, in training,", torch.cat([output] * IMAGES)[:IMAGES].detach(), distiller.classes)
     if trainable and not output.requires_grad:

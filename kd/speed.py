@@ -139,7 +139,7 @@ class Quick(Callback):
         fold = self.speed.fold and not layers
         last = self.speed.channels_last and takes_channels_last(frozen.network, example, trains=False)
         if self.speed.channels_last and not last:
-            log.info("teacher %s: in plain layout, as it does not run on channels-last maps", name)
+            log.info("%s: in plain layout, as it does not run on channels-last maps", f"teacher {name}".strip())
         if fold or last or lower or self.speed.compile:
             runner, folded = faster(frozen.network, example, fold, last, dtype)
             frozen.answer_by(runner, PRECISIONS.get(str(asked)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.gate import Gate
 from kd.living import lives
+from kd.models.check import quietly
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import Origin, fingerprint, prepare, save, save_tensors
 from kd.monitor import Record
@@ -70,7 +72,8 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     if teacher is not None:
         config = {**config, "teacher": with_weights(config, data)}
         teacher = assemble.teacher(config, data, cache=cacheable(distiller.objective))
-        distiller = assemble.distiller(config, data, teacher)
+        with quietly():
+            distiller = assemble.distiller(config, data, teacher)
     if found is not None:
         place.check(found, data, distiller.teacher_sha256)
     if trainer.is_global_zero:
@@ -181,6 +184,8 @@ def trained_teacher(config: Config, data: Any) -> Path:
         log.info("teacher: %s, %d epochs, once; kept in %s", how, recipe["trainer"]["max_epochs"], folder)
         try:
             _train(recipe, folder, {})
+        except InputError as error:  # which calls this run's student so, as the teacher that it is
+            raise InputError(re.sub(r"\bstudent(?=[.:])", "teacher", str(error))) from error
         except Stopped as stop:
             raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
     return folder

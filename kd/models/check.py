@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from kd.errors import InputError, at_place
 from kd.models.normalized import Normalized, bare
-from kd.models.outputs import OutputError
+from kd.models.outputs import OutputError, described, logits_of, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,18 @@ KNOWN = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # wha
 SIZES = (224, 299, 256, 384, 32, 28, 64, 96, 128, 512)  # pixels for which networks are made, the usual ones first
 CHANNELS = (3, 1)
 CLOSE = 1e-3  # of the largest logit: rounding is far below
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """For what is made a second time: nothing of it is said again."""
+    logger = logging.getLogger("kd")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
@@ -73,7 +85,7 @@ def untouched(network: nn.Module, buffers: bool = True) -> Iterator[None]:
                 module._buffers[name] = tensor
 
 
-def check(network: Normalized, at: str, who: str, shape: Sequence[int], frozen: bool) -> None:
+def check(network: Normalized, at: str, who: str, shape: Sequence[int], classes: int, frozen: bool) -> None:
     """Tries a network, in eval mode, on images of ``shape`` [C, H, W].
 
     Args:
@@ -81,6 +93,7 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], frozen: 
         at: its place in the configuration, for messages.
         who: what it is called there.
         shape: of one image.
+        classes: how many logits it is to give.
         frozen: whether its answers are to be relied on as they are, as a teacher's.
 
     Raises:
@@ -90,8 +103,10 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], frozen: 
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with untouched(network), torch.no_grad():
         network.eval()
-        with explained(network, at, who, shape):
+        with explained(network, at, who, shape, classes):
             first, again, single = network(images), network(images), network(images[:1])
+        if network.output is None:
+            network.output = _main(network, images, first, at)
     if not first.ndim or single.shape != (1, *first.shape[1:]):
         shapes = f"{list(first.shape)} for two images, {list(single.shape)} for one"
         raise InputError(f"{at}: {who} gives {shapes}: keep the dimension of the batch, which squeeze() takes away")
@@ -107,19 +122,41 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], frozen: 
         log.warning("%s: %s gives probabilities, not logits; losses apply softmax, so take it off its end", at, who)
 
 
+def _main(network: Normalized, images: Tensor, logits: Tensor, at: str) -> str | None:
+    """The entry that is the main one of what a network gives in training mode, where auxiliary heads answer too.
+
+    It is the one that equals the ``logits`` of eval mode while only the layers, which dropout and batch norms are, stay
+    in eval mode.
+    """
+    for module in network.modules():
+        module.training = any(True for _ in module.children())
+    try:
+        answer = network.net(network.pixels(images))
+        logits_of(answer)
+    except OutputError:
+        same = [n for n, t in tensors_of(answer).items() if t.shape == logits.shape and _alike(t, logits)]
+        if len(same) == 1:
+            log.info("%s: in training gives %s, of which %s.output=%s is taken", at, described(answer), at, same[0])
+            return same[0]
+    except Exception:  # a dry run in training mode says what that is
+        return None
+    return None
+
+
 @contextmanager
-def explained(network: Normalized, at: str, who: str, shape: Sequence[int]) -> Iterator[None]:
+def explained(network: Normalized, at: str, who: str, shape: Sequence[int], classes: int) -> Iterator[None]:
     """Says in one line why a network does not run on images of a shape, and what would help."""
     try:
         yield
     except OutputError as error:
-        raise InputError(f"{at}: {error}".replace(" output=", f" {at}.output=")) from error
+        raise InputError(f"{at}: {error.asking(f'{at}.output', classes)}") from error
     except InputError as error:
         raise at_place(at, error) from error
     except KNOWN as error:
         if "memory" in str(error):
             raise
-        said = f"{at}: {who} does not take images {list(shape)} ({_line(error)})"
+        shown = [shape[0], network.size, network.size] if network.size else list(shape)
+        said = f"{at}: {who} does not take images {shown} ({_line(error)})"
         raise InputError(f"{said}{_way_on(network, at, shape, error)}") from error
 
 
@@ -147,7 +184,8 @@ def _way_on(network: Normalized, at: str, shape: Sequence[int], error: BaseExcep
 def _runs(network: nn.Module, shape: Sequence[int]) -> bool:
     with untouched(network):
         try:
-            network.eval()(torch.zeros(2, *shape))
+            for training in (True, False):
+                network.train(training)(torch.zeros(2, *shape))
         except Exception:  # why it does not is of no use here
             return False
     return True

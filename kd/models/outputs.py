@@ -14,7 +14,20 @@ LOGITS = "logits"  # what Hugging Face, and torchvision's networks with auxiliar
 
 
 class OutputError(InputError):
-    """No logits in what a network gives; the word ``output=`` in it is an option of that network."""
+    """Several entries in what a network gives, and no word on which are the logits."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        super().__init__(self.asking("output", None))
+
+    def asking(self, option: str, classes: int | None) -> str:
+        """The question in words, with the value of ``option`` that is likely for so many classes."""
+        names = list(tensors_of(self.answer))
+        fitting = [name for name, tensor in tensors_of(self.answer).items() if tensor.shape[-1:] == (classes,)]
+        choice = (
+            f"set {option}={(fitting or names)[0]} (available: {', '.join(names)})" if names else "none is a tensor"
+        )
+        return f"the network gives {described(self.answer)}; which are the logits? {choice}"
 
 
 def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
@@ -25,7 +38,8 @@ def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
     ``output`` it is what is called ``logits``, or the only entry.
 
     Raises:
-        OutputError: no entry of that name or position, several entries and no word on which, or no tensor.
+        OutputError: several entries and no word on which.
+        InputError: no entry of that name or position, or no tensor.
     """
     if not isinstance(answer, Tensor):
         answer = _chosen(answer, output)
@@ -35,23 +49,21 @@ def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
 def _chosen(answer: Any, output: str | int | None) -> Tensor:
     entries = entries_of(answer)
     if not entries:
-        raise OutputError(f"the network gives a {type(answer).__name__}, not a tensor of logits")
+        raise InputError(f"the network gives a {type(answer).__name__}, not a tensor of logits")
     if output is None:
         name = LOGITS if LOGITS in entries else next(iter(entries)) if len(entries) == 1 else None
         if name is None:
-            raise OutputError(
-                f"the network gives {described(answer)}; name the logits by output=KEY, {_example(entries)}"
-            )
+            raise OutputError(answer)
         return logits_of(entries[name]) if not isinstance(entries[name], Tensor) else entries[name]
     found = answer
     for part in str(output).split("."):
         entries = {} if isinstance(found, Tensor) else entries_of(found)
         key = part if part in entries else _at(entries, part)
         if key is None:
-            raise OutputError(f"output={output} is not in what the network gives: {described(answer)}")
+            raise InputError(f"output={output} is not in what the network gives: {described(answer)}")
         found = entries[key]
     if not isinstance(found, Tensor):
-        raise OutputError(
+        raise InputError(
             f"output={output} is a {type(found).__name__}, not a tensor; the network gives {described(answer)}"
         )
     return found
@@ -86,6 +98,10 @@ def _at(entries: Mapping[str, Any], part: str) -> str | None:
     return names[position] if -len(names) <= position < len(names) else None
 
 
-def _example(entries: Mapping[str, Any]) -> str:
-    tensors = [name for name, value in entries.items() if isinstance(value, Tensor) and value.ndim == 2]
-    return f"output={(tensors or list(entries))[0]} say"
+def tensors_of(answer: Any) -> dict[str, Tensor]:
+    """The tensors in a container and those in it, by their dotted names."""
+    found: dict[str, Tensor] = {}
+    for name, value in entries_of(answer).items():
+        inner = {"": value} if isinstance(value, Tensor) else tensors_of(value)
+        found |= {f"{name}.{below}".rstrip("."): tensor for below, tensor in inner.items()}
+    return found
