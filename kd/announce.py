@@ -13,10 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from kd.assemble import members
+from kd.assemble import members, place
 from kd.data.folder import Folder
+from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
+from kd.living import lives
+from kd.models.weights import Origin, prepare
+from kd.objective import Term
+from kd.optim import Optim
+from kd.registry import losses, models, optimisers, shadowed, sources
 from kd.run import name_of, shown, size_of
 from kd.teacher import Ensemble, Hidden
 
@@ -41,9 +47,26 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
             _network(f"teacher {name}".strip(), name_of(nodes[name]), network, shape, note)
         if isinstance(distiller.teacher, Ensemble):
             log.info("teacher: %s", distiller.teacher.describe())
+    for line in _clashes(config, data):
+        log.info("%s", line)
     for line in distiller.objective.describe():
         log.info("objective: %s", line)
     log.info("watch: tensorboard --logdir %s", shown(folder))
+
+
+def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
+    """Which keys go to a function of the user's own that names them, and so not to kd."""
+    nodes: dict[str, Any] = {"student": (config["student"], prepare), "optim": (config["optim"], Optim)}
+    nodes |= {f"objective.{name}": (node, Term) for name, node in config["objective"].items()}
+    nodes |= {"data": (config["data"], Memory)} if isinstance(data, Data) else {}
+    if not lives(config["teacher"]):
+        nodes |= {place(name): (node, prepare, Origin) for name, node in members(config["teacher"]).items()}
+    return [
+        f"{at}: {key} is {node['_target_']}'s own parameter, not kd's"
+        for at, (node, *around) in nodes.items()
+        if not any(registry.name_of(node["_target_"]) for registry in (models, losses, sources, optimisers))
+        for key in shadowed(node, at, *around)
+    ]
 
 
 def _network(who: str, name: str, network: nn.Module, shape: list[int], note: str = "") -> None:

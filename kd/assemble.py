@@ -184,7 +184,7 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
         return None  # it is made with the student
     found: dict[str, Frozen | Cached] = {}
     for name, member in members(node).items():
-        frozen = _frozen(member if weights else unfilled(member), place(name), data, member)
+        frozen = _frozen(member if weights else unfilled(member, place(name)), place(name), data, member)
         found[name] = _cached(config, name, frozen, data) if cache else frozen
     if not found or "" in found:
         return found.get("")
@@ -221,7 +221,7 @@ def _frozen(node: Config, at: str, data: Any, asked: Config) -> Frozen:
         if len(classes) != data.classes:
             raise InputError(f"{at}.classes picks {len(classes)} columns, but the data has {data.classes} classes")
         if outputs is None and asked.get("checkpoint"):
-            fresh = bare(network(unfilled(node), at, data, None, Origin))
+            fresh = bare(network(unfilled(node, at), at, data, None, Origin))
             outputs = outputs_of(fresh, asked["checkpoint"], asked.get("checkpoint_key"))
         if outputs is None:
             raise InputError(f"{at}.outputs must say how many classes the teacher knows, as {at}.classes picks some")

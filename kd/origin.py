@@ -35,6 +35,7 @@ def shuffled(node: Config | None) -> bool:
     return bool((origin(node, "teacher") if alone else node).get("shuffle"))
 
 
-def unfilled(node: Config) -> dict[str, Any]:
+def unfilled(node: Config, at: str) -> dict[str, Any]:
     """The node of a network without the file of its weights."""
-    return {key: value for key, value in node.items() if key not in WEIGHTS}
+    own, options = split(node, at, prepare)
+    return own | {key: value for key, value in options.items() if key not in WEIGHTS}

@@ -50,7 +50,7 @@ def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Train
         for at, name, network in _trained(config, distiller):
             _trains(network, at, name, data, distiller)
         with quietly():
-            fresh = assemble.network(unfilled(config["student"]), "student", data)
+            fresh = assemble.network(unfilled(config["student"], "student"), "student", data)
         _returns(distiller.student, fresh, who)
         with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
             size_of(distiller.student, list(data.shape))

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +97,7 @@ def read(path: str | Path, key: str | None = None) -> Weights:
 
 def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
     """The weights in known containers, with the names of these."""
-    outer, wrappers = content, []
+    outer, wrappers = content, list[str]()
     while True:
         key = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
         if key is None or len(wrappers) > DEPTH:
@@ -134,13 +135,13 @@ def _candidates(content: Any, depth: int = DEPTH, seen: frozenset[int] = frozens
     if id(content) in seen:
         return {}
     seen |= {id(content)}
-    if isinstance(content, (list, tuple)):
-        content = {str(number): value for number, value in enumerate(content)}
+    listed = dict(enumerate(content)) if isinstance(content, (list, tuple)) else content
     found: dict[str, Mapping[str, Any]] = {}
-    for key, value in content.items() if isinstance(content, Mapping) and depth else ():
+    for key, value in listed.items() if isinstance(listed, Mapping) and depth else ():
+        key = str(key) if listed is not content else key
         if not isinstance(key, str) or key.startswith("optim") or not isinstance(value, (Mapping, list, tuple)):
             continue
-        if _is_state(value):
+        if isinstance(value, Mapping) and _is_state(value):
             found[key] = value
         else:
             found |= {f"{key}.{name}": state for name, state in _candidates(value, depth - 1, seen).items()}
@@ -168,7 +169,8 @@ def _content(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive torch raises as well
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # what is no file of weights may trip its readers anywhere
         raise InputError(f"{path} {trouble(path, error)}") from error
