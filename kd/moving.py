@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.distiller import Distiller
 from kd.errors import InputError
+from kd.models.check import copied
 from kd.taps import Taps
 from kd.teacher import Asked
 
@@ -39,7 +39,7 @@ class Moving(Living):
     def __init__(self, student: nn.Module, decay: float = 0.999) -> None:
         super().__init__()
         check_decay(decay)
-        self.network, self.decay = copy.deepcopy(student).requires_grad_(False), decay
+        self.network, self.decay = copied(student).requires_grad_(False), decay
         self.tap(())
         self.eval()
 

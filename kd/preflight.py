@@ -21,9 +21,9 @@ from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.data.pictures import Decoded
 from kd.distiller import Distiller
-from kd.errors import InputError
+from kd.errors import InputError, placed
 from kd.metrics import Scores
-from kd.models.check import KNOWN, explained, quietly, untouched
+from kd.models.check import KNOWN, copied, explained, quietly, untouched
 from kd.models.containers import Weights
 from kd.models.cost import size_of
 from kd.models.normalized import Normalized, bare
@@ -54,6 +54,9 @@ def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Train
         _returns(distiller.student, fresh, who)
         with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
             size_of(distiller.student, list(data.shape))
+        if config["callbacks"].get("ema"):
+            with placed("callbacks.ema"):
+                copied(distiller.student)
         _predicts(config, distiller, fresh, list(data.shape))
         with _proven("the configuration cannot be written", "give plain numbers, words, lists and dictionaries"):
             json.dumps(config)
@@ -119,7 +122,7 @@ def _returns(student: nn.Module, fresh: Normalized, who: str) -> None:
             "tensors can be written: make it a tensor, or leave it out of get_extra_state"
         )
     with _proven(f"student: the weights of {who} cannot be written and read back"):
-        fill(bare(fresh), Weights(load(serialised(state))), "what was written of the student")
+        fill(bare(fresh), Weights(load(serialised(state))), f"student: what was written of {who}")
     if fingerprint(bare(fresh)) != fingerprint(bare(student)):
         raise InputError(
             f"student: the weights of {who} are others when written and read back: see its load_state_dict"
@@ -145,6 +148,10 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
         batch = _first(part, data, trainer)
         if batch is None:
             return
+        if (stray := batch.labels[batch.labels >= distiller.classes]).numel() and batch.labels.ndim == 1:
+            raise InputError(
+                f"the data has the label {stray[0]:g} in {part}, which is none of its classes, counted from 0"
+            )
         batch = batch.each(lambda tensor: tensor[:IMAGES])
         distiller.student.eval()
         if not distiller.classifies:

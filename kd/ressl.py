@@ -15,6 +15,7 @@ from kd.data.batch import Batch
 from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.errors import InputError
+from kd.models.check import copied
 from kd.models.normalized import bare
 from kd.models.weights import heads_of
 from kd.moving import check_decay, follow
@@ -58,7 +59,7 @@ class Momentum(nn.Module):
         width: Any = bare(student).get_submodule(heads_of(bare(student))[-1]).in_features
         head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim)) if hidden else nn.Identity()
         self.width = dim if hidden else width
-        self.network, self.head = copy.deepcopy(student), head
+        self.network, self.head = copied(student), head
         self.requires_grad_(False)
         self.taps = Taps(self.network, [EMBEDDING])
 

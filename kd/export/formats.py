@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
+from kd.models.check import copied
 from kd.models.normalized import Normalized
 from kd.models.weights import save_tensors
 from kd.predictor import Answering
@@ -76,12 +76,17 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 def _write_safetensors(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
     front = network.student if isinstance(network, Answering) else network
     assert isinstance(front, Normalized)
-    about = {"mean": front.mean.flatten().tolist(), "std": front.std.flatten().tolist(), "size": front.size}
+    about: dict[str, Any] = {
+        "mean": front.mean.flatten().tolist(),
+        "std": front.std.flatten().tolist(),
+        "size": front.size,
+    }
+    about |= {"output": front.output} if front.output is not None else {}  # where the bare network gives more
     save_tensors(weights(network), path, {key: json.dumps(value) for key, value in about.items()})
 
 
 def _read_safetensors(path: Path, network: nn.Module) -> Answer:
-    emptied = copy.deepcopy(network)
+    emptied = copied(network)
     state, held = weights(emptied), load_file(path)
     for key, tensor in state.items():
         tensor.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,18 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        InputError: it holds what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # what a network of anyone's holds may refuse it in any way
+        raise InputError(f"{type(bare(network)).__name__} cannot be copied ({_line(error)})") from error
 
 
 def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
