@@ -54,17 +54,23 @@ def data(config: Config) -> Any:
 
 
 def network(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
-    """A network for the data, with its normalisation in front; for the data's classes unless others are said.
+    """A network for the data, with its normalisation in front, tried on two images; for the data's classes unless others
+    are said.
 
     ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
     """
+    fitted = untried(node, at, data, classes, *around)
+    check(fitted, at, run.title_of(node), data.shape, classes or data.classes, frozen=Origin in around)
+    return fitted
+
+
+def untried(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
+    """The same as :func:`network`, before it is tried."""
     mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
     std = getattr(data, "std", None) or [1.0] * data.shape[0]
     own, extra = split(node, at, prepare, *around)
     options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
-    fitted = run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
-    check(fitted, at, run.title_of(node), data.shape, classes or data.classes, frozen=Origin in around)
-    return fitted
+    return run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
 
 
 def objective(nodes: Config) -> Objective:

@@ -50,7 +50,7 @@ def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Train
         for at, name, network in _trained(config, distiller):
             _trains(network, at, name, data, distiller)
         with quietly():
-            fresh = assemble.network(unfilled(config["student"], "student"), "student", data)
+            fresh = assemble.untried(unfilled(config["student"], "student"), "student", data)
         _returns(distiller.student, fresh, who)
         with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
             size_of(distiller.student, list(data.shape))
@@ -150,7 +150,7 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
             return
         if (stray := batch.labels[batch.labels >= distiller.classes]).numel() and batch.labels.ndim == 1:
             raise InputError(
-                f"the data has the label {stray[0]:g} in {part}, which is none of its classes, counted from 0"
+                f"the data has the label {int(stray[0])} in {part}, which is none of its classes, counted from 0"
             )
         batch = batch.each(lambda tensor: tensor[:IMAGES])
         distiller.student.eval()

@@ -441,7 +441,7 @@ def test_probabilities_in_place_of_logits_are_warned_of(caplog: pytest.LogCaptur
         assert ("make gives probabilities, not logits" in caplog.text) is warned, kind
 
 
-@pytest.mark.parametrize("words", [(), ("speed.fold=false",), ("speed=plain", "teacher.cache=off")])
+@pytest.mark.parametrize("words", [(), ("speed.fold=false",), ("speed=plain", "+teacher.cache=off")])
 def test_a_teacher_that_is_random_in_eval_mode_is_told_what_to_mend(words: tuple[str, ...], complain: Complain) -> None:
     line = complain(*SMALL, "student=cnn", *student("make", "teacher", kind="Random"), *words)
     assert "gives other logits for the same images at each call, in eval mode too" in line
