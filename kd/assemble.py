@@ -54,8 +54,9 @@ def data(config: Config) -> Any:
 
 
 def network(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
-    """A network for the data, with its normalisation in front, tried on two images; for the data's classes unless others
-    are said.
+    """A network for the data, with its normalisation in front, tried on two images.
+
+    It is for the data's classes unless others are said.
 
     ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
     """
