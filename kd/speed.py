@@ -119,7 +119,10 @@ class Quick(Callback):
         part.to(memory_format=torch.channels_last)
         for inner in plain:
             networks[inner].to(memory_format=torch.contiguous_format)
-            log.info("%s: in plain layout, as it does not run on channels-last maps (view() for reshape(), say)", name)
+            log.info(
+                "%s: in plain layout, as it does not run on channels-last maps (view() in place of reshape()?)",
+                name,
+            )
 
     def _warn(self, trainer: pl.Trainer) -> None:
         """Says where bfloat16 is asked of a processor that computes it in software."""

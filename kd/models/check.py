@@ -125,9 +125,11 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], classes:
         raise InputError(f"{at}: {who} gives {shapes}: keep the dimension of the batch, which squeeze() takes away")
     if not _alike(first, again):
         said = f"{at}: {who} gives other logits for the same images at each call, in eval mode too"
-        mend = "its forward draws random numbers, by F.dropout without training=self.training say: mend it there"
+        mend = (
+            "its forward draws random numbers (F.dropout without training=self.training?), which must be mended there"
+        )
         if frozen:
-            raise InputError(f"{said}; {mend}, as a frozen teacher must answer alike (no option of kd changes that)")
+            raise InputError(f"{said}: {mend}; a frozen teacher's answers may not change, and no option allows it")
         log.warning("%s, so that no validation repeats: %s", said, mend)
     elif not _alike(first[:1], single):
         log.warning("%s: %s gives an image other logits beside other images, in eval mode too", at, who)
