@@ -180,7 +180,9 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
         found[name] = _cached(config, name, frozen, data) if cache else frozen
     if not found or "" in found:
         return found.get("")
-    options = {key: value for key, value in node.items() if key not in ("members", "min_accuracy", "shuffle")}
+    options = {
+        key: value for key, value in node.items() if key not in ("members", "min_accuracy", "shuffle", "trainer")
+    }
     return build(options, "teacher", members=found)
 
 

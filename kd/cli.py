@@ -243,7 +243,7 @@ def _register() -> None:
     store.store(
         group="teacher",
         name="ensemble",
-        node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False},
+        node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False, "trainer": None},
         provider="kd",
     )
 

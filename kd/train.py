@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -19,13 +18,14 @@ from kd.checkpoints import latest
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.gate import Gate
+from kd.identity import teacher_key
 from kd.living import lives
 from kd.models.normalized import Pixels, bare
-from kd.models.weights import Origin, fingerprint, save, save_tensors
+from kd.models.weights import fingerprint, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
 from kd.ranges import check, check_batches, check_monitors
-from kd.registry import defaults_of
+from kd.recipe import has_weights, recipe_of, start_of
 from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
@@ -143,31 +143,27 @@ def cacheable(objective: Objective) -> bool:
 
 
 def with_weights(config: Config, data: Any) -> Config:
-    """The teacher's node with the file or run folder of the weights of each of its networks."""
+    """The teacher's node with the file or run folder of the weights of each of its networks, trained now if need be."""
     node = config["teacher"]
     if lives(node):
         return node
-    found = {name: {**own, "checkpoint": weights_of(config, own, data)} for name, own in members(node).items()}
+    known = {name: {**own, "trainer": own.get("trainer") or node.get("trainer")} for name, own in members(node).items()}
+    ready = {name: has_weights(own, assemble.place(name), data) for name, own in known.items()}  # before any is trained
+    found: dict[str, Config] = {}
+    for name, own in known.items():
+        weights = own.get("checkpoint") if ready[name] else str(trained_teacher({**config, "teacher": own}, data))
+        found[name] = {**own, "checkpoint": weights}
     return found.get("", {**node, "members": found})
 
 
-def weights_of(config: Config, node: Config, data: Any) -> str | None:
-    """The file or run folder of a teacher's weights; None if its library has filled it with weights already."""
-    if node.get("checkpoint") or node.get("weights") or node.get("pretrained"):
-        return node.get("checkpoint")
-    return str(trained_teacher({**config, "teacher": node}, data))
-
-
 def trained_teacher(config: Config, data: Any) -> Path:
-    """The folder of the run that trained this teacher; it is trained now if there is none yet.
-
-    A teacher is known by its network, the data's content and augmentation, the optimiser, the course and the seed.
-    """
+    """The folder of the run that trained this teacher, see :mod:`kd.identity`; it is trained now if there is none."""
     if config["teacher"].get("data"):
         config = {**config, "data": {**config["data"], **config["teacher"]["data"]}}
         data = assemble.data(config)
-    recipe = _recipe_of(config)
-    folder = _folder_of(recipe, place.sha256_of(data) or "")
+    recipe = recipe_of(config)
+    name = f"{run.name_of(recipe['student'])}-{teacher_key(recipe, data, start_of(recipe, data))}"
+    folder = Path(recipe["teachers"]) / name
     if (folder / run.SUMMARY).is_file():
         log.info("teacher: reused from %s", folder)
         return folder
@@ -181,30 +177,3 @@ def trained_teacher(config: Config, data: Any) -> Path:
         except Stopped as stop:
             raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
     return folder
-
-
-def _recipe_of(config: Config) -> dict[str, Any]:
-    """The configuration of the run that trains the teacher of ``config``."""
-    node = config["teacher"]
-    own = {key: value for key, value in node.items() if key not in defaults_of(Origin) or key in Pixels._fields}
-    return dict(config) | {
-        "task": "teacher",
-        "student": own,
-        "teacher": None,
-        "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
-        "optim": node.get("optim") or config["optim"],
-        "callbacks": {key: value for key, value in config["callbacks"].items() if key != "ema"},
-        "seed": node.get("seed") or 0,
-        "trainer": {**config["trainer"], "max_epochs": node.get("epochs") or config["epochs"]},
-    }
-
-
-def _folder_of(recipe: Config, content: str) -> Path:
-    """Where the run of a teacher's recipe lies; ``content`` is the data's sha256."""
-    machine = ("accelerator", "devices", "strategy", "enable_progress_bar", "log_every_n_steps", "num_nodes")
-    course = {key: value for key, value in recipe["trainer"].items() if key not in machine}
-    images = {key: value for key, value in recipe["data"].items() if key not in ("root", "download")}
-    parts = {key: recipe[key] for key in ("student", "optim", "seed")}
-    parts |= {"trainer": course, "data": images, "content": content}
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return Path(recipe["teachers"]) / f"{run.name_of(recipe['student'])}-{key}"
