@@ -21,6 +21,7 @@ from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
+from kd.identity import answers_key, files_of
 from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import fingerprint, outputs_of
@@ -95,7 +96,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
             raise InputError("no training image has a label, and every term of the objective needs one")
         terms.tell("attach_data", len(labels), labels)
-    kept = {"config": dict(config)}
+    kept = {"config": dict(config), "files": files_of({"student": config["student"]})}
     shuffle = bool((config["teacher"] or {}).get("shuffle"))
     optimiser = optim(config["optim"])
     apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
@@ -146,7 +147,7 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
                 callbacks=[*own, quick, *callbacks],  # whether a teacher can teach comes before how fast it does
                 logger=loggers or False,
                 default_root_dir=str(folder),
-                plugins=[WholeFiles()],
+                plugins=[WholeFiles(config)],
             )
         except (MisconfigurationException, ImportError) as error:
             raise InputError(str(error)) from error
@@ -191,7 +192,8 @@ def _cached(config: Config, name: str, frozen: Frozen, data: Any) -> Frozen | Ca
     with placed("cache"):
         store = Store(**config["cache"])
     precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
-    return cached(frozen, data, node.get("cache", "auto"), store, run.name_of(node), precision)
+    where, name = node.get("cache", "auto"), run.name_of(node)
+    return cached(frozen, data, where, store, name, precision, answers_key(node))
 
 
 def min_accuracies(node: Config | None) -> dict[str, float | None]:

@@ -29,7 +29,8 @@ RULE = 2  # 1 was without callbacks, devices and the source of the user's code
 INERT = (
     *("task", "cell", "about", "resume", "trust", "teachers", "logger", "cache.root", "cache.max_gb"),
     *("data.root", "data.download", "data.workers", "data.eval_batch_size", "data.resident"),
-    *("teacher.min_accuracy", "teacher.members.*.min_accuracy", "speed.min_agreement", "speed.recompute"),
+    *("teacher.min_accuracy", "teacher.members.*.min_accuracy", "speed.min_agreement"),
+    *("speed.channels_last", "speed.fold", "speed.compile", "speed.recompute"),
     *("trainer.accelerator", "trainer.strategy", "trainer.deterministic", "trainer.benchmark"),
     *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
     *("trainer.enable_model_summary", "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode"),
@@ -49,6 +50,7 @@ WATCHING = (
 RESUMABLE = (
     *("epochs", "trainer.max_epochs", "trainer.devices", "trainer.num_nodes"),
     *("teacher.checkpoint", "teacher.members.*.checkpoint", "student.checkpoint", "callbacks", "nan"),
+    *("data.root", "data.download", "data.workers"),
 )
 
 # Arguments of Lightning's trainer that the training of a teacher takes from the run; the first change what is trained.
@@ -156,7 +158,7 @@ def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
         }
         config = {**config, "callbacks": {key: node for key, node in callbacks.items() if key not in watching}}
     own = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # whose content kd may not know
-    left = [key for key in (*INERT, *free) if not (own and key.startswith("data."))]
+    left = [*(key for key in INERT if not (own and key.startswith("data."))), *free]
     flat = {key: value for key, value in _flat(config).items() if value is not None}
     return {key: value for key, value in flat.items() if not matches(key, left)}
 

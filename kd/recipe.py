@@ -69,11 +69,15 @@ def recipe_of(config: Config) -> dict[str, Any]:
     its own: ``teacher.epochs``, else the root ``epochs``, and ``teacher.trainer``; callbacks are kd's own.
     """
     node = config["teacher"]
+    epochs = node.get("epochs") or config["epochs"]
     own = {key: value for key, value in node.items() if key not in defaults_of(Origin) or key in Pixels._fields}
     optim = node.get("optim") or {**config["optim"], **({"init": 0.0} if "init" in config["optim"] else {})}
     trainer = {key: value for key, value in config["trainer"].items() if key in (*STEP, *MACHINE)}
-    trainer |= {"max_epochs": node.get("epochs") or config["epochs"], **(node.get("trainer") or {})}
+    trainer |= {"max_epochs": epochs, **(node.get("trainer") or {})}
+    plain = {"T": 1.0, "alpha": 0.0, "epochs": epochs, "init_epochs": 1, "pair": {}, "cell": None, "cache": {}}
     return dict(config) | {
+        **plain,  # what a student is taught by has no part in it
+        "speed": {**(config.get("speed") or {}), "teacher_precision": "auto"},
         "task": "teacher",
         "student": own,
         "teacher": None,

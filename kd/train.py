@@ -11,14 +11,14 @@ import pytorch_lightning as pl
 import yaml
 from torch import Tensor
 
-from kd import assemble, place, predictor, run
+from kd import assemble, integrity, place, predictor, run
 from kd.announce import announce, conclude
 from kd.assemble import Config, members
-from kd.checkpoints import latest
+from kd.checkpoints import Saved, latest
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.gate import Gate
-from kd.identity import teacher_key
+from kd.identity import files_of, teacher_key
 from kd.living import lives
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import fingerprint, save, save_tensors
@@ -57,6 +57,7 @@ def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> di
 def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     check(config)
     found = latest(folder)
+    check_checkpoints(config, folder, found)
     data = assemble.data(config)
     check_monitors(config, data.classes)
     record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
@@ -71,6 +72,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     if found is not None:
         place.check(found, data, distiller.teacher_sha256)
     if trainer.is_global_zero:
+        about = {**about, "files": files_of(config)}
         run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     try:
@@ -80,6 +82,20 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
             if close is not None:
                 close()  # else the next job of a sweep would go on writing into this one's W&B run
+
+
+def check_checkpoints(config: Config, folder: Path, found: Saved | None) -> None:
+    """Whether what a stopped run left is whole and of this configuration, before anything else is done.
+
+    Raises:
+        InputError: a checkpoint of another run, or a best one that is damaged.
+    """
+    if found is None:
+        return
+    integrity.check(found.path, found.content, config, files_of(config))
+    best = folder / run.CHECKPOINTS / "best.ckpt"
+    if best.is_file():
+        integrity.check(best, integrity.read(best), config, files_of(config))
 
 
 def fit(

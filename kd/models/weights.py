@@ -125,9 +125,9 @@ class Origin:
 
     ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for ``epochs`` (the
     run's own ``epochs`` if None) with ``seed``, once, and kept for every later run; ``data`` holds the keys of the data
-    in which that training differs, ``{per_class: 0}`` say for all labels, ``trainer`` those of the trainer, whose limits
-    are the student's alone, and ``optim`` is its optimiser where that is not the run's. ``train`` says whether it is
-    trained first; None takes a network as it is that comes with its library's weights or in eval mode; ``epochs=0``
+    in which that training differs, ``{per_class: 0}`` say for all labels, ``trainer`` those of the trainer, whose
+    limits are the student's alone, and ``optim`` its optimiser where that is not the run's. ``train`` says whether it
+    is trained first; None takes a network as it is that comes with its library's weights or in eval mode; ``epochs=0``
     takes any as it is. ``mean``, ``std`` and ``size`` (images are resized to it) replace the data's where the teacher
     expects others. ``classes`` picks, in the order of the data's classes, the columns of a teacher that knows more;
     ``outputs`` says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the share of
