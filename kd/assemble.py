@@ -21,6 +21,7 @@ from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
+from kd.from_run import check_network
 from kd.identity import answers_key, files_of
 from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
@@ -113,7 +114,8 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
 
 def _living(node: Config, student: nn.Module, data: Any) -> nn.Module:
     """A teacher that changes with the student: made from it, or of other students."""
-    kept = ("name", "peers", "shuffle") if node["_target_"] == target_of(Moving) else ("name", "peers")
+    kept = ["name", "peers", "min_accuracy", "trainer"]  # the last two are said by debug= for any teacher
+    kept += ["shuffle"] if node["_target_"] == target_of(Moving) else []
     made = build({key: value for key, value in node.items() if key not in kept}, "teacher", partial=True)
     with placed("teacher"):
         if "peers" not in node:
@@ -208,6 +210,7 @@ def place(name: str) -> str:
 
 
 def _frozen(node: Config, at: str, data: Any, asked: Config) -> Frozen:
+    check_network(asked, at)
     classes, outputs = node.get("classes"), node.get("outputs")
     if classes is not None:
         if len(classes) != data.classes:

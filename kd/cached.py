@@ -215,15 +215,9 @@ def cached(
     """
     if where == "off":
         return frozen
-    count = getattr(data, "views", 0)
     if precision.startswith("64") and store.dtype == "float32":
         store = replace(store, dtype="float64")  # the network's own numbers
-    reason = None if count else "the augmentations of this data cannot be counted (data.views=K draws K for each image)"
-    if reason is None:
-        samples = data.counts()["train"]
-        size = Table.bytes(samples, count, data.classes, _known(store.dtype), store.topk) / 1e9
-        if size > store.max_gb:
-            reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
+    reason, size = _obstacle(data, store)
     if reason is not None:
         if where != "auto":
             raise InputError(f"teacher.cache={where}: {reason}")
@@ -232,7 +226,7 @@ def cached(
     key = key_of(frozen, data, precision, network)
     folder = Path(store.root) / f"{name}-{digest(key, store)}" if where == "auto" else Path(where)
     try:
-        made = Table(folder, key, samples, count, data.classes, store.dtype, store.topk)
+        made = Table(folder, key, data.counts()["train"], data.views, data.classes, store.dtype, store.topk)
     except InputError as error:
         if where == "auto" and _no_space(folder, size):
             log.info("cache: off, %s", error)
@@ -240,6 +234,17 @@ def cached(
         raise
     log.info("cache: %s, %s views, %.2f GB, %.1f %% met", folder, f"{made.rows:,}", size, 100 * made.met.float().mean())
     return Cached(frozen, made, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
+
+
+def _obstacle(data: Any, store: Store) -> tuple[str | None, float]:
+    """Why answers for this data cannot be kept, if so, and how many GB they would take."""
+    count = getattr(data, "views", 0)
+    if not count:
+        return "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
+    size = Table.bytes(data.counts()["train"], count, data.classes, _known(store.dtype), store.topk) / 1e9
+    if size > store.max_gb:
+        return f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}", size
+    return None, size
 
 
 def key_of(frozen: Frozen, data: Any, precision: str, network: Mapping[str, Any] | None = None) -> dict[str, Any]:

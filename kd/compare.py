@@ -125,7 +125,7 @@ def check_same(config: Mapping[str, Any], folder: Path, content: str | None = No
         InputError: it is not; the first key that differs is named.
     """
     try:
-        known = yaml.safe_load((folder / run.CONFIG).read_text())
+        known: dict[str, Any] = yaml.safe_load((folder / run.CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
     # a teacher's checkpoint is filled in by the run
@@ -135,8 +135,10 @@ def check_same(config: Mapping[str, Any], folder: Path, content: str | None = No
     for key, sha256 in files_of(config).items():
         if then.get(key, sha256) != sha256:
             raise InputError(f"{folder} holds a run whose {key} held other weights than now; give another study=")
-    summary = run.read_summary(folder) if content is not None and (folder / run.SUMMARY).is_file() else {"seed": None}
-    if summary["seed"] == config["seed"] and summary["data"].get("sha256", content) != content:
+    summary: dict[str, Any] = {}
+    if content is not None and (folder / run.SUMMARY).is_file():
+        summary = run.read_summary(folder)
+    if summary and summary["seed"] == config["seed"] and summary["data"].get("sha256", content) != content:
         raise InputError(f"{folder} holds a run on other data than there is now; give another study=")
 
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd import predictor
 from kd.errors import InputError, placed
+from kd.models.containers import read, without_prefix
 from kd.models.hub import offered
 from kd.models.normalized import Normalized
 from kd.models.weights import Origin, fingerprint, prepare
@@ -185,7 +186,7 @@ def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
-    Its attribute ``net`` is the bare network.
+    Its attribute ``net`` is the bare network. It is in the precision in which the run kept it: float32, or float64.
 
     Args:
         folder: a run folder.
@@ -206,6 +207,9 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     }
     mean, std = student["mean"], student["std"]
     network = network_of(node, "student", data["classes"], data["shape"], mean, std, trust=trust)
+    state = without_prefix(read(folder / STUDENT), network.net.state_dict()).state
+    if any(tensor.dtype == torch.float64 for tensor in state.values()):  # of a run in trainer.precision=64-true
+        network.double().net.load_state_dict(state)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
         raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
     network.eval()

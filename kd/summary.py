@@ -62,7 +62,12 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
     if distiller.teacher is None:
         return None
     nodes, networks = assemble.members(config["teacher"]), distiller.teacher.networks()
-    found = {name: _member(nodes[name], network, name, shape, accuracy) for name, network in networks.items()}
+    known = distiller.members_sha256
+    sha256 = {name: known.get(name) or fingerprints({"": network}) for name, network in networks.items()}
+    found = {
+        name: {**_member(nodes[name], network, name, shape, accuracy), "sha256": sha256[name]}
+        for name, network in networks.items()
+    }
     if "" in found:
         return found[""]
     together = {key: sum(about[key] for about in found.values()) for key in ("parameters", "macs")}
@@ -70,7 +75,7 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
         "name": assemble.teacher_name(config["teacher"]),
         "members": found,
         **together,
-        "sha256": distiller.teacher.fingerprint(),
+        "sha256": distiller.teacher_sha256 or distiller.teacher.fingerprint(),
         "accuracy": accuracy.get(""),
     }
 
@@ -81,7 +86,6 @@ def _member(
     return {
         **_network(node, network, shape),
         "classes": node.get("classes"),
-        "sha256": fingerprints({"": network}),
         "checkpoint": node.get("checkpoint"),
         "accuracy": accuracy.get(name),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import yaml
 
 from kd import assemble
@@ -55,6 +56,8 @@ def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[as
             f"the teacher at {where} is not the run's: its sha256 is {sha256[:12]}..., the run's was "
             f"{about['sha256'][:12]}...; teacher_checkpoint=none leaves it out"
         )
+    if any(parameter.dtype == torch.float64 for parameter in found.student.parameters()):
+        teacher.double()  # as in the run
     return teacher, where
 
 
