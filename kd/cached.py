@@ -207,8 +207,7 @@ def cached(
         store: how answers are kept.
         name: the teacher's, for the folder's name.
         precision: in which it computes, as Lightning calls it.
-        network: what decides its answers besides the weights, of :func:`kd.identity.answers_key`; None takes the
-            network's own modules.
+        network: of :func:`kd.identity.answers_key`; None takes the network's own modules.
 
     Raises:
         InputError: an explicit folder that cannot serve.
@@ -217,16 +216,13 @@ def cached(
         return frozen
     if precision.startswith("64") and store.dtype == "float32":
         store = replace(store, dtype="float64")  # the network's own numbers
-    reason, size = _obstacle(data, store)
-    if reason is not None:
-        if where != "auto":
-            raise InputError(f"teacher.cache={where}: {reason}")
-        log.info("cache: off, %s", reason)
+    size = _size(data, store, where)
+    if size is None:
         return frozen
-    key = key_of(frozen, data, precision, network)
+    key, samples = key_of(frozen, data, precision, network), data.counts()["train"]
     folder = Path(store.root) / f"{name}-{digest(key, store)}" if where == "auto" else Path(where)
     try:
-        made = Table(folder, key, data.counts()["train"], data.views, data.classes, store.dtype, store.topk)
+        made = Table(folder, key, samples, data.views, data.classes, store.dtype, store.topk)
     except InputError as error:
         if where == "auto" and _no_space(folder, size):
             log.info("cache: off, %s", error)
@@ -236,15 +232,19 @@ def cached(
     return Cached(frozen, made, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
 
 
-def _obstacle(data: Any, store: Store) -> tuple[str | None, float]:
-    """Why answers for this data cannot be kept, if so, and how many GB they would take."""
+def _size(data: Any, store: Store, where: str) -> float | None:
+    """How many GB the answers for this data take; None, which is said, where they cannot be kept."""
     count = getattr(data, "views", 0)
-    if not count:
-        return "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
-    size = Table.bytes(data.counts()["train"], count, data.classes, _known(store.dtype), store.topk) / 1e9
-    if size > store.max_gb:
-        return f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}", size
-    return None, size
+    reason, size = "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
+    if count:
+        size = Table.bytes(data.counts()["train"], count, data.classes, _known(store.dtype), store.topk) / 1e9
+        reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
+    if count and size <= store.max_gb:
+        return size
+    if where != "auto":
+        raise InputError(f"teacher.cache={where}: {reason}")
+    log.info("cache: off, %s", reason)
+    return None
 
 
 def key_of(frozen: Frozen, data: Any, precision: str, network: Mapping[str, Any] | None = None) -> dict[str, Any]:
