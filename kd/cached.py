@@ -56,6 +56,11 @@ class Store:
         if not self.max_gb > 0:
             raise InputError(f"cache.max_gb must be above 0, got {self.max_gb:g}")
 
+    def of(self, precision: str) -> Store:
+        """The same for a teacher that computes in this precision: exact numbers are its own."""
+        exact = precision.startswith("64") and self.dtype == "float32"
+        return replace(self, dtype="float64") if exact else self
+
 
 class Cached(Hidden):
     """A frozen teacher whose logits for views met before come out of a table.
@@ -214,8 +219,7 @@ def cached(
     """
     if where == "off":
         return frozen
-    if precision.startswith("64") and store.dtype == "float32":
-        store = replace(store, dtype="float64")  # the network's own numbers
+    store = store.of(precision)
     size = _size(data, store, where)
     if size is None:
         return frozen

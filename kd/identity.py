@@ -34,7 +34,7 @@ INERT = (
     *("trainer.accelerator", "trainer.strategy", "trainer.deterministic", "trainer.benchmark"),
     *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
     *("trainer.enable_model_summary", "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode"),
-    *("trainer.limit_test_batches", "trainer.limit_predict_batches"),
+    "trainer.limit_predict_batches",
 )
 # Callbacks that change nothing of what is trained and kept.
 WATCHING = (
@@ -56,10 +56,10 @@ RESUMABLE = (
 # Arguments of Lightning's trainer that the training of a teacher takes from the run; the first change what is trained.
 STEP = (
     *("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm"),
-    *("devices", "num_nodes", "use_distributed_sampler", "reload_dataloaders_every_n_epochs", "plugins"),
+    *("devices", "num_nodes", "use_distributed_sampler", "reload_dataloaders_every_n_epochs", "plugins", "_target_"),
 )
 MACHINE = (
-    *("_target_", "accelerator", "strategy", "deterministic", "benchmark", "num_sanity_val_steps"),
+    *("accelerator", "strategy", "deterministic", "benchmark", "num_sanity_val_steps"),
     *("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly"),
     *("inference_mode",),
 )
@@ -85,7 +85,7 @@ def teacher_key(recipe: Config, data: Any, start: str | None = None) -> str:
         "network": {**network_key(network), "start": start},
         "data": data_key(recipe["data"], data),
         "optim": [with_content(recipe["optim"]), code_of(recipe["optim"])],
-        "trainer": course,
+        "trainer": [course, code_of(trainer)],
         "seed": recipe["seed"],
         "nan": recipe.get("nan", "stop"),
     }
@@ -129,11 +129,11 @@ def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
         words: overrides that all its runs share; those of objectives count.
         content: the data's sha256, where it is known.
     """
-    plainly = shaping(config, ("seed", "objective", "pair"))
+    plainly = shaping(config, ("seed", "objective"))
     plainly = {
         key: content_of(value) or value if key.endswith("checkpoint") else value for key, value in plainly.items()
     }
-    said = sorted(word for word in words if word.startswith(("objective.", "pair.")))
+    said = sorted(word for word in words if word.lstrip("+~").startswith(("objective.", "loss@")))
     nodes = [config[group] for group in ("student", "teacher", "data", "optim", "callbacks")]
     return digest([plainly, said, content, code_of(nodes)], 12)
 

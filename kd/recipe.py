@@ -81,6 +81,7 @@ def recipe_of(config: Config) -> dict[str, Any]:
         "task": "teacher",
         "student": own,
         "teacher": None,
+        "data": {**config["data"], **(node.get("data") or {})},
         "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
         "optim": optim,
         "callbacks": _callbacks(config),

@@ -174,10 +174,9 @@ def with_weights(config: Config, data: Any) -> Config:
 
 def trained_teacher(config: Config, data: Any) -> Path:
     """The folder of the run that trained this teacher, see :mod:`kd.identity`; it is trained now if there is none."""
-    if config["teacher"].get("data"):
-        config = {**config, "data": {**config["data"], **config["teacher"]["data"]}}
-        data = assemble.data(config)
     recipe = recipe_of(config)
+    if recipe["data"] != config["data"]:
+        data = assemble.data(recipe)
     name = f"{run.name_of(recipe['student'])}-{teacher_key(recipe, data, start_of(recipe, data))}"
     folder = Path(recipe["teachers"]) / name
     if (folder / run.SUMMARY).is_file():
