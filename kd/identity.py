@@ -34,7 +34,8 @@ INERT = (
     *("trainer.accelerator", "trainer.strategy", "trainer.deterministic", "trainer.benchmark"),
     *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
     *("trainer.enable_model_summary", "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode"),
-    "trainer.limit_predict_batches",
+    *("trainer.limit_predict_batches", "trainer.enable_autolog_hparams", "trainer.model_registry", "trainer.logger"),
+    "trainer.default_root_dir",
 )
 # Callbacks that change nothing of what is trained and kept.
 WATCHING = (

@@ -70,7 +70,7 @@ def teacher_of(config: Config) -> str:
 
 
 def identities(config: Config) -> dict[str, str]:
-    """T: the trained teacher; A: the table of its answers; C: the run whose checkpoints may be resumed; S: the study."""
+    """T: the trained teacher; A: the table of its answers; C: the run, as its checkpoints know it; S: the study."""
     run = repr(sorted(shaping(config, RESUMABLE).items()))
     return {"T": teacher_of(config), "A": answers_of(config), "C": run, "S": study_key(config, (), "x")}
 
