@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 import kd
 from kd.errors import InputError, Stopped, TrainingFailed, nearest
-from kd.words import expanded
 
 BUG, INPUT, FAILED = 1, 2, 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -179,8 +178,11 @@ def check_words() -> list[Override]:
 
 def _teachers(word: str, parsed: Mapping[str, Override]) -> list[str]:
     """The words for a teacher that is a list of networks or a run folder; any other word as it is."""
-    if word not in parsed or (value := _text(parsed[word])) is None:
+    of_teacher = word in parsed and parsed[word].key_or_group in ("teacher", "teacher.checkpoint")
+    if not of_teacher or (value := _text(parsed[word])) is None:
         return _several_teachers(word)
+    from kd.words import expanded  # which imports Lightning, and that takes seconds
+
     spoken = {each.key_or_group: each.value() for each in parsed.values() if not each.is_sweep_override()}
     return expanded(word, parsed[word].key_or_group, value, spoken, _choices())
 
