@@ -183,6 +183,16 @@ def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
     return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
 
 
+def _check_described(student: Mapping[str, Any], written: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a summary that does not describe the student as its file of weights does."""
+    for key in ("config", "mean", "std", "size"):
+        if key in written and written[key] != student.get(key):
+            raise InputError(
+                f"{folder / SUMMARY} was edited: it says student.{key}={student.get(key)}, but {STUDENT} was written "
+                f"with {written[key]}"
+            )
+
+
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
@@ -207,7 +217,9 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     }
     mean, std = student["mean"], student["std"]
     network = network_of(node, "student", data["classes"], data["shape"], mean, std, trust=trust)
-    state = without_prefix(read(folder / STUDENT), network.net.state_dict()).state
+    weights = without_prefix(read(folder / STUDENT), network.net.state_dict())
+    _check_described(student, weights.about, folder)
+    state = weights.state
     if any(tensor.dtype == torch.float64 for tensor in state.values()):  # of a run in trainer.precision=64-true
         network.double().net.load_state_dict(state)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:

@@ -95,7 +95,11 @@ def check_checkpoints(config: Config, folder: Path, found: Saved | None) -> None
     integrity.check(found.path, found.content, config, files_of(config))
     best = folder / run.CHECKPOINTS / "best.ckpt"
     if best.is_file():
-        integrity.check(best, integrity.read(best), config, files_of(config))
+        try:
+            content = integrity.read(best)
+        except integrity.Damaged as error:
+            raise InputError(f"{error}; put a copy of it back, or start the run anew") from error
+        integrity.check(best, content, config, files_of(config))
 
 
 def fit(
@@ -141,7 +145,7 @@ def leave_behind(
 ) -> None:
     """Writes the student, its answers on the test set, the history and, last of all, the summary."""
     summary["student"]["sha256"] = fingerprint(bare(distiller.student))
-    about = {key: json.dumps(summary["student"][key]) for key in ("name", *Pixels._fields)}
+    about = {key: json.dumps(summary["student"][key]) for key in ("name", "config", *Pixels._fields)}
     save(bare(distiller.student), folder / run.STUDENT, metadata=about)
     if (term := distiller.objective.predictor) is not None:
         predictor.keep(term, folder)

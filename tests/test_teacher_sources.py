@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Complain
 from safetensors.torch import load_file, save_file
 from trained import trained
@@ -301,6 +302,74 @@ def test_weights_replaced_under_the_same_path_are_seen(source: Path, tmp_path: P
     state = load_file(run / "student.safetensors")
     save_file({key: value + 1 for key, value in state.items()}, run / "student.safetensors")
     assert files_of(config) != before
+
+
+def test_an_edited_description_of_a_run_is_refused_where_it_is_read(source: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    whole = json.loads((run / "summary.json").read_text())
+    for key, value in (("config", {**whole["student"]["config"], "heads": 4}), ("mean", [0.1]), ("size", 16)):
+        summary = {**whole, "student": {**whole["student"], key: value}}
+        (run / "summary.json").write_text(json.dumps(summary))
+        for read in (kd.load, lambda run: evaluate(str(run))):
+            with pytest.raises(InputError, match=rf"was edited: it says student\.{key}="):
+                read(run)
+
+
+def test_an_edited_teacher_of_a_run_is_not_measured(source: Path, tmp_path: Path) -> None:
+    words = ("teacher=vit_tiny", "teacher.heads=2", f"teacher.checkpoint={source}")
+    run = trained(tmp_path, *PLAIN, *words)
+    evaluate(str(run))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for key, value in (("heads", 4), ("classes", [3, 2, 1, 0])):
+        edited = {**config, "teacher": {**config["teacher"], key: value}}
+        (run / "config.yaml").write_text(yaml.safe_dump(edited))
+        with pytest.raises(InputError, match=f"was edited: its teacher has {key}="):
+            evaluate(str(run))
+
+
+# ---------------------------------------------------------------- the teacher's own course
+
+
+STOP, SWA = (f"pytorch_lightning.callbacks.{name}" for name in ("EarlyStopping", "StochasticWeightAveraging"))
+CUTS = {
+    "early stopping": f"+callbacks.stop={{_target_: {STOP}, monitor: val/acc, patience: 1}}",
+    "weight averaging": f"+callbacks.swa={{_target_: {SWA}, swa_lrs: 0.01}}",
+    "max_steps": "+trainer.max_steps=3",
+    "overfit_batches": "+trainer.overfit_batches=2",
+    "limit_train_batches": "trainer.limit_train_batches=2",
+    "no best": "callbacks.best=null",
+}
+
+
+def test_what_cuts_the_students_training_short_does_not_cut_its_teachers(tmp_path: Path) -> None:
+    words = (*PLAIN, "teacher=mlp", "teacher.epochs=4", "epochs=1")
+    whole = trained(tmp_path, *words)
+    known = sha256_of(whole)
+    for name, word in CUTS.items():
+        run = trained(tmp_path / name, *words, word)
+        (teacher,) = (tmp_path / name / "teachers").iterdir()
+        assert json.loads((teacher / "summary.json").read_text())["training"]["steps"] == 4 * (180 // 16), name
+        assert sha256_of(run) == known, name
+        assert teacher.name == next((tmp_path / "teachers").iterdir()).name
+
+
+def test_the_teachers_course_can_be_said(tmp_path: Path) -> None:
+    trained(tmp_path, *PLAIN, "teacher=mlp", "teacher.epochs=4", "teacher.trainer={limit_train_batches: 2}")
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    assert json.loads((teacher / "summary.json").read_text())["training"]["steps"] == 8
+
+
+def test_a_stopped_training_of_a_teacher_is_resumed_by_a_run_with_another_temperature(tmp_path: Path) -> None:
+    words = (*PLAIN, "teacher=mlp", "teacher.epochs=3", "data.pad=1")
+    trained(tmp_path, *words)
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    before = load_file(teacher / "student.safetensors")
+    (teacher / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run")
+    run = trained(tmp_path, *words, "T=2", "alpha=0.5", "speed.compile=false", "cache.topk=2", "seed=3")
+    assert (teacher / "summary.json").is_file()
+    assert json.loads((run / "summary.json").read_text())["objective"]["T"] == 2
+    assert all(torch.equal(value, before[key]) for key, value in load_file(teacher / "student.safetensors").items())
 
 
 # ---------------------------------------------------------------- tables of answers
