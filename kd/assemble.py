@@ -21,6 +21,8 @@ from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
+from kd.from_run import check_network
+from kd.identity import answers_key, files_of
 from kd.living import DISTILLERS, lives
 from kd.models.check import check
 from kd.models.normalized import Normalized, bare
@@ -110,7 +112,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
             raise InputError("no training image has a label, and every term of the objective needs one")
         terms.tell("attach_data", len(labels), labels)
-    kept = {"config": dict(config)}
+    kept = {"config": dict(config), "files": files_of({"student": config["student"]})}
     shuffle = shuffled(config["teacher"])
     optimiser = optim(config["optim"])
     apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
@@ -127,7 +129,8 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
 
 def _living(node: Config, student: nn.Module, data: Any) -> nn.Module:
     """A teacher that changes with the student: made from it, or of other students."""
-    kept = ("name", "peers", "shuffle") if node["_target_"] == target_of(Moving) else ("name", "peers")
+    kept = ["name", "peers", "min_accuracy", "trainer"]  # the last two are said by debug= for any teacher
+    kept += ["shuffle"] if node["_target_"] == target_of(Moving) else []
     made = build({key: value for key, value in node.items() if key not in kept}, "teacher", partial=True)
     with placed("teacher"):
         if "peers" not in node:
@@ -161,7 +164,7 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
                 callbacks=[*own, quick, *callbacks],  # whether a teacher can teach comes before how fast it does
                 logger=loggers or False,
                 default_root_dir=str(folder),
-                plugins=[WholeFiles()],
+                plugins=[WholeFiles(config)],
             )
         except (MisconfigurationException, ImportError) as error:
             raise InputError(str(error)) from error
@@ -195,7 +198,9 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
         found[name] = _cached(config, name, frozen, data) if cache else frozen
     if not found or "" in found:
         return found.get("")
-    options = {key: value for key, value in node.items() if key not in ("members", "min_accuracy", "shuffle")}
+    options = {
+        key: value for key, value in node.items() if key not in ("members", "min_accuracy", "shuffle", "trainer")
+    }
     return build(options, "teacher", members=found)
 
 
@@ -205,7 +210,7 @@ def _cached(config: Config, name: str, frozen: Frozen, data: Any) -> Frozen | Ca
         store = Store(**config["cache"])
     precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
     table = origin(node, place(name)).get("cache", "auto")
-    return cached(frozen, data, table, store, run.name_of(node), precision)
+    return cached(frozen, data, table, store, run.name_of(node), precision, answers_key(node))
 
 
 def min_accuracies(node: Config | None) -> dict[str, float | None]:
@@ -222,6 +227,7 @@ def place(name: str) -> str:
 
 
 def _frozen(node: Config, at: str, data: Any, asked: Config) -> Frozen:
+    check_network(asked, at)
     options = origin(asked, at)
     classes, outputs = options.get("classes"), options.get("outputs")
     if classes is not None:

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.data.cache import DTYPES, Table
 from kd.errors import InputError, unknown
-from kd.models.normalized import Normalized
+from kd.identity import structure_key
+from kd.models.normalized import Normalized, bare
 from kd.teacher import Frozen, Hidden
 
 log = logging.getLogger(__name__)
 
 # how far a looked-up row may lie from a fresh answer, as a share of the largest logit: rounding, no more
-TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+TOLERANCE = {"float64": 1e-5, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+CHECKED = 8  # rows
 TF32 = 2e-2  # the same where convolutions round to TF32, and perhaps did not when the row was written
 
 
@@ -54,13 +56,19 @@ class Store:
         if not self.max_gb > 0:
             raise InputError(f"cache.max_gb must be above 0, got {self.max_gb:g}")
 
+    def of(self, precision: str) -> Store:
+        """The same for a teacher that computes in this precision: exact numbers are its own."""
+        exact = precision.startswith("64") and self.dtype == "float32"
+        return replace(self, dtype="float64") if exact else self
+
 
 class Cached(Hidden):
     """A frozen teacher whose logits for views met before come out of a table.
 
     A batch without ``index`` and ``view`` (evaluation) is answered by the network, and so is every batch once
-    layers are tapped, as only logits are kept. A half-known batch runs only what is missing. The first
-    looked-up rows of each epoch are compared with fresh answers.
+    layers are tapped, as only logits are kept. A half-known batch runs only what is missing. In each epoch the first
+    looked-up rows are compared with fresh answers: the first batch, or of batches that are known in part so many rows
+    that they are ``CHECKED`` together. That takes one batch of the network at most for each epoch.
 
     Args:
         frozen: the teacher.
@@ -76,7 +84,7 @@ class Cached(Hidden):
         self.__dict__["frozen"] = frozen
         self.table, self.tolerance = table, tolerance
         self.looked_up = self.asked = 0
-        self._checked = False
+        self._unchecked = CHECKED
         self._epoch: Tensor | None = None
 
     frozen: Frozen
@@ -110,8 +118,9 @@ class Cached(Hidden):
         count = int(index.max()) + 1
         if device.type == "cuda" and 4 * count * self.table.classes > torch.cuda.mem_get_info(device)[0] / 2:
             return
-        answers = torch.zeros(count, self.table.classes)
-        answers[index] = self.table.read(rows)
+        known = self._read(rows, index.device)
+        answers = known.new_zeros(count, self.table.classes)
+        answers[index] = known
         self._epoch = answers.to(device)
 
     @torch.no_grad()
@@ -129,24 +138,34 @@ class Cached(Hidden):
         known = int(met.sum())
         self.asked, self.looked_up = self.asked + len(rows), self.looked_up + known
         if known == len(rows):
-            logits = self.table.read(rows).to(batch.images.device)
+            logits = self._read(rows, batch.images.device)
             self._check(batch, logits)
             return {"": logits}
         return {"": self._filled(batch, rows, met, known)}
 
     def _filled(self, batch: Batch, rows: Tensor, met: Tensor, known: int) -> Tensor:
+        if known and self._unchecked:
+            old = met.nonzero().flatten()[: self._unchecked]
+            at = old.to(batch.images.device)
+            self._check(Batch(batch.images[at], batch.labels[at]), self._read(rows[old], at.device))
         missing = (~met).nonzero().flatten()
         some = missing.to(batch.images.device)
         images, labels = (batch.images, batch.labels) if not known else (batch.images[some], batch.labels[some])
         fresh = self.frozen(Batch(images, labels))[""]
         self.table.write(rows[missing], fresh.cpu())
-        return self.table.read(rows).to(fresh)  # as every later look-up gives it
+        return self._read(rows, fresh.device)  # as every later look-up gives it
+
+    def _read(self, rows: Tensor, device: torch.device) -> Tensor:
+        """The logits [B, C] in met rows [B], in float64 where the network is."""
+        logits = self.table.read(rows)
+        network = next(self.network.parameters(), logits)
+        return logits.to(device, torch.promote_types(logits.dtype, network.dtype))
 
     def _check(self, batch: Batch, logits: Tensor) -> None:
-        """Compares one batch of looked-up rows with fresh answers: nothing else would notice a wrong table."""
-        if self._checked:
+        """Compares looked-up rows with fresh answers: nothing else would notice a wrong table."""
+        if not self._unchecked:
             return
-        fresh = self.frozen(batch)[""].float()
+        fresh = self.frozen(batch)[""].to(logits.dtype)
         if self.table.topk:  # only what is kept can be compared
             top = logits.topk(self.table.topk, -1).indices
             fresh, logits = fresh.log_softmax(-1).gather(1, top), logits.gather(1, top)
@@ -157,12 +176,12 @@ class Cached(Hidden):
                 f"the cache {self.table.folder} does not hold this teacher's answers: they differ by {apart:.2g} of "
                 "the largest logit; delete it, or say teacher.cache=off"
             )
-        self._checked = True
+        self._unchecked = max(self._unchecked - len(logits), 0)
 
     def settle(self) -> None:
         """Brings what is new to the disk, at an epoch's end; the next epoch checks again."""
         self.table.flush()
-        self._checked, self._epoch = False, None
+        self._unchecked, self._epoch = CHECKED, None
 
     def keep(self) -> None:
         """Brings what is new to the disk, so that a run that goes on from a checkpoint meets the same rows."""
@@ -175,7 +194,15 @@ class Cached(Hidden):
         return {} if not asked else {"cache_hits": share}
 
 
-def cached(frozen: Frozen, data: Any, where: str, store: Store, name: str, precision: str) -> Frozen | Cached:
+def cached(
+    frozen: Frozen,
+    data: Any,
+    where: str,
+    store: Store,
+    name: str,
+    precision: str,
+    network: Mapping[str, Any] | None = None,
+) -> Frozen | Cached:
     """The teacher with a table of its answers, or without, where they cannot be kept; says which and why.
 
     Args:
@@ -185,45 +212,53 @@ def cached(frozen: Frozen, data: Any, where: str, store: Store, name: str, preci
         store: how answers are kept.
         name: the teacher's, for the folder's name.
         precision: in which it computes, as Lightning calls it.
+        network: of :func:`kd.identity.answers_key`; None takes the network's own modules.
 
     Raises:
         InputError: an explicit folder that cannot serve.
     """
     if where == "off":
         return frozen
-    count = getattr(data, "views", 0)
-    reason = None if count else "the augmentations of this data cannot be counted (data.views=K draws K for each image)"
-    if reason is None:
-        samples = data.counts()["train"]
-        size = Table.bytes(samples, count, data.classes, _known(store.dtype), store.topk) / 1e9
-        if size > store.max_gb:
-            reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
-    if reason is not None:
-        if where != "auto":
-            raise InputError(f"teacher.cache={where}: {reason}")
-        log.info("cache: off, %s", reason)
+    store = store.of(precision)
+    size = _size(data, store, where)
+    if size is None:
         return frozen
-    key = key_of(frozen, data, precision)
+    key, samples = key_of(frozen, data, precision, network), data.counts()["train"]
     folder = Path(store.root) / f"{name}-{digest(key, store)}" if where == "auto" else Path(where)
     try:
-        made = Table(folder, key, samples, count, data.classes, store.dtype, store.topk)
+        made = Table(folder, key, samples, data.views, data.classes, store.dtype, store.topk)
     except InputError as error:
         if where == "auto" and _no_space(folder, size):
             log.info("cache: off, %s", error)
             return frozen
         raise
     log.info("cache: %s, %s views, %.2f GB, %.1f %% met", folder, f"{made.rows:,}", size, 100 * made.met.float().mean())
-    return Cached(frozen, made, TOLERANCE[store.dtype] if precision.startswith("32") else 0.1)
+    return Cached(frozen, made, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
 
 
-def key_of(frozen: Frozen, data: Any, precision: str) -> dict[str, Any]:
-    """What a teacher's logits for a view depend on."""
-    network = frozen.network
+def _size(data: Any, store: Store, where: str) -> float | None:
+    """How many GB the answers for this data take; None, which is said, where they cannot be kept."""
+    count = getattr(data, "views", 0)
+    reason, size = "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
+    if count:
+        size = Table.bytes(data.counts()["train"], count, data.classes, _known(store.dtype), store.topk) / 1e9
+        reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
+    if count and size <= store.max_gb:
+        return size
+    if where != "auto":
+        raise InputError(f"teacher.cache={where}: {reason}")
+    log.info("cache: off, %s", reason)
+    return None
+
+
+def key_of(frozen: Frozen, data: Any, precision: str, network: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a teacher's logits for a view depend on; the arguments are those of :func:`cached`."""
+    module = frozen.network
     pixels: Mapping[str, Any] = {}
-    if isinstance(network, Normalized):
-        pixels = {"mean": network.mean.flatten().tolist(), "std": network.std.flatten().tolist(), "size": network.size}
+    if isinstance(module, Normalized):
+        pixels = {"mean": module.mean.flatten().tolist(), "std": module.std.flatten().tolist(), "size": module.size}
     return {
-        "teacher": frozen.fingerprint(),
+        "teacher": {**(network or structure_key(bare(module))), "sha256": frozen.fingerprint()},
         "pixels": pixels,
         "columns": None if frozen.columns is None else frozen.columns.tolist(),
         "data": data.train_sha256(),

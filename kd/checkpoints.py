@@ -19,7 +19,9 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
+from kd import integrity
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
+from kd.identity import files_of
 from kd.run import CHECKPOINTS, shown
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,15 @@ PATIENCE = 10.0  # seconds that a validation may go on after a signal
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes beside the target, brings it to the disk and renames; reads nothing but tensors and plain containers."""
+    """Writes beside the target, brings it to the disk and renames; reads nothing but tensors and plain containers.
+
+    Args:
+        config: of the run, whose checkpoints alone are read; None reads any.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Replaces ``path`` by the checkpoint, or leaves it as it was.
@@ -43,7 +53,7 @@ class WholeFiles(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(integrity.sealed(checkpoint), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -59,7 +69,10 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = integrity.read(Path(path), map_location)
+        if self.config is not None:
+            integrity.check(Path(path), content, self.config, files_of(self.config))
+        return content
 
 
 def tensors_of(content: Any) -> list[torch.Tensor]:
@@ -235,9 +248,9 @@ def latest(folder: Path) -> Saved | None:
     found = [path for name in (LAST, PREVIOUS) if (path := folder / CHECKPOINTS / name).is_file()]
     for path in found:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a torn file may trip its reader anywhere
-            log.warning("%s is damaged or cut off (%s); going back to the one before", path, type(error).__name__)
+            content = integrity.read(path)
+        except integrity.Damaged as error:
+            log.warning("%s; trying the one before", error)
             continue
         about = content.get("kd") if isinstance(content, dict) else None
         if not isinstance(about, dict) or not isinstance(about.get("format_version"), int):

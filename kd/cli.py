@@ -32,6 +32,7 @@ from kd import processes
 from kd.complaint import NO_SPACE, check_words
 from kd.ending import Ended, say, told
 from kd.errors import InputError
+from kd.models.weights import Origin
 from kd.processes import Job
 from kd.registry import defaults_of, load_plugins, models, node_of
 from kd.teacher import Ensemble
@@ -239,11 +240,13 @@ def _register() -> None:
     else:
         import kd.data.folder  # noqa: F401 (registers it)
     store.store(group="teacher", name="none", node={"_target_": None}, provider="kd")
+    from_run = {"_target_": MISSING, **defaults_of(Origin)}
+    store.store(group="teacher", name="from_run", node=from_run, provider="kd")
     ensemble = {"_target_": "kd.teacher.Ensemble", "members": {}, **defaults_of(Ensemble)}
     store.store(
         group="teacher",
         name="ensemble",
-        node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False},
+        node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False, "trainer": None},
         provider="kd",
     )
 

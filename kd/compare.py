@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from kd import assemble, run
 from kd.errors import InputError
+from kd.identity import differing, files_of, study_key
+from kd.place import sha256_of
 from kd.ranges import check
 from kd.train import train, with_weights
 
@@ -75,7 +75,14 @@ def plan(
     return [Cell(label, role, seed, words) for seed in numbers for label, (role, words) in named.items()]
 
 
-def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> str:
+class Prepared(NamedTuple):
+    """A study's name, the same for the same configuration, and of each label the data's sha256, where it is known."""
+
+    name: str
+    contents: dict[str, str | None]
+
+
+def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> Prepared:
     """Checks each label's configuration and trains the teacher if it has to be, and one process can do it.
 
     What comes back is a name for the study, the same for the same configuration apart from objectives and seeds;
@@ -87,17 +94,16 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> s
     first = next(config for label, config in configs.items() if label != SCRATCH)
     if not assemble.members(first["teacher"]):
         raise InputError("teacher=none: a comparison needs a teacher")
-    for config in configs.values():  # all of them, before the first costs time
+    contents: dict[str, str | None] = {}
+    for label, config in configs.items():  # all of them, before the first costs time
         check(config)
         data = assemble.data(config)
+        contents[label] = sha256_of(data)
         assemble.distiller(config, data, assemble.teacher(config, data, weights=False))
     if first["trainer"].get("devices", 1) == 1:  # else by the processes of the first run that it teaches
         with_weights(first, assemble.data(first))
-    free = ("cell", "seed", "logger", "callbacks", "objective", "pair")
-    plainly = {key: value for key, value in first.items() if key not in free}
-    plainly |= {"words": sorted(word for word in words if word.startswith(("objective.", "pair.")))}
-    digest = hashlib.sha256(json.dumps(plainly, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return f"{run.name_of(first['student'])}-{digest}"
+    content = next(contents[label] for label, config in configs.items() if config is first)
+    return Prepared(f"{run.name_of(first['student'])}-{study_key(first, words, content)}", contents)
 
 
 def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict[str, Any]:
@@ -107,31 +113,33 @@ def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict
     return train(config, folder, go_on=True, objective=objective, cell=dict(config["cell"]))
 
 
-def check_same(config: Mapping[str, Any], folder: Path) -> None:
-    """Whether a run is of this configuration, apart from its seed.
+def check_same(config: Mapping[str, Any], folder: Path, content: str | None = None) -> None:
+    """Whether a run is of this configuration, apart from its seed and from what shapes no result.
+
+    Args:
+        config: a cell's.
+        folder: of the run.
+        content: the data's sha256 now, to be compared with a finished run's; None where it is not known.
 
     Raises:
         InputError: it is not; the first key that differs is named.
     """
     try:
-        known = yaml.safe_load((folder / "config.yaml").read_text())
+        known: dict[str, Any] = yaml.safe_load((folder / run.CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
-    free = ("cell", "seed", "about")
-    here, there = (_flat({k: v for k, v in part.items() if k not in free}) for part in (config, known))
-    differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
-    # a teacher's checkpoint is filled in by the run, and a bar shapes no result
-    filled = re.compile(r"teacher\.(.+\.)?checkpoint|.*\.enable_progress_bar")
-    differing = [key for key in differing if not filled.fullmatch(key)]
-    if differing:
-        key = differing[0]
-        raise InputError(f"{folder} holds a run with {key}={there.get(key)}, not {here.get(key)}; give another study=")
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix.rstrip("."): node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+    # a teacher's checkpoint is filled in by the run
+    for key, here, there in differing(config, known, ("seed", "teacher.checkpoint", "teacher.members.*.checkpoint")):
+        raise InputError(f"{folder} holds a run with {key}={there}, not {here}; give another study=")
+    then = (known.get("about") or {}).get("files") or {}
+    for key, sha256 in files_of(config).items():
+        if then.get(key, sha256) != sha256:
+            raise InputError(f"{folder} holds a run whose {key} held other weights than now; give another study=")
+    summary: dict[str, Any] = {}
+    if content is not None and (folder / run.SUMMARY).is_file():
+        summary = run.read_summary(folder)
+    if summary and summary["seed"] == config["seed"] and summary["data"].get("sha256", content) != content:
+        raise InputError(f"{folder} holds a run on other data than there is now; give another study=")
 
 
 def _of_teaching(word: str) -> bool:

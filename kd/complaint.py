@@ -8,13 +8,14 @@ import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -180,11 +181,34 @@ def check_words() -> list[Override]:
     if given.experimental_rerun:
         raise InputError("--experimental-rerun runs a pickle; give the overrides again, or resume=RUN")
     flags = [word for word in sys.argv[1:] if word not in given.overrides]
-    sys.argv[1:] = flags + [word for override in given.overrides for word in _several_teachers(override)]
     # kd-compare's variants are lists of overrides, which Hydra's grammar does not know
-    parsed = [_parsed(word) for word in given.overrides if not word.startswith("+variants.")]
-    _check_choices(parsed)
-    return parsed
+    parsed = {word: _parsed(word) for word in given.overrides if not word.startswith("+variants.")}
+    _check_choices(list(parsed.values()))
+    sys.argv[1:] = flags + [word for override in given.overrides for word in _teachers(override, parsed)]
+    return list(parsed.values())
+
+
+def _teachers(word: str, parsed: Mapping[str, Override]) -> list[str]:
+    """The words for a teacher that is a list of networks or a run folder; any other word as it is."""
+    of_teacher = word in parsed and parsed[word].key_or_group in ("teacher", "teacher.checkpoint")
+    if not of_teacher or (value := _text(parsed[word])) is None:
+        return _several_teachers(word)
+    from kd.words import expanded  # which imports Lightning, and that takes seconds
+
+    spoken = {each.key_or_group: each.value() for each in parsed.values() if not each.is_sweep_override()}
+    return expanded(word, parsed[word].key_or_group, value, spoken, _choices())
+
+
+def _text(word: Override) -> str | None:
+    """The value of an override that is a string."""
+    value = None if word.is_delete() or word.is_sweep_override() else word.value()
+    value = value.text if isinstance(value, QuotedString) else value
+    return value if isinstance(value, str) else None
+
+
+def _choices() -> list[str]:
+    stored = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get("teacher", {})]
+    return stored + [path.stem for path in (kd.CONFIG_DIR / "teacher").glob("*.yaml")]
 
 
 def _parsed(word: str) -> Override:

@@ -25,7 +25,7 @@ from kd.optim import Optim
 from kd.place import go_on, place_of, sha256_of
 from kd.run import versions
 from kd.taps import Taps
-from kd.teacher import Ensemble, Frozen
+from kd.teacher import Ensemble, Frozen, Hidden, fingerprints
 
 
 class Distiller(pl.LightningModule):
@@ -76,6 +76,9 @@ class Distiller(pl.LightningModule):
         self.parts: dict[str, Tensor] = {}
         self.seed = int(dict(config or {}).get("seed", 0))
         self.teacher_sha256 = None if teacher is None else teacher.fingerprint()
+        frozen = teacher.networks() if isinstance(teacher, Hidden) else {}
+        # as they were loaded: training in float64 takes them there
+        self.members_sha256 = {name: fingerprints({"": network}) for name, network in frozen.items()}
 
     @torch.no_grad()
     def _build(self, shape: Sequence[int], classes: int) -> None:

@@ -71,8 +71,8 @@ def restore(student: Normalized, about: Mapping[str, Any], shape: list[int], fol
         raise InputError(f"{folder}: {type(loss).__name__} cannot answer for a student")
     answering = Answering(student, loss, about["layer"])
     with torch.no_grad():
-        features = answering.taps(torch.zeros(2, *shape))[about["layer"]]
+        features = answering.taps(torch.zeros(2, *shape))[about["layer"]].float()
         loss.attach(student.net, nn.Linear(about["width"], about["classes"]))
         loss.build(features, features.new_zeros(2, about["width"], *about["size"]))
-    load_into(loss, folder / FILE)
+    load_into(loss.to(student.mean.dtype), folder / FILE)
     return answering

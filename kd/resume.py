@@ -13,21 +13,13 @@ import yaml
 import kd
 from kd.announce import conclude
 from kd.errors import InputError
+from kd.identity import INERT, RESUMABLE, matches
 from kd.registry import check_registered, target_of
 from kd.run import CONFIG, SUMMARY, read_summary
 from kd.teacher import Ensemble
 from kd.train import train
 
 log = logging.getLogger(__name__)
-
-# what may be said anew: how long and where a run goes on; none of it changes what a step computes
-FREE = (
-    *("epochs", "trainer.max_epochs", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
-    *("data.root", "data.workers", "data.download", "teacher.checkpoint", "student.checkpoint"),
-    *("logger", "callbacks"),
-    *("cache.root", "cache.max_gb", "teachers", "nan"),
-)
 
 
 def config_of(run: str, trust: bool = False) -> dict[str, Any]:
@@ -111,7 +103,7 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
             there = _at(config, name)
             if here == there:
                 continue
-            if any(name == free or name.startswith(f"{free}.") for free in FREE):
+            if matches(name, (*INERT, *RESUMABLE)):
                 config = _with(config, name.split("."), here)
             else:
                 differing.append(f"{name} ({there} there, {here} here)")

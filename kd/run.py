@@ -14,14 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from kd import predictor
 from kd.errors import InputError, placed
 from kd.models.check import usable
+from kd.models.containers import read
 from kd.models.cost import size_of as size_of
 from kd.models.hub import offered
+from kd.models.keys import without_prefix
 from kd.models.normalized import Normalized
 from kd.models.weights import fingerprint, prepare
 from kd.processes import launch, started_outside
@@ -188,10 +191,20 @@ def title_of(node: Mapping[str, Any]) -> str:
     return str(node.get("path") or name_of(node))
 
 
+def _check_described(student: Mapping[str, Any], written: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a summary that does not describe the student as its file of weights does."""
+    for key in ("config", "mean", "std", "size"):
+        if key in written and written[key] != student.get(key):
+            raise InputError(
+                f"{folder / SUMMARY} was edited: it says student.{key}={student.get(key)}, but {STUDENT} was written "
+                f"with {written[key]}"
+            )
+
+
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
-    Its attribute ``net`` is the bare network.
+    Its attribute ``net`` is the bare network. It is in the precision in which the run kept it: float32, or float64.
 
     Args:
         folder: a run folder.
@@ -209,6 +222,11 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     options["checkpoint"] = str(folder / STUDENT)
     front = (student["mean"], student["std"])
     network = network_of(student["config"], "student", data["classes"], data["shape"], *front, trust, **options)
+    weights = without_prefix(read(folder / STUDENT), network.net.state_dict())
+    _check_described(student, weights.about, folder)
+    state = weights.state
+    if any(tensor.dtype == torch.float64 for tensor in state.values()):  # of a run in trainer.precision=64-true
+        network.double().net.load_state_dict(state)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
         raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
     network.eval()

@@ -119,10 +119,10 @@ def compare(words: Sequence[str], plain: Any) -> Failure | None:
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         configs = {cell.label: plain(compose("train", _composed(cell, rest))) for cell in cells}
         with _told():
-            name = prepare(configs, rest)
-        folder = Path(own.study) if own.study else Path("runs/compare") / name
+            prepared = prepare(configs, rest)
+        folder = Path(own.study) if own.study else Path("runs/compare") / prepared.name
         for cell in {cell.label: cell for cell in cells if cell not in left_of(cells, folder)}.values():
-            check_same(configs[cell.label], folder / cell.folder)
+            check_same(configs[cell.label], folder / cell.folder, prepared.contents[cell.label])
         folder.mkdir(parents=True, exist_ok=True)
         planned = {"words": list(words), "cells": [asdict(cell) for cell in cells]}
         run.write(folder / "plan.json", json.dumps(planned, indent=1) + "\n")

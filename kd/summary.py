@@ -65,7 +65,12 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
         return None
     nodes, networks = assemble.members(config["teacher"]), distiller.teacher.networks()
     around = (prepare,) if lives(config["teacher"]) else (prepare, Origin)
-    found = {name: _member(nodes[name], network, name, shape, accuracy, around) for name, network in networks.items()}
+    known = distiller.members_sha256
+    sha256 = {name: known.get(name) or fingerprints({"": network}) for name, network in networks.items()}
+    found = {
+        name: {**_member(nodes[name], network, name, shape, accuracy, around), "sha256": sha256[name]}
+        for name, network in networks.items()
+    }
     if "" in found:
         return found[""]
     together = {key: sum(about[key] for about in found.values()) for key in ("parameters", "macs")}
@@ -73,7 +78,7 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
         "name": assemble.teacher_name(config["teacher"]),
         "members": found,
         **together,
-        "sha256": distiller.teacher.fingerprint(),
+        "sha256": distiller.teacher_sha256 or distiller.teacher.fingerprint(),
         "accuracy": accuracy.get(""),
     }
 
@@ -90,7 +95,6 @@ def _member(
     return {
         **_network(node, network, shape, *around),
         "classes": options.get("classes"),
-        "sha256": fingerprints({"": network}),
         "checkpoint": options.get("checkpoint"),
         "accuracy": accuracy.get(name),
     }

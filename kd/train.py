@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -13,23 +12,23 @@ import pytorch_lightning as pl
 import yaml
 from torch import Tensor
 
-from kd import assemble, place, predictor, run
+from kd import assemble, integrity, place, predictor, run
 from kd.announce import announce, conclude
 from kd.assemble import Config, members
-from kd.checkpoints import latest
+from kd.checkpoints import Saved, latest
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.gate import Gate
+from kd.identity import files_of, teacher_key
 from kd.living import lives
 from kd.models.check import quietly
 from kd.models.normalized import Pixels, bare
-from kd.models.weights import Origin, fingerprint, prepare, save, save_tensors
+from kd.models.weights import fingerprint, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
-from kd.origin import origin
 from kd.preflight import preflight
 from kd.ranges import check, check_batches, check_monitors
-from kd.registry import split
+from kd.recipe import has_weights, recipe_of, start_of
 from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
@@ -61,6 +60,7 @@ def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> di
 def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     check(config)
     found = latest(folder)
+    check_checkpoints(config, folder, found)
     data = assemble.data(config)
     check_monitors(config, data.classes)
     record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
@@ -77,6 +77,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     if found is not None:
         place.check(found, data, distiller.teacher_sha256)
     if trainer.is_global_zero:
+        about = {**about, "files": files_of(config)}
         run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     try:
@@ -86,6 +87,24 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
             if close is not None:
                 close()  # else the next job of a sweep would go on writing into this one's W&B run
+
+
+def check_checkpoints(config: Config, folder: Path, found: Saved | None) -> None:
+    """Whether what a stopped run left is whole and of this configuration, before anything else is done.
+
+    Raises:
+        InputError: a checkpoint of another run, or a best one that is damaged.
+    """
+    if found is None:
+        return
+    integrity.check(found.path, found.content, config, files_of(config))
+    best = folder / run.CHECKPOINTS / "best.ckpt"
+    if best.is_file():
+        try:
+            content = integrity.read(best)
+        except integrity.Damaged as error:
+            raise InputError(f"{error}; put a copy of it back, or start the run anew") from error
+        integrity.check(best, content, config, files_of(config))
 
 
 def fit(
@@ -131,7 +150,7 @@ def leave_behind(
 ) -> None:
     """Writes the student, its answers on the test set, the history and, last of all, the summary."""
     summary["student"]["sha256"] = fingerprint(bare(distiller.student))
-    about = {key: json.dumps(summary["student"][key]) for key in ("name", *Pixels._fields)}
+    about = {key: json.dumps(summary["student"][key]) for key in ("name", "config", *Pixels._fields)}
     save(bare(distiller.student), folder / run.STUDENT, metadata=about)
     if (term := distiller.objective.predictor) is not None:
         predictor.keep(term, folder)
@@ -149,31 +168,28 @@ def cacheable(objective: Objective) -> bool:
 
 
 def with_weights(config: Config, data: Any) -> Config:
-    """The teacher's node with the file or run folder of the weights of each of its networks."""
+    """The teacher's node with the file or run folder of the weights of each of its networks, trained now if need be."""
     node = config["teacher"]
     if lives(node):
         return node
-    found = {name: {**own, "checkpoint": weights_of(config, own, data)} for name, own in members(node).items()}
+    known = members(node)
+    if "members" in node and node.get("trainer"):
+        known = {name: {"trainer": node["trainer"], **own} for name, own in known.items()}
+    ready = {name: has_weights(own, assemble.place(name), data) for name, own in known.items()}  # before any is trained
+    found: dict[str, Config] = {}
+    for name, own in known.items():
+        weights = own.get("checkpoint") if ready[name] else str(trained_teacher({**config, "teacher": own}, data))
+        found[name] = {**own, "checkpoint": weights}
     return found.get("", {**node, "members": found})
 
 
-def weights_of(config: Config, node: Config, data: Any) -> str | None:
-    """The file or run folder of a teacher's weights; None if its library has filled it with weights already."""
-    if node.get("checkpoint") or node.get("weights") or node.get("pretrained"):
-        return node.get("checkpoint")
-    return str(trained_teacher({**config, "teacher": node}, data))
-
-
 def trained_teacher(config: Config, data: Any) -> Path:
-    """The folder of the run that trained this teacher; it is trained now if there is none yet.
-
-    A teacher is known by its network, the data's content and augmentation, the optimiser, the course and the seed.
-    """
-    if changed := origin(config["teacher"], "teacher").get("data"):
-        config = {**config, "data": {**config["data"], **changed}}
-        data = assemble.data(config)
-    recipe = _recipe_of(config)
-    folder = _folder_of(recipe, place.sha256_of(data) or "")
+    """The folder of the run that trained this teacher, see :mod:`kd.identity`; it is trained now if there is none."""
+    recipe = recipe_of(config)
+    if recipe["data"] != config["data"]:
+        data = assemble.data(recipe)
+    name = f"{run.name_of(recipe['student'])}-{teacher_key(recipe, data, start_of(recipe, data))}"
+    folder = Path(recipe["teachers"]) / name
     if (folder / run.SUMMARY).is_file():
         log.info("teacher: reused from %s", folder)
         return folder
@@ -189,31 +205,3 @@ def trained_teacher(config: Config, data: Any) -> Path:
         except Stopped as stop:
             raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
     return folder
-
-
-def _recipe_of(config: Config) -> dict[str, Any]:
-    """The configuration of the run that trains the teacher of ``config``."""
-    node = config["teacher"]
-    own, options = split(node, "teacher", prepare, Origin)
-    own |= {key: options[key] for key in (*Pixels._fields, "output") if key in options}
-    return dict(config) | {
-        "task": "teacher",
-        "student": own,
-        "teacher": None,
-        "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
-        "optim": options.get("optim") or config["optim"],
-        "callbacks": {key: value for key, value in config["callbacks"].items() if key != "ema"},
-        "seed": options.get("seed") or 0,
-        "trainer": {**config["trainer"], "max_epochs": options.get("epochs") or config["epochs"]},
-    }
-
-
-def _folder_of(recipe: Config, content: str) -> Path:
-    """Where the run of a teacher's recipe lies; ``content`` is the data's sha256."""
-    machine = ("accelerator", "devices", "strategy", "enable_progress_bar", "log_every_n_steps", "num_nodes")
-    course = {key: value for key, value in recipe["trainer"].items() if key not in machine}
-    images = {key: value for key, value in recipe["data"].items() if key not in ("root", "download")}
-    parts = {key: recipe[key] for key in ("student", "optim", "seed")}
-    parts |= {"trainer": course, "data": images, "content": content}
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return Path(recipe["teachers"]) / f"{run.name_of(recipe['student'])}-{key}"

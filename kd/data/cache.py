@@ -16,7 +16,12 @@ from torch import Tensor
 
 from kd.errors import InputError, unknown
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 FORMAT = 1
 KEY = "key.json"
 
@@ -33,7 +38,7 @@ class Table:
         samples: training images.
         views: views of each.
         classes: logits in a row.
-        dtype: ``float32`` (exact), ``float16`` or ``bfloat16``.
+        dtype: ``float32`` (exact, or ``float64`` for a network in that), ``float16`` or ``bfloat16``.
         topk: how many classes are kept; 0 for all of them.
 
     Raises:
@@ -83,19 +88,21 @@ class Table:
         return samples * views * row
 
     def read(self, rows: Tensor) -> Tensor:
-        """The logits [B, C] in met rows [B], in float32; of the ``topk`` kind, log-probabilities at T = 1."""
-        values = self.parts["values"][rows].float()
+        """The logits [B, C] in met rows [B], in float32 at least; of the ``topk`` kind, log-probabilities at T = 1."""
+        values = self.parts["values"][rows]
+        values = values if values.dtype == torch.float64 else values.float()
         if not self.topk:
             return values
         rest = self.parts["rest"][rows].clamp(min=1e-12) / (self.classes - self.topk)
-        return rest.log().expand(-1, self.classes).scatter(1, self.parts["indices"][rows].long(), values)
+        return rest.log().to(values).expand(-1, self.classes).scatter(1, self.parts["indices"][rows].long(), values)
 
     def write(self, rows: Tensor, logits: Tensor) -> None:
         """Keeps the logits [B, C] of rows [B]; they are marked on disk when the next flush is due."""
         if self.topk:
-            values, indices = logits.float().log_softmax(-1).topk(self.topk, -1)
+            least = logits if logits.dtype == torch.float64 else logits.float()
+            values, indices = least.log_softmax(-1).topk(self.topk, -1)
             self.parts["indices"][rows] = indices.int()
-            self.parts["rest"][rows] = 1 - values.exp().sum(-1, keepdim=True)
+            self.parts["rest"][rows] = (1 - values.exp().sum(-1, keepdim=True)).float()
         else:
             values = logits
         self.parts["values"][rows] = values.to(self.parts["values"].dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import yaml
 
 from kd import assemble
@@ -14,7 +15,7 @@ from kd.errors import InputError
 from kd.living import DISTILLERS, lives
 from kd.registry import check_registered, named_by
 from kd.restore import Restored
-from kd.run import STUDENT, require
+from kd.run import CONFIG, STUDENT, require
 from kd.teacher import Ensemble
 
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
@@ -55,6 +56,8 @@ def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[as
             f"the teacher at {where} is not the run's: its sha256 is {sha256[:12]}..., the run's was "
             f"{about['sha256'][:12]}...; teacher_checkpoint=none leaves it out"
         )
+    if any(parameter.dtype == torch.float64 for parameter in found.student.parameters()):
+        teacher.double()  # as in the run
     return teacher, where
 
 
@@ -66,6 +69,7 @@ def _with_weights(
     nodes: dict[str, dict[str, Any]] = {}
     for name, member in assemble.members(node).items():
         own = told.get(name, {})
+        _check_described(member, {**(own.get("config") or {}), "classes": own.get("classes")}, folder)
         path = checkpoint or own.get("checkpoint")
         weights = _found(path, folder)
         if checkpoint is not None and weights is None:
@@ -75,6 +79,16 @@ def _with_weights(
         lost = {"absent": path} if path is not None and weights is None else {}
         nodes[name] = {**member, **pixels, "checkpoint": weights and str(weights), **lost}
     return nodes
+
+
+def _check_described(node: Mapping[str, Any], known: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a configuration whose teacher is not the summary's."""
+    for key, value in known.items():
+        if node.get(key) != value:
+            raise InputError(
+                f"{folder / CONFIG} was edited: its teacher has {key}={node.get(key)}, but the run's had {value}; "
+                "teacher_checkpoint=none leaves the teacher out"
+            )
 
 
 def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:

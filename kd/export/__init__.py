@@ -96,7 +96,7 @@ def _written(
 ) -> dict[str, Any]:
     """Writes file, eight-bit file and cards; answers with what ``card.json`` holds."""
     require(found.summary, found.folder, *SAID)
-    network = found.student.requires_grad_(False)
+    network = found.student.requires_grad_(False).float()
     if softmax:
         network = nn.Sequential(network, nn.Softmax(dim=1)).eval()
     path = held / made.file
