@@ -153,6 +153,17 @@ class Objective(nn.Module):
         """All layers that must be tapped in ``side``."""
         return sorted({layer for _, term in self.named_terms() for layer in term.layers(side)})
 
+    def init_epochs(self) -> int:
+        """The epochs of a stage of pre-training: those before any term with labels, where another ends; else 0."""
+        terms = [term for _, term in self.named_terms()]
+        first = min((term.start for term in terms if "labels" in term.needs), default=0)
+        ends = {end for term in terms for end in (term.stop, getattr(term.loss, "init_epochs", None))}
+        return first if first in ends else 0
+
+    def init_rate(self) -> float:
+        """The learning rate of pre-training as a share of the run's: the least that a loss asks for."""
+        return min(float(getattr(term.loss, "init_rate", 1.0)) for _, term in self.named_terms())
+
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
         """Lets every loss create what depends on shapes, from one example batch."""
         for name, term in self.named_terms():
