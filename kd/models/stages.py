@@ -24,7 +24,7 @@ SIZES = (64, 128, 224, 299, 384, 32, 28)  # pixels to try, where the network doe
 MOST = 4  # stages of a convolutional network
 PARTS = 3  # stages of a network of equal blocks, as of the zoo's transformers
 ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+IDLE = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def is_many(layer: str) -> bool:
@@ -99,7 +99,7 @@ def measured(network: nn.Module) -> dict[str, str]:
     for name in trunk:
         levels.setdefault(_resolution(calls[name]), []).append(name)
     kept = [
-        [name for name in names if not isinstance(inner.get_submodule(name), POOLS)]
+        [name for name in names if not isinstance(inner.get_submodule(name), IDLE)]
         for size, names in levels.items()
         if size > 1 and any(_parametric(inner.get_submodule(name)) for name in names)
     ]
