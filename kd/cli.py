@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import kd
@@ -34,7 +35,7 @@ from kd.ending import Ended, say, told
 from kd.errors import InputError
 from kd.models.weights import Origin
 from kd.processes import Job
-from kd.registry import defaults_of, load_plugins, models, node_of
+from kd.registry import defaults_of, load_plugins, models, node_of, optimisers
 from kd.teacher import Ensemble
 
 SAVED = ".hydra/config.yaml"
@@ -230,6 +231,8 @@ def _register() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen backbone is meant to be
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
+    OmegaConf.register_new_resolver("for_optim", _for_optim, replace=True)
+    OmegaConf.register_new_resolver("by_term", _by_term, replace=True)
     OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
     store = ConfigStore.instance()
     # Hydra copies the whole store for each of its questions, a hundred times for --help; nodes are copied when read
@@ -249,6 +252,21 @@ def _register() -> None:
         node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False, "trainer": None},
         provider="kd",
     )
+
+
+def _for_optim(name: str, value: Any, *, _node_: Any, _parent_: DictConfig) -> Any:
+    """A recipe's value of an optimiser's option: another optimiser keeps its own default; DOT is a kind of SGD."""
+    target = _parent_.get("_target_")
+    known = {"dot": "sgd"}
+    here = optimisers.name_of(target)
+    if target is None or here == name or known.get(str(here)) == name:
+        return value
+    return defaults_of(get_object(target)).get(_node_._key(), value)
+
+
+def _by_term(values: DictConfig, otherwise: Any, *, _root_: DictConfig) -> Any:
+    """A recipe's value for the first of these terms that the objective has."""
+    return next((value for name, value in values.items() if name in _root_.objective), otherwise)
 
 
 def _networks() -> str:

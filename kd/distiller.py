@@ -23,6 +23,7 @@ from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
 from kd.place import go_on, place_of, sha256_of
+from kd.pretraining import Stage, begin_anew, stage_of
 from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen, Hidden, fingerprints
@@ -74,6 +75,7 @@ class Distiller(pl.LightningModule):
         self._teacher_logits: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.predictions = Predictions()
         self.parts: dict[str, Tensor] = {}
+        self.stage = Stage()
         self.seed = int(dict(config or {}).get("seed", 0))
         self.teacher_sha256 = None if teacher is None else teacher.fingerprint()
         frozen = teacher.networks() if isinstance(teacher, Hidden) else {}
@@ -120,7 +122,9 @@ class Distiller(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.optim is None:
             raise InputError("this distiller has no optim and cannot train")
-        return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
+        total = int(self.trainer.estimated_stepping_batches)
+        self.stage = stage_of(self.objective, self.optim, self.trainer)
+        return self.optim.configure(self, total, self.stage.steps, self.objective.init_rate())
 
     def on_fit_start(self) -> None:
         self.student.train()
@@ -144,6 +148,8 @@ class Distiller(pl.LightningModule):
         self.tell_epoch()  # an epoch that goes on does not start
 
     def on_train_epoch_start(self) -> None:
+        if self.stage.epochs and self.current_epoch == self.stage.epochs:
+            begin_anew(self.trainer)
         self.tell_epoch()
 
     def tell_epoch(self) -> None:

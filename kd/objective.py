@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError, placed
+from kd.models.stages import is_many, spelled
+
+log = logging.getLogger(__name__)
 
 WORDS = ("student", "teacher", "labels", "index")
 
@@ -27,7 +31,7 @@ class Term(nn.Module):
             ``takes_mixed = True`` that they may be probabilities [B, C].
         weight: factor in the total, at least 0.
         student: where its student tensor comes from: ``""`` the output, ``layer3`` a layer's output,
-            ``fc:in`` a layer's input; a list of them gives a list of tensors.
+            ``fc:in`` a layer's input; a list of them, or ``stages``, gives a list of tensors.
         teacher: the same for the teacher.
         warmup: epochs over which the weight rises linearly; the e-th epoch since ``start`` has min(e / warmup, 1).
         start: the epoch, counted from 0, from which on the term counts. A stage of pre-training is made of terms
@@ -58,6 +62,7 @@ class Term(nn.Module):
         self.weight = float(weight)
         self.sources = {"student": student, "teacher": teacher}
         self.warmup, self.start, self.stop = warmup, start, stop
+        self.common: int | None = None  # of several stages, how many are compared; None for all
 
     def scale(self, epoch: int) -> float:
         """The weight in force in ``epoch``, counted from 0."""
@@ -78,12 +83,30 @@ class Term(nn.Module):
     def pick(self, side: str, tapped: Tapped) -> Tensor | list[Tensor]:
         """The tensors this term looks at, in float32 at least; the teacher's without gradient."""
         source = self.sources[side]
-        if isinstance(source, str):
+        if isinstance(source, str) and not is_many(source):
             return _ready(tapped[source], side)
-        return [_ready(tapped[name], side) for name in source]
+        words = [source] if isinstance(source, str) else source
+        names = [name for word in words for name in spelled(word, tapped)[: self.common if is_many(word) else None]]
+        return [_ready(tapped[name], side) for name in names]
+
+    def align(self, student: Tapped, teacher: Tapped) -> None:
+        """Where words for several stages stand on both sides, compares as many as both networks have, from the first.
+
+        So do the benchmarks, which pair the stages of two networks in their order. A loss that takes any number of
+        layers on either side says so by ``any_layers = True``.
+        """
+        counts = [
+            {len(spelled(word, tapped)) for word in [*self.layers(side)] if is_many(word)}
+            for side, tapped in (("student", student), ("teacher", teacher))
+        ]
+        self.common = None
+        if all(counts) and counts[0] != counts[1] and not getattr(self.loss, "any_layers", False):
+            self.common = min(counts[0] | counts[1])
 
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
         """Lets the loss create what depends on shapes."""
+        if teacher is not None:
+            self.align(student, teacher)
         build = getattr(self.loss, "build", None)
         if build is not None:
             sides = {"student": student, "teacher": teacher}
@@ -130,11 +153,26 @@ class Objective(nn.Module):
         """All layers that must be tapped in ``side``."""
         return sorted({layer for _, term in self.named_terms() for layer in term.layers(side)})
 
+    def init_epochs(self) -> int:
+        """The epochs of a stage of pre-training: those before any term with labels, where another ends; else 0."""
+        terms = [term for _, term in self.named_terms()]
+        first = min((term.start for term in terms if "labels" in term.needs), default=0)
+        ends = {end for term in terms for end in (term.stop, getattr(term.loss, "init_epochs", None))}
+        return first if first in ends else 0
+
+    def init_rate(self) -> float:
+        """The learning rate of pre-training as a share of the run's: the least that a loss asks for."""
+        return min(float(getattr(term.loss, "init_rate", 1.0)) for _, term in self.named_terms())
+
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
         """Lets every loss create what depends on shapes, from one example batch."""
         for name, term in self.named_terms():
             with placed(f"objective.{name}"):
                 term.build(student, teacher)
+            if term.common is not None:
+                log.info(
+                    "objective.%s: one network has more stages; the first %d of each are compared", name, term.common
+                )
 
     def check_labels(self, unlabelled: bool, mixed: bool) -> None:
         """Asks every term that names ``labels`` whether it can do with unknown labels, and with mixed ones.

@@ -24,12 +24,14 @@ class Optim:
         make: from parameters to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
         schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
             ``multistep`` or ``constant``.
-        init: the share of the run, at its start, that is a stage of pre-training: the rate stays as it is, and
-            the schedule runs over the rest.
+        init: the share of the run, at its start, that is a stage of pre-training: the rate stays as it is, the
+            schedule runs over the rest, and the optimiser begins it anew. By default the objective's: the epochs before
+            any of its terms with labels counts.
         warmup: the share of that rest over which the rate rises linearly from 0.
         milestones: for ``multistep``, the shares of the run after which the rate is multiplied by ``gamma``;
             150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
         gamma: that factor.
+        init_lr: the rate of that stage; by default that of the optimiser, times what the objective's losses ask for.
 
     Raises:
         InputError: an unknown schedule, or shares outside [0, 1].
@@ -42,32 +44,46 @@ class Optim:
         warmup: float = 0.1,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
         gamma: float = 0.1,
-        init: float = 0.0,
+        init: float | None = None,
+        init_lr: float | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
-        if not 0 <= warmup < 1 or not 0 <= init < 1 or not all(0 < m <= 1 for m in milestones):
+        if not 0 <= warmup < 1 or not 0 <= (init or 0) < 1 or not all(0 < m <= 1 for m in milestones):
             raise InputError(f"shares of the run lie in [0, 1), got {warmup=}, {init=}, {milestones=}")
         self.make, self.schedule, self.warmup = make, schedule, warmup
-        self.milestones, self.gamma, self.init = tuple(milestones), gamma, init
+        if init_lr is not None and not 0 < init_lr < math.inf:
+            raise InputError(f"init_lr must be a finite number above 0, got {init_lr}")
+        self.milestones, self.gamma, self.init, self.init_lr = tuple(milestones), gamma, init, init_lr
 
-    def factor(self, step: int, total: int) -> float:
-        """The learning rate's factor at ``step`` of ``total``."""
-        done = (step / max(total, 1) - self.init) / (1 - self.init)
-        if done < 0:
+    def factor(self, step: int, total: int, begin: int | None = None) -> float:
+        """The learning rate's factor at ``step`` of ``total``, of which the first ``begin`` are pre-training."""
+        begin = round((self.init or 0) * total) if begin is None else begin
+        if step < begin:
             return 1.0
+        rest = max(total - begin, 1)
+        done = (step - begin) / rest  # of whole steps, so that a milestone is met exactly
         if done < self.warmup:
-            return min((done + 1 / max(total, 1)) / self.warmup, 1.0)
+            return min((done + 1 / rest) / self.warmup, 1.0)
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
         if self.schedule == "multistep":
             return self.gamma ** sum(done >= m for m in self.milestones)
         return 1.0
 
-    def configure(self, module: nn.Module, total: int) -> dict[str, Any]:
-        """Lightning's answer for ``configure_optimizers``: trains every parameter of ``module``."""
+    def configure(
+        self, module: nn.Module, total: int, begin: int | None = None, init_rate: float = 1.0
+    ) -> dict[str, Any]:
+        """Lightning's answer for ``configure_optimizers``: trains every parameter of ``module``.
+
+        ``begin`` is the number of steps of pre-training, in which the rate is multiplied by ``init_rate`` unless
+        ``init_lr`` is given.
+        """
         optimizer = self.make([p for p in module.parameters() if p.requires_grad])
-        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total))
+        begin = round((self.init or 0) * total) if begin is None else begin
+        if self.init_lr is not None:
+            init_rate = self.init_lr / optimizer.param_groups[0]["lr"]
+        scheduler = LambdaLR(optimizer, lambda step: init_rate if step < begin else self.factor(step, total, begin))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "optim/lr"},

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from kd.checkpoints import Saved
+from kd.data.loader import batches_of
 from kd.errors import InputError
 from kd.run import versions
 
@@ -65,9 +66,10 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     if place["world"] == trainer.world_size:
         return
     if place["samples"]:
-        size, done = data.batch_size * trainer.world_size, place["samples"]
+        done = place["samples"]
         count = len(getattr(data, "train_labels", ())) or done
-        batches = count // size - (count - done) // size  # those of the epoch but for those still to come
+        given = (data.batch_size, trainer.world_size, getattr(data, "drop_last", True))
+        batches = batches_of(count, *given) - batches_of(count - done, *given)  # but for those still to come
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         current |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
     epochs = (trainer.max_epochs or 0) / place.get("epochs", trainer.max_epochs)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from kd.errors import InputError, unknown
 from kd.models.normalized import bare
 from kd.models.recompute import still
+from kd.models.stages import taps_of
 
 HEADS = {"class_head": "head", "distillation_head": "head_dist"}
 
@@ -22,9 +23,12 @@ class Taps:
     ``layers`` are the network's own module names: ``name`` is that layer's output, ``name:in`` its first input,
     ``name@linear`` the output with the named linear layer applied at every position of the map, which gives a map
     of logits. ``embedding`` is the last linear layer's input. Networks of the zoo also answer to ``stem``,
-    ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map``, through their attribute ``aliases``. ``class_head``
-    and ``distillation_head`` are the two heads of a network with a distillation token, of any other its output. A
-    layer that runs several times in one forward pass answers with its last run. Nothing is kept between calls.
+    ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map``, through their attribute ``aliases``; of any other
+    network these are measured. ``stage-1`` is the last stage, ``stages`` all of them and ``stages[:-1]`` all but the
+    last, answered as ``stages[1]``, ``stages[2]``, ...; with ``.pre``, before the activation that ends the stage.
+    ``class_head`` and ``distillation_head`` are the two heads of a network with a distillation token, of any other its
+    output. ``name:nhwc`` is an output [B, H, W, C] as a map [B, C, H, W]. A layer that runs several times in one
+    forward pass answers with its last run. Nothing is kept between calls.
 
     Raises:
         InputError: a name that the network does not have (the nearest ones are named), a layer that did not
@@ -39,6 +43,7 @@ class Taps:
         self._linear: dict[str, nn.Linear] = {}
         self._hooks: list[RemovableHandle] = []
         self._outputs: list[str] = []
+        self._last: list[str] = []
         self._safe = not self.layers
         inner = bare(network)
         modules = {name: module for name, module in inner.named_modules() if name}
@@ -46,16 +51,20 @@ class Taps:
         embedding = {"embedding": f"{classifiers[-1]}:in"} if classifiers else {}
         heads = HEADS if HEADS["distillation_head"] in modules else dict.fromkeys(HEADS, "")
         aliases: dict[str, str] = {**embedding, **heads, **getattr(inner, "aliases", {})}
-        for layer in self.layers:
-            if aliases.get(layer) == "":
+        taps = taps_of(network, self.layers, aliases)
+        self._keys = tuple(taps)
+        for layer, tap in taps.items():
+            if tap == "":
                 self._outputs.append(layer)
                 continue
-            path, _, linear = aliases.get(layer, layer).partition("@")
+            path, _, linear = tap.partition("@")
             name, _, side = path.partition(":")
-            if name not in modules or side not in ("", "in"):
+            if name not in modules or side not in ("", "in", "nhwc"):
                 raise unknown(f"layer of {type(inner).__name__}", layer, [*aliases, *modules])
             if linear:
                 self._linear[layer] = _linear_of(modules, linear, layer)
+            if side == "nhwc":
+                self._last.append(layer)
             keep = _Tap(self._caught, layer)
             if side == "in":  # before the layer runs, as it may overwrite its input
                 self._hooks.append(modules[name].register_forward_pre_hook(keep))
@@ -70,6 +79,8 @@ class Taps:
         tapped = {"": output, **{name: tensor for name, (tensor, _) in self._caught.items()}}
         tapped |= dict.fromkeys(self._outputs, output)
         self._caught.clear()
+        for layer in self._last:
+            tapped[layer] = tapped[layer].movedim(-1, 1)
         for layer, linear in self._linear.items():
             tapped[layer] = _everywhere(linear, tapped[layer])
         return tapped
@@ -89,7 +100,7 @@ class Taps:
                 output = self.network(images)
         if names := self._overwritten():
             raise InputError(f"the output of layer {names[0]!r} is overwritten in place by the network itself")
-        if missing := [layer for layer in self.layers if layer not in self._caught and layer not in self._outputs]:
+        if missing := [layer for layer in self._keys if layer not in self._caught and layer not in self._outputs]:
             raise InputError(f"layer {missing[0]!r} of {type(self.network).__name__} did not run")
         self._safe = True
         return output

@@ -16,6 +16,7 @@ from kd.data.augment import RULE
 from kd.data.batch import Batch
 from kd.data.decode import File
 from kd.data.listing import listed
+from kd.data.loader import check_last
 from kd.data.pictures import Decoded, Pictures, Views, training_transform
 from kd.data.split import Subset, split
 from kd.errors import InputError
@@ -47,6 +48,7 @@ class Folder(pl.LightningDataModule):
         std: likewise.
         seed: of the order and the augmentation.
         split_seed: draws the validation split and the subset.
+        drop_last: whether the rest of an epoch that is no whole batch is left out; else it is a smaller batch.
 
     Attributes:
         start: as of :class:`~kd.data.module.Data`.
@@ -76,6 +78,7 @@ class Folder(pl.LightningDataModule):
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         seed: int = 0,
         split_seed: int = 0,
+        drop_last: bool = True,
     ) -> None:
         super().__init__()
         if min(size, batch_size) < 1 or workers < 0:
@@ -83,6 +86,7 @@ class Folder(pl.LightningDataModule):
             raise InputError(f"size and batch_size must be at least 1, workers at least 0: {numbers}")
         self.root, self.shape, self.mean, self.std, self.seed = root, (3, size, size), mean, std, seed
         self.batch_size, self.workers, self.val, self.start = batch_size, workers, val, 0
+        self.drop_last = drop_last
         self._augment = training_transform(size, crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
         self._divide(Subset(fraction, per_class, unlabelled), split_seed)
@@ -93,6 +97,7 @@ class Folder(pl.LightningDataModule):
         parts = split(torch.tensor([file.label for file in files]), self.val, subset, seed, self.names)
         if len(parts.train) < self.batch_size:
             raise InputError(f"batch_size={self.batch_size} is more than the {len(parts.train)} training images")
+        check_last(len(parts.train), self.batch_size, self.drop_last)
         self.train_labels: Tensor = parts.labels
         train = [files[i]._replace(label=label) for i, label in zip(parts.train.tolist(), parts.labels.tolist())]
         held_out = [files[i] for i in parts.held_out.tolist()] or test
@@ -138,7 +143,7 @@ class Folder(pl.LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         views = self._views if train else None
         place = (self.seed, epoch, rank, world, start)
-        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place)
+        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place, self.drop_last)
 
     def train_dataloader(self) -> Decoded:
         start, self.start = self.start, 0

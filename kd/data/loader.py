@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd.data.augment import permutation
 from kd.data.batch import Batch
+from kd.errors import InputError
 
 
 class Loader:
@@ -18,7 +19,7 @@ class Loader:
         images: [N, C, H, W] as uint8.
         labels: [N].
         batch_size: images per batch of this process.
-        train: whether the order is shuffled and only whole batches are given; else all of it in order.
+        train: whether the order is shuffled; else all of it in order.
         seed: of the order.
         epoch: says the epoch's number when a pass begins.
         rank: this process among ``world``; together they give each sample once, and no sample twice.
@@ -28,6 +29,8 @@ class Loader:
             the batches of a resumed epoch from its beginning.
         repeats: how often each sample of an epoch comes, one time after another; an epoch stays as long, and so
             shows one in ``repeats`` of them. The batch's ``view`` then says which time it is.
+        drop_last: in training, whether the rest of an epoch that is no whole batch is left out; else it is a smaller
+            batch, of equally many samples for each process, so that fewer than ``world`` samples are left out.
         pin: whether batches lie in pinned memory, from which a GPU copies without making the host wait.
     """
 
@@ -44,10 +47,11 @@ class Loader:
         start: int = 0,
         repeats: int = 1,
         pin: bool = False,
+        drop_last: bool = True,
     ) -> None:
         self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
         self.seed, self.epoch, self.rank, self.world, self.start = seed, epoch, rank, world, start
-        self.repeats, self.pin = repeats, pin
+        self.repeats, self.pin, self.drop_last = repeats, pin, drop_last
 
     @property
     def dataset(self) -> Tensor:
@@ -72,14 +76,32 @@ class Loader:
         """The positions [n] of an epoch after the first ``start`` samples, and with ``repeats`` which time each is."""
         count = len(self.labels)
         order = shard(count, self.train, self.seed, epoch, self.rank, self.world, start, self.repeats)
-        given = min(self._batches(count - start) * self.batch_size, len(order))
-        times = torch.arange(start + self.rank, count, self.world)[:given] % self.repeats
+        given = (count - start) // self.world if self.train else len(order)
+        given = min(self._batches(count - start) * self.batch_size, given)
+        times = torch.arange(start, count)[self.rank :: self.world][:given] % self.repeats
         return order[:given], times if self.repeats > 1 else None
 
     def _batches(self, count: int) -> int:
         if self.train:
-            return count // (self.batch_size * self.world)
+            return batches_of(count, self.batch_size, self.world, self.drop_last)
         return -(-len(range(self.rank, count, self.world)) // self.batch_size)
+
+
+def batches_of(count: int, batch_size: int, world: int, drop_last: bool = True) -> int:
+    """How many batches of training each of ``world`` processes gets out of ``count`` samples."""
+    each = count // world
+    return each // batch_size if drop_last else -(-each // batch_size)
+
+
+def check_last(count: int, batch_size: int, drop_last: bool) -> None:
+    """Refuses a last batch of one sample, of which batch norm and many losses can make nothing.
+
+    Raises:
+        InputError: it would be one.
+    """
+    if not drop_last and batch_size > 1 and count % batch_size == 1:
+        rest = f"batch_size={batch_size} of {count} training images leaves a last batch of one"
+        raise InputError(f"{rest}: set another, or data.drop_last=true")
 
 
 def shard(

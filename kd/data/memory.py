@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd.data.augment import Augment, crop_flip, view_count
 from kd.data.batch import Arrays, Batch
-from kd.data.loader import Loader
+from kd.data.loader import Loader, check_last
 from kd.data.mixing import Mixing
 from kd.data.resident import PerDevice
 from kd.data.split import Subset, split, statistics
@@ -47,6 +47,8 @@ class Memory:
         views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
         repeats: how often an image comes in a row, each time with another augmentation; an epoch has as many steps as
             without, and shows one in ``repeats`` of the images.
+        drop_last: whether the rest of an epoch that is no whole batch is left out; else it is a smaller batch, as in
+            most published runs.
         resident: whether the training images lie on the device that trains.
         split_seed: draws the validation split and the subset; apart from the run's seed, so that seeds share them.
 
@@ -78,13 +80,14 @@ class Memory:
         repeats: int = 1,
         resident: bool = False,
         split_seed: int = 0,
+        drop_last: bool = True,
     ) -> None:
         if batch_size < 1 or eval_batch_size < 1:
             raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
         if repeats < 1:
             raise InputError(f"repeats must be at least 1, got {repeats}")
         _check(arrays)
-        self.repeats = repeats
+        self.repeats, self.drop_last = repeats, drop_last
         self.batch_size, self.eval_batch_size, self.val, self.resident = batch_size, eval_batch_size, val, resident
         self.names, self.classes, self.shape = arrays.names, len(arrays.names), tuple(arrays.train[0].shape[1:])
         self._divide(arrays, Subset(fraction, per_class, unlabelled), split_seed)
@@ -99,6 +102,7 @@ class Memory:
         train, known, held_out = split(labels, self.val, subset, seed, self.names)
         if len(train) < self.batch_size:
             raise InputError(f"batch_size={self.batch_size} is more than the {len(train)} training images")
+        check_last(len(train), self.batch_size, self.drop_last)
         val = (images[held_out], labels[held_out]) if len(held_out) else arrays.test
         self.parts = {"train": (images[train], known), "val": val, "test": arrays.test}
         self._resident = PerDevice(*self.parts["train"])
@@ -134,7 +138,7 @@ class Memory:
         start: int = 0,
         device: torch.device | None = None,
     ) -> Loader:
-        """The batches of ``train`` (shuffled, whole batches only), ``val`` or ``test`` (in order, all of it).
+        """The batches of ``train`` (shuffled), ``val`` or ``test`` (in order, all of it).
 
         ``start`` counts samples (see :class:`~kd.data.loader.Loader`); ``device`` is where resident images lie.
         """
@@ -145,7 +149,7 @@ class Memory:
             images, labels = self._resident.on(device)
         repeats = self.repeats if train else 1
         pin = device is not None and device.type == "cuda" and images.device.type == "cpu"
-        return Loader(images, labels, size, train, seed, epoch, rank, world, start, repeats, pin)
+        return Loader(images, labels, size, train, seed, epoch, rank, world, start, repeats, pin, self.drop_last)
 
     def view_of(self, index: Tensor, time: Tensor | None, seed: int, epoch: int) -> Tensor:
         """The view [n] that each position gets in an epoch, where views are counted."""

@@ -40,6 +40,11 @@ class Data(pl.LightningDataModule):
         self.memory.batch_size = min(count, len(self.train_labels))
 
     @property
+    def drop_last(self) -> bool:
+        """Whether the rest of an epoch that is no whole batch is left out."""
+        return self.memory.drop_last
+
+    @property
     def views(self) -> int:
         """How many views a training image has; 0 if they cannot be counted."""
         return self.memory.views

@@ -164,6 +164,7 @@ class Decoded:
         rank: int = 0,
         world: int = 1,
         start: int = 0,
+        drop_last: bool = True,
     ) -> None:
         # the workers end with each pass: those that outlive it are, in a cycle of references, waited for in vain
         self.loader: DataLoader[Any] = DataLoader(
@@ -172,7 +173,7 @@ class Decoded:
             sampler=Keys(len(pictures), views, seed, epoch, rank, world, start),
             num_workers=workers,
             collate_fn=collate,
-            drop_last=views is not None,
+            drop_last=views is not None and drop_last,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )

@@ -43,7 +43,8 @@ class BYOT(nn.Module):
     are its shallow maps, its last map and its output ("" among the layers); each shallow map gets a classifier of its
     own, which trains with the student and is no part of it afterwards. The output and the last map's mean over
     positions teach without gradient. The hint is the norm of the difference of all the batch's features, as in
-    mmrazor, whose weights are alpha 0.3, T 3 and hint 0.03; the paper squares it.
+    mmrazor, whose weights are alpha 0.3, T 3 and ``hint`` 0.03 for all but the deepest branch, 0 there: a number
+    for each branch, or one for all. The paper squares the norm.
 
     Raises:
         InputError: numbers out of range, or layers that are no maps.
@@ -52,16 +53,19 @@ class BYOT(nn.Module):
     takes_unlabelled = True
     takes_mixed = True
 
-    def __init__(self, alpha: float = 0.3, T: float = 3.0, hint: float = 0.03) -> None:
+    def __init__(self, alpha: float = 0.3, T: float = 3.0, hint: float | Sequence[float] = 0.03) -> None:
         super().__init__()
         check("batchmean", T=T)
-        if not 0 <= alpha <= 1 or not hint >= 0:
+        hints = [float(h) for h in hint] if isinstance(hint, Sequence) else [float(hint)]
+        if not 0 <= alpha <= 1 or not all(h >= 0 for h in hints):
             raise InputError(f"alpha must lie in [0, 1] and hint be at least 0, got {alpha=}, {hint=}")
-        self.alpha, self.T, self.hint = alpha, T, hint
+        self.alpha, self.T, self.hints = alpha, T, hints
         self.branches = nn.ModuleList()
 
     def build(self, student: Sequence[Tensor]) -> None:
         maps, last, logits = _layers(student)
+        if len(self.hints) not in (1, len(maps)):
+            raise InputError(f"BYOT: hint is one number, or one for each of {len(maps)} shallow maps, got {self.hints}")
         strides = [max(1, min(m.shape[2] // last.shape[2], m.shape[3] // last.shape[3])) for m in maps]
         made = (Branch(m.shape[1], last.shape[1], stride, logits.shape[1]) for m, stride in zip(maps, strides))
         self.branches = nn.ModuleList(made).to(last.device, last.dtype)
@@ -72,15 +76,16 @@ class BYOT(nn.Module):
             raise InputError("BYOT: call build(student) with examples of these layers first")
         deepest, target = pool(last, (1, 1)).flatten(1).detach(), logits.detach()
         parts = []
-        for branch, features in zip(self.branches, maps):
+        hints = self.hints * len(maps) if len(self.hints) == 1 else self.hints
+        for branch, features, hint in zip(self.branches, maps, hints):
             seen, answer = branch(features)
             parts.append((1 - self.alpha) * cross_entropy(answer, labels))
             parts.append(self.alpha * kl(answer, target, self.T))
-            parts.append(self.hint * torch.linalg.vector_norm(seen - deepest))
+            parts.append(hint * torch.linalg.vector_norm(seen - deepest))
         return torch.stack(parts).sum()
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, T={self.T:g}, hint={self.hint:g}"
+        return f"alpha={self.alpha:g}, T={self.T:g}, hint={', '.join(f'{h:g}' for h in self.hints)}"
 
 
 def _layers(student: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -134,6 +134,8 @@ class SemCKD(nn.Module):
     convolutions; the larger map of a pair is pooled.
     """
 
+    any_layers = True
+
     def __init__(self, batch_size: int = 64, T: float = 1.0) -> None:
         super().__init__()
         check("batchmean", T=T)
