@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import kd
 from kd.errors import InputError, Stopped, TrainingFailed, nearest
+from kd.objective import Term
+from kd.registry import defaults_of
 
 BUG, INPUT, FAILED = 1, 2, 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -118,6 +120,7 @@ def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> s
         hint = f"; did you mean {f'{parent}.{near}' if parent else near}?" if near else ""
         return f"unknown key {key}{hint} (there is: {', '.join(sorted(known))})"
     override = next((m.group(1) for e in chain if (m := re.match(r"Error merging override (.+)", str(e)))), None)
+    override = override and override.removeprefix("++")
     return f"{override or key}: {first}{_example(cause)}" if override or key else first
 
 
@@ -168,11 +171,17 @@ def check_words() -> list[Override]:
     if given.experimental_rerun:
         raise InputError("--experimental-rerun runs a pickle; give the overrides again, or resume=RUN")
     flags = [word for word in sys.argv[1:] if word not in given.overrides]
-    sys.argv[1:] = flags + [word for override in given.overrides for word in _several_teachers(override)]
+    words = [word for override in given.overrides for word in _several_teachers(override)]
+    sys.argv[1:] = flags + [_addable(word) for word in words]
     # kd-compare's variants are lists of overrides, which Hydra's grammar does not know
     parsed = [_parsed(word) for word in given.overrides if not word.startswith("+variants.")]
     _check_choices(parsed)
     return parsed
+
+
+def _addable(word: str) -> str:
+    """A term's key with ++, as a yaml of the user's own need not list what every term has."""
+    return f"++{word}" if re.match(rf"objective\.[^.=]+\.({'|'.join(defaults_of(Term))})=", word) else word
 
 
 def _parsed(word: str) -> Override:
