@@ -43,6 +43,8 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
             log.info("teacher: %s", distiller.teacher.describe())
     for line in distiller.objective.describe():
         log.info("objective: %s", line)
+    if distiller.optim is not None:
+        log.info("optim: %s", distiller.optim.describe(distiller))
     log.info("watch: tensorboard --logdir %s", shown(folder))
 
 

@@ -63,7 +63,8 @@ def least_momentum(step: int) -> float:
 def first_validation(trainer: pl.Trainer) -> float:
     """After how many batches of a process the first validation comes, or the run's end if that is earlier."""
     total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-    return min(total, trainer.val_check_batch * (trainer.check_val_every_n_epoch or 1))  # type: ignore[attr-defined]
+    interval: Any = trainer.val_check_batch  # None without validation
+    return total if interval is None else min(total, interval * (trainer.check_val_every_n_epoch or 1))
 
 
 class AtChance(Callback):

@@ -253,9 +253,8 @@ def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[N
     except (RuntimeError, ValueError, IndexError) as error:
         known = []
         for side, tapped in (("student", student), ("teacher", teacher)):
-            for layer in term.names(side) if tapped is not None and side in term.needs else ():
-                tensor = tapped.get(layer)
-                shape = ", ".join(["B", *map(str, tensor.shape[1:])]) if tensor is not None else "absent"
+            for layer in term.names(side) if tapped and side in term.needs else ():
+                shape = ", ".join(["B", *map(str, (tapped or {})[layer].shape[1:])])
                 known.append(f"{side}={layer or 'its output'} [{shape}]")
         line = str(error).strip().partition("\n")[0]
         given = " and ".join(known) or "the labels"

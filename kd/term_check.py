@@ -19,7 +19,7 @@ SAMPLES, DRAWS = 8, 3  # of random logits
 SMALL = 2e-5  # the gradient's norm times the logits'; at least 0.1 where a loss teaches, 1e-6 where rounding is left
 
 
-@torch.random.fork_rng(devices=[])  # type: ignore[misc]
+@torch.random.fork_rng(devices=[])
 def check_terms(objective: Objective, student: Tapped, teacher: Tapped | None) -> None:
     """Tries every term that ever counts on example tensors of both sides, by name.
 
