@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd.data.augment import permutation
 from kd.data.batch import Batch
+from kd.data.sampler import balanced
 
 
 class Loader:
@@ -29,6 +30,8 @@ class Loader:
         repeats: how often each sample of an epoch comes, one time after another; an epoch stays as long, and so
             shows one in ``repeats`` of them. The batch's ``view`` then says which time it is.
         pin: whether batches lie in pinned memory, from which a GPU copies without making the host wait.
+        balance: the labels [N] whose classes come equally often; None for every sample once. The batch's ``view`` then
+            says which time a sample comes.
     """
 
     def __init__(
@@ -44,10 +47,11 @@ class Loader:
         start: int = 0,
         repeats: int = 1,
         pin: bool = False,
+        balance: Tensor | None = None,
     ) -> None:
         self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
         self.seed, self.epoch, self.rank, self.world, self.start = seed, epoch, rank, world, start
-        self.repeats, self.pin = repeats, pin
+        self.repeats, self.pin, self.balance = repeats, pin, balance
 
     @property
     def dataset(self) -> Tensor:
@@ -69,8 +73,12 @@ class Loader:
             yield batch.each(Tensor.pin_memory) if self.pin else batch
 
     def order(self, epoch: int, start: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The positions [n] of an epoch after the first ``start`` samples, and with ``repeats`` which time each is."""
+        """An epoch's positions [n] after the first ``start`` samples, and which time each is if some come again."""
         count = len(self.labels)
+        if self.balance is not None:
+            size = self._batches(count - start) * self.batch_size
+            order, times = (each[start:][self.rank :: self.world] for each in balanced(self.balance, self.seed, epoch))
+            return order[:size], times[:size]
         order = shard(count, self.train, self.seed, epoch, self.rank, self.world, start, self.repeats)
         given = min(self._batches(count - start) * self.batch_size, len(order))
         times = torch.arange(start + self.rank, count, self.world)[:given] % self.repeats
