@@ -88,6 +88,8 @@ class Distiller(pl.LightningModule):
         tapped = self.taps(images)
         self.check_output("student", tapped[""], classes)
         self.student.train()
+        if self.taps.layers:
+            self._try_training(images)
         answer = None
         if self.teacher is not None:
             self.teacher.tap(self.objective.layers("teacher"))
@@ -97,6 +99,15 @@ class Distiller(pl.LightningModule):
         self.objective.tell("attach", bare(self.student), bare(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
         check_terms(self.objective, tapped, answer)
+
+    @torch.random.fork_rng(devices=[])
+    def _try_training(self, images: Tensor) -> None:
+        """Whether the tapped layers run in training mode, too; leaves the student as it was."""
+        kept = [buffer.clone() for buffer in self.student.buffers()]
+        with torch.enable_grad():
+            self.taps(images)
+        for buffer, before in zip(self.student.buffers(), kept):
+            buffer.copy_(before)
 
     def check_output(self, side: str, output: Any, classes: int) -> None:
         """Whether a network's output for two images is what the task asks for: logits [2, classes]."""
