@@ -29,15 +29,15 @@ def balanced(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     up to one: a frequent class shows a part of its images, another part in another epoch, a rare one shows all of its
     images, again and again. Samples without a label (-1) come once each, as without a sampler.
     """
-    classes = labels[labels != UNLABELLED].unique()
-    rest = (labels == UNLABELLED).nonzero().flatten()
+    classes, counts = labels.unique(return_counts=True)  # in ascending order, as the sorted labels are
+    members = dict(zip(classes.tolist(), labels.argsort(stable=True).split(counts.tolist())))
+    rest = members.pop(UNLABELLED, torch.arange(0))
     positions, times = [rest], [torch.zeros_like(rest)]
-    for place, label in enumerate(classes):
-        count = _share(len(labels) - len(rest), len(classes), (place + epoch) % len(classes))
-        members = (labels == label).nonzero().flatten()
-        # sorted by (time, hash): every time all members in another order, of the last time the first of them
-        whole = torch.arange(-(-count // len(members)) * len(members))
-        time, member = whole // len(members), members[whole % len(members)]
+    for place, own in enumerate(members.values()):
+        count = _share(len(labels) - len(rest), len(members), (place + epoch) % len(members))
+        turn = torch.arange(-(-count // len(own)) * len(own))
+        time, member = turn // len(own), own[turn % len(own)]
+        # sorted by (time, hash): every time all of the class in another order, of the last time the first of them
         order = hashed(seed, epoch, member, BALANCE + 2**16 * time)
         chosen = (time * 2**32 + order).argsort()[:count]
         positions.append(member[chosen])
