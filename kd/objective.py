@@ -52,8 +52,8 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         self.needs = _needs(loss)
-        if not 0 <= weight < math.inf:
-            raise InputError(f"weight must be a finite number of at least 0, got {weight}")
+        if not weight >= 0 or math.isinf(weight):
+            raise InputError(f"weight must be {'finite' if weight > 0 else 'at least 0'}, got {weight}")
         for side, source in (("student", student), ("teacher", teacher)):
             if not all(isinstance(name, str) for name in (source if isinstance(source, list) else [source])):
                 raise InputError(f"{side} must be the name of a layer or a list of names, got {source!r}")
