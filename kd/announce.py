@@ -51,6 +51,8 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
         log.info("%s", line)
     for line in distiller.objective.describe():
         log.info("objective: %s", line)
+    if distiller.optim is not None:
+        log.info("optim: %s", distiller.optim.describe(distiller))
     log.info("watch: tensorboard --logdir %s", shown(folder))
 
 

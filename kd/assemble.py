@@ -20,7 +20,7 @@ from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
-from kd.errors import InputError, placed
+from kd.errors import InputError, placed, unknown
 from kd.from_run import check_network
 from kd.identity import answers_key, files_of
 from kd.living import DISTILLERS, lives
@@ -82,6 +82,9 @@ def objective(nodes: Config) -> Objective:
     for name, node in nodes.items():
         if not isinstance(node, Mapping):
             raise InputError(f"objective.{name} must be a term with a _target_, got {node!r}")
+        if "_target_" not in node:
+            known = [f"objective.{key}" for key, other in nodes.items() if "_target_" in (other or ())]
+            raise unknown("key", f"objective.{name}", known)
         own, around = split(node, f"objective.{name}", Term)
         loss = build(own, f"objective.{name}")
         with placed(f"objective.{name}"):
@@ -106,6 +109,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     for name, term in terms.named_terms():
         if term.start >= config["trainer"].get("max_epochs", math.inf):
             raise InputError(f"objective.{name}.start={term.start} is after the run's last epoch; see init_epochs")
+    terms.check_epochs(config["trainer"].get("max_epochs"))
     labels = getattr(data, "train_labels", None)
     if labels is not None:
         terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))

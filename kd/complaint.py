@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import kd
 from kd.errors import InputError, Stopped, TrainingFailed, nearest
+from kd.objective import Term
+from kd.registry import defaults_of
 
 BUG, INPUT, FAILED = 1, 2, 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -131,6 +133,7 @@ def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> s
         hint = f"; did you mean {f'{parent}.{near}' if parent else near}?" if near else ""
         return f"unknown key {key}{hint} (there is: {', '.join(sorted(known))})"
     override = next((m.group(1) for e in chain if (m := re.match(r"Error merging override (.+)", str(e)))), None)
+    override = override and override.removeprefix("++")
     return f"{override or key}: {first}{_example(cause)}" if override or key else first
 
 
@@ -184,7 +187,8 @@ def check_words() -> list[Override]:
     # kd-compare's variants are lists of overrides, which Hydra's grammar does not know
     parsed = {word: _parsed(word) for word in given.overrides if not word.startswith("+variants.")}
     _check_choices(list(parsed.values()))
-    sys.argv[1:] = flags + [word for override in given.overrides for word in _teachers(override, parsed)]
+    words = [word for override in given.overrides for word in _teachers(override, parsed)]
+    sys.argv[1:] = flags + [_addable(word) for word in words]
     return list(parsed.values())
 
 
@@ -209,6 +213,11 @@ def _text(word: Override) -> str | None:
 def _choices() -> list[str]:
     stored = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get("teacher", {})]
     return stored + [path.stem for path in (kd.CONFIG_DIR / "teacher").glob("*.yaml")]
+
+
+def _addable(word: str) -> str:
+    """A term's key with ++, as a yaml of the user's own need not list what every term has."""
+    return f"++{word}" if re.match(rf"objective\.[^.=]+\.({'|'.join(defaults_of(Term))})=", word) else word
 
 
 def _parsed(word: str) -> Override:

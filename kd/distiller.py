@@ -27,6 +27,7 @@ from kd.pretraining import Stage, begin_anew, stage_of
 from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen, Hidden, fingerprints
+from kd.term_check import check_terms
 
 
 class Distiller(pl.LightningModule):
@@ -98,6 +99,8 @@ class Distiller(pl.LightningModule):
                 tapped = self.taps(images)
         self.check_output("student", tapped[""], classes)
         self.student.train()
+        if self.taps.layers:
+            self._try_training(images)
         answer = None
         if self.teacher is not None:
             self.teacher.tap(self.objective.layers("teacher"))
@@ -106,6 +109,16 @@ class Distiller(pl.LightningModule):
         networks = list(self.teacher.networks().values()) if self.teacher is not None else []
         self.objective.tell("attach", bare(self.student), bare(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
+        check_terms(self.objective, tapped, answer)
+
+    @torch.random.fork_rng(devices=[])
+    def _try_training(self, images: Tensor) -> None:
+        """Whether the tapped layers run in training mode, too; leaves the student as it was."""
+        kept = [buffer.clone() for buffer in self.student.buffers()]
+        with torch.enable_grad():
+            self.taps(images)
+        for buffer, before in zip(self.student.buffers(), kept):
+            buffer.copy_(before)
 
     def check_output(self, side: str, output: Any, classes: int) -> None:
         """Whether a network's output for two images is what the task asks for: logits [2, classes]."""
@@ -127,6 +140,7 @@ class Distiller(pl.LightningModule):
         return self.optim.configure(self, total, self.stage.steps, self.objective.init_rate())
 
     def on_fit_start(self) -> None:
+        self.objective.check_epochs(self.trainer.max_epochs)
         self.student.train()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -171,7 +185,7 @@ class Distiller(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = Batch(*batch)
         student = self.taps(batch.images)
-        teacher = self.teacher(batch) if self.teacher is not None and self.objective.uses_teacher else None
+        teacher = self.teacher(batch) if self.teacher is not None and self.asks_teacher() else None
         if teacher is not None and self.shuffle_teacher:
             teacher = {layer: tensor.roll(1, 0) for layer, tensor in teacher.items()}
         total, parts = self.total(student, batch, teacher)
@@ -181,6 +195,10 @@ class Distiller(pl.LightningModule):
             self.log_dict({f"train/{name}": part for name, part in parts.items()})
             self._log_step(batch, student[""].detach(), teacher, set(parts))
         return total
+
+    def asks_teacher(self) -> bool:
+        """Whether the teacher runs in the training steps of this epoch."""
+        return self.objective.asks_teacher(self.current_epoch)
 
     def total(
         self, student: Mapping[str, Tensor], batch: Batch, teacher: Mapping[str, Tensor] | None

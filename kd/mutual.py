@@ -86,6 +86,9 @@ class MutualDistiller(Distiller):
         for objective in self.others:
             objective.tell("on_epoch", self.current_epoch)  # type: ignore[operator]
 
+    def asks_teacher(self) -> bool:
+        return True  # peers train at the same time
+
     def total(self, student: Mapping[str, Tensor], batch: Batch, teacher: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over all students, and the first one's parts."""
         students = [student, *({"": teacher[name]} for name in self.teacher.networks())]

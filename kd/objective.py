@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,8 +56,11 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         self.needs = _needs(loss)
-        if not weight >= 0:
-            raise InputError(f"weight must be at least 0, got {weight}")
+        if not weight >= 0 or math.isinf(weight):
+            raise InputError(f"weight must be {'finite' if weight > 0 else 'at least 0'}, got {weight}")
+        for side, source in (("student", student), ("teacher", teacher)):
+            if not all(isinstance(name, str) for name in (source if isinstance(source, list) else [source])):
+                raise InputError(f"{side} must be the name of a layer or a list of names, got {source!r}")
         if min(warmup, start) < 0 or (stop is not None and stop <= start):
             raise InputError(f"epochs count from 0, stop comes after start; got {warmup=}, {start=}, {stop=}")
         self.loss = loss
@@ -74,11 +79,20 @@ class Term(nn.Module):
         """Whether the term is part of the objective in ``epoch``."""
         return self.start <= epoch and (self.stop is None or epoch < self.stop)
 
-    def layers(self, side: str) -> list[str]:
-        """The layers it needs tapped in ``side``, ``"student"`` or ``"teacher"``."""
+    def silence(self, epoch: int) -> str:
+        """The option by which it does not count in ``epoch``."""
+        if self.weight == 0:
+            return "weight=0"
+        return f"start={self.start}" if epoch < self.start else f"stop={self.stop}"
+
+    def names(self, side: str) -> list[str]:
+        """Where its tensors of ``side``, ``"student"`` or ``"teacher"``, come from; ``""`` is the output."""
         source = self.sources[side]
-        names = [source] if isinstance(source, str) else source
-        return [name for name in names if name] if side in self.needs else []
+        return [source] if isinstance(source, str) else list(source)
+
+    def layers(self, side: str) -> list[str]:
+        """The layers it needs tapped in ``side``."""
+        return [name for name in self.names(side) if name] if side in self.needs else []
 
     def pick(self, side: str, tapped: Tapped) -> Tensor | list[Tensor]:
         """The tensors this term looks at, in float32 at least; the teacher's without gradient."""
@@ -149,6 +163,24 @@ class Objective(nn.Module):
         """Whether any term names ``teacher``; if none does, the teacher never runs."""
         return any("teacher" in term.needs for _, term in self.named_terms())
 
+    def asks_teacher(self, epoch: int) -> bool:
+        """Whether a term that names ``teacher`` has a weight above 0 in this epoch; else the teacher need not run."""
+        return any("teacher" in term.needs and term.scale(epoch) > 0 for _, term in self.named_terms())
+
+    def check_epochs(self, epochs: int | None) -> None:
+        """Whether each of so many epochs (None or -1: without end) has a term with a weight above 0.
+
+        Raises:
+            InputError: an epoch has none; it is named, and why each term does not count.
+        """
+        terms = self.named_terms()
+        turns = {0, *(turn for _, term in terms for turn in (term.start, term.stop) if turn is not None)}
+        last = math.inf if epochs in (None, -1) else epochs
+        for epoch in sorted(turn for turn in turns if turn < last):
+            if not any(term.scale(epoch) for _, term in terms):
+                why = ", ".join(f"objective.{name} ({term.silence(epoch)})" for name, term in terms)
+                raise InputError(f"no term of the objective counts in epoch {epoch}, counted from 0: {why}")
+
     def layers(self, side: str) -> list[str]:
         """All layers that must be tapped in ``side``."""
         return sorted({layer for _, term in self.named_terms() for layer in term.layers(side)})
@@ -167,7 +199,7 @@ class Objective(nn.Module):
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
         """Lets every loss create what depends on shapes, from one example batch."""
         for name, term in self.named_terms():
-            with placed(f"objective.{name}"):
+            with placed(f"objective.{name}"), explained(term, student, teacher):
                 term.build(student, teacher)
             if term.common is not None:
                 log.info(
@@ -223,13 +255,16 @@ class Objective(nn.Module):
         index: Tensor | None = None,
         epoch: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and the unweighted parts by name, of the terms that count in this epoch."""
+        """The total and the unweighted parts by name, of the terms that count in this epoch.
+
+        ``teacher`` may be None where :meth:`asks_teacher` is False; terms of weight 0 that name it have no part then.
+        """
         given = {"student": student, "teacher": teacher, "labels": labels, "index": index}
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=labels.device)
         with torch.autocast(labels.device.type, enabled=False):
             for name, term in self.named_terms():
-                if not term.counts(epoch):
+                if not term.counts(epoch) or (teacher is None and "teacher" in term.needs and not term.scale(epoch)):
                     continue
                 parts[name] = term(**given)
                 if scale := term.scale(epoch):
@@ -247,6 +282,24 @@ class Objective(nn.Module):
             when = [f"{key}={value}" for key, value in plan.items() if value]
             lines.append(f"{name} = {_one_line(term.loss)}: {formula} {' '.join(where + when)}".rstrip(": "))
         return lines
+
+
+@contextmanager
+def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[None]:
+    """Puts the loss, and layers and shapes of what it was given (B for the batch), before torch's own complaint."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        known = []
+        for side, tapped in (("student", student), ("teacher", teacher)):
+            for layer in term.names(side) if tapped and side in term.needs else ():
+                shape = ", ".join(["B", *map(str, (tapped or {})[layer].shape[1:])])
+                known.append(f"{side}={layer or 'its output'} [{shape}]")
+        line = str(error).strip().partition("\n")[0]
+        given = " and ".join(known) or "the labels"
+        raise InputError(f"{type(term.loss).__name__} fails on {given}: {line}") from error
 
 
 def _needs(loss: nn.Module) -> tuple[str, ...]:

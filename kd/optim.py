@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kd.decay import parameter_groups
 from kd.errors import InputError, unknown
 from kd.registry import optimisers
 
@@ -21,7 +22,7 @@ class Optim:
     """An optimiser and the course of its learning rate.
 
     Args:
-        make: from parameters to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
+        make: from parameters, or groups of them, to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
         schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
             ``multistep`` or ``constant``.
         init: the share of the run, at its start, that is a stage of pre-training: the rate stays as it is, the
@@ -32,21 +33,26 @@ class Optim:
             150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
         gamma: that factor.
         init_lr: the rate of that stage; by default that of the optimiser, times what the objective's losses ask for.
+        decay_norm_bias: whether weight decay is also for biases, norms, tokens and position embeddings; see
+            :func:`~kd.decay.undecayed`.
 
     Raises:
-        InputError: an unknown schedule, or shares outside [0, 1].
+        InputError: an unknown schedule, shares outside [0, 1], or a decay_norm_bias that is not true or false.
     """
 
     def __init__(
         self,
-        make: Callable[[Iterable[nn.Parameter]], Optimizer],
+        make: Callable[[Any], Optimizer],
         schedule: str = "cosine",
         warmup: float = 0.1,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
         gamma: float = 0.1,
         init: float | None = None,
         init_lr: float | None = None,
+        decay_norm_bias: bool = True,
     ) -> None:
+        if not isinstance(decay_norm_bias, bool):
+            raise InputError(f"decay_norm_bias must be true or false, got {decay_norm_bias!r}")
         if schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
         if not 0 <= warmup < 1 or not 0 <= (init or 0) < 1 or not all(0 < m <= 1 for m in milestones):
@@ -55,6 +61,7 @@ class Optim:
         if init_lr is not None and not 0 < init_lr < math.inf:
             raise InputError(f"init_lr must be a finite number above 0, got {init_lr}")
         self.milestones, self.gamma, self.init, self.init_lr = tuple(milestones), gamma, init, init_lr
+        self.decay_norm_bias = decay_norm_bias
 
     def factor(self, step: int, total: int, begin: int | None = None) -> float:
         """The learning rate's factor at ``step`` of ``total``, of which the first ``begin`` are pre-training."""
@@ -79,7 +86,7 @@ class Optim:
         ``begin`` is the number of steps of pre-training, in which the rate is multiplied by ``init_rate`` unless
         ``init_lr`` is given.
         """
-        optimizer = self.make([p for p in module.parameters() if p.requires_grad])
+        optimizer = self.make(parameter_groups(module, self.decay_norm_bias))
         begin = round((self.init or 0) * total) if begin is None else begin
         if self.init_lr is not None:
             init_rate = self.init_lr / optimizer.param_groups[0]["lr"]
@@ -88,6 +95,13 @@ class Optim:
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "optim/lr"},
         }
+
+    def describe(self, module: nn.Module) -> str:
+        """What weight decay is for."""
+        if self.decay_norm_bias:
+            return "weight decay on all parameters (decay_norm_bias=true)"
+        bare = sum(len(group["params"]) for group in parameter_groups(module, False) if "weight_decay" in group)
+        return f"no weight decay on {bare} biases, norms, tokens and positions (decay_norm_bias=false)"
 
 
 def _check_rate(lr: float, weight_decay: float) -> None:
@@ -112,7 +126,7 @@ def sgd(
     )  # foreach: bit for bit as one by one, in fewer calls
 
 
-@optimisers.register("adamw")
+@optimisers.register("adamw", decay_norm_bias=False)  # as DeiT and timm train
 def adamw(
     parameters: Iterable[nn.Parameter],
     lr: float = 1e-3,

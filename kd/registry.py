@@ -33,10 +33,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self._entries: dict[str, Callable[..., Any]] = {}
         self._importing: set[str] = set()
 
-    def register(self, name: str, imports: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    def register(self, name: str, imports: bool = False, **defaults: Any) -> Callable[[Callable[..., Any]], Any]:
         """Decorator: the class or function is ``registry[name]`` and the Hydra choice ``group=name``.
 
-        ``imports`` says that its arguments name code, so that it is made only for whom is trusted.
+        ``imports`` says that its arguments name code, so that it is made only for whom is trusted; ``defaults`` are
+        its node's for parameters of what goes around it, where they differ.
         """
 
         def keep(entry: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +48,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
             if imports:
                 self._importing.add(name)
             for group, around in self.groups.items():
-                _store(group, name, self._node(entry, around))
+                _store(group, name, self._node(entry, around, defaults))
             return entry
 
         return keep
@@ -75,10 +76,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         name = self.name_of(target)
         return name is not None and name not in self._importing
 
-    def _node(self, entry: Callable[..., Any], around: str) -> type:
+    def _node(self, entry: Callable[..., Any], around: str, defaults: Mapping[str, Any]) -> type:
         fields = {"_target_": (str, target_of(entry)), **fields_of(entry, skip=self.given)}
         if around:
             extra = fields_of(locate(around))
+            extra |= {key: (extra[key][0], default) for key, default in defaults.items()}
             fields = {**{key: field for key, field in extra.items() if field[1] != MISSING}, **fields}
         return dataclass_of(entry.__name__, fields)
 

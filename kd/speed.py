@@ -211,7 +211,7 @@ class Quick(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
         for cached in teachers(pl_module.teacher, Cached).values():
-            if device.type == "cuda" and hasattr(data, "plan"):
+            if device.type == "cuda" and hasattr(data, "plan") and pl_module.asks_teacher():
                 cached.foresee(*data.plan(trainer.current_epoch), device)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -18,6 +18,7 @@ from kd.data.decode import File
 from kd.data.listing import listed
 from kd.data.loader import check_last
 from kd.data.pictures import Decoded, Pictures, Views, training_transform
+from kd.data.sampler import check_sampler
 from kd.data.split import Subset, split
 from kd.errors import InputError
 from kd.registry import modules
@@ -44,6 +45,7 @@ class Folder(pl.LightningDataModule):
         flip: whether half of the images are flipped horizontally.
         transform: what comes after them, such as ``randaugment``; see :mod:`kd.data.transforms`.
         views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
+        sampler: ``balanced`` gives every class equally often; see :func:`~kd.data.sampler.balanced`.
         mean: per channel on the [0, 1] scale; ImageNet's unless said otherwise.
         std: likewise.
         seed: of the order and the augmentation.
@@ -74,6 +76,7 @@ class Folder(pl.LightningDataModule):
         flip: bool = True,
         transform: Any = None,
         views: int = 0,
+        sampler: str | None = None,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         seed: int = 0,
@@ -86,7 +89,8 @@ class Folder(pl.LightningDataModule):
             raise InputError(f"size and batch_size must be at least 1, workers at least 0: {numbers}")
         self.root, self.shape, self.mean, self.std, self.seed = root, (3, size, size), mean, std, seed
         self.batch_size, self.workers, self.val, self.start = batch_size, workers, val, 0
-        self.drop_last = drop_last
+        check_sampler(sampler)
+        self.sampler, self.drop_last = sampler, drop_last
         self._augment = training_transform(size, crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
         self._divide(Subset(fraction, per_class, unlabelled), split_seed)
@@ -143,7 +147,8 @@ class Folder(pl.LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         views = self._views if train else None
         place = (self.seed, epoch, rank, world, start)
-        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place, self.drop_last)
+        balance = self.train_labels if train and self.sampler else None
+        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place, self.drop_last, balance)
 
     def train_dataloader(self) -> Decoded:
         start, self.start = self.start, 0

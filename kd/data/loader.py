@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd.data.augment import permutation
 from kd.data.batch import Batch
+from kd.data.sampler import balanced
 from kd.errors import InputError
 
 
@@ -32,6 +33,8 @@ class Loader:
         drop_last: in training, whether the rest of an epoch that is no whole batch is left out; else it is a smaller
             batch, of equally many samples for each process, so that fewer than ``world`` samples are left out.
         pin: whether batches lie in pinned memory, from which a GPU copies without making the host wait.
+        balance: the labels [N] whose classes come equally often; None for every sample once. The batch's ``view`` then
+            says which time a sample comes.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class Loader:
         repeats: int = 1,
         pin: bool = False,
         drop_last: bool = True,
+        balance: Tensor | None = None,
     ) -> None:
         self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
         self.seed, self.epoch, self.rank, self.world, self.start = seed, epoch, rank, world, start
-        self.repeats, self.pin, self.drop_last = repeats, pin, drop_last
+        self.repeats, self.pin, self.drop_last, self.balance = repeats, pin, drop_last, balance
 
     @property
     def dataset(self) -> Tensor:
@@ -73,8 +77,12 @@ class Loader:
             yield batch.each(Tensor.pin_memory) if self.pin else batch
 
     def order(self, epoch: int, start: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The positions [n] of an epoch after the first ``start`` samples, and with ``repeats`` which time each is."""
+        """An epoch's positions [n] after the first ``start`` samples, and which time each is if some come again."""
         count = len(self.labels)
+        if self.balance is not None:
+            size = self._batches(count - start) * self.batch_size
+            order, times = (each[start:][self.rank :: self.world] for each in balanced(self.balance, self.seed, epoch))
+            return order[:size], times[:size]
         order = shard(count, self.train, self.seed, epoch, self.rank, self.world, start, self.repeats)
         given = (count - start) // self.world if self.train else len(order)
         given = min(self._batches(count - start) * self.batch_size, given)

@@ -15,6 +15,7 @@ from kd.data.batch import Arrays, Batch
 from kd.data.loader import Loader, check_last
 from kd.data.mixing import Mixing
 from kd.data.resident import PerDevice
+from kd.data.sampler import check_sampler, rounds
 from kd.data.split import Subset, split, statistics
 from kd.data.streams import WEAK
 from kd.errors import InputError
@@ -49,6 +50,7 @@ class Memory:
             without, and shows one in ``repeats`` of the images.
         drop_last: whether the rest of an epoch that is no whole batch is left out; else it is a smaller batch, as in
             most published runs.
+        sampler: ``balanced`` gives every class equally often; see :func:`~kd.data.sampler.balanced`.
         resident: whether the training images lie on the device that trains.
         split_seed: draws the validation split and the subset; apart from the run's seed, so that seeds share them.
 
@@ -78,6 +80,7 @@ class Memory:
         cutmix: float = 0.0,
         views: int = 0,
         repeats: int = 1,
+        sampler: str | None = None,
         resident: bool = False,
         split_seed: int = 0,
         drop_last: bool = True,
@@ -86,11 +89,13 @@ class Memory:
             raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
         if repeats < 1:
             raise InputError(f"repeats must be at least 1, got {repeats}")
+        check_sampler(sampler, repeats)
         _check(arrays)
-        self.repeats, self.drop_last = repeats, drop_last
+        self.repeats, self.drop_last, self.sampler = repeats, drop_last, sampler
         self.batch_size, self.eval_batch_size, self.val, self.resident = batch_size, eval_batch_size, val, resident
         self.names, self.classes, self.shape = arrays.names, len(arrays.names), tuple(arrays.train[0].shape[1:])
         self._divide(arrays, Subset(fraction, per_class, unlabelled), split_seed)
+        self.times = rounds(self.parts["train"][1]) if sampler else repeats  # of an image in an epoch, at most
         fill = [round(255 * m) for m in self.mean]
         self._augment = Augment(
             self.shape, fill, pad, border, flip, erase, erase_area, cutout, transform, views, scale, jitter
@@ -149,11 +154,13 @@ class Memory:
             images, labels = self._resident.on(device)
         repeats = self.repeats if train else 1
         pin = device is not None and device.type == "cuda" and images.device.type == "cpu"
-        return Loader(images, labels, size, train, seed, epoch, rank, world, start, repeats, pin, self.drop_last)
+        balance = self.parts[part][1] if train and self.sampler else None
+        where = (seed, epoch, rank, world, start)
+        return Loader(images, labels, size, train, *where, repeats, pin, self.drop_last, balance)
 
     def view_of(self, index: Tensor, time: Tensor | None, seed: int, epoch: int) -> Tensor:
         """The view [n] that each position gets in an epoch, where views are counted."""
-        when = epoch if time is None else epoch * self.repeats + time
+        when = epoch if time is None else epoch * self.times + time
         view = self._augment.draw(index, seed, when)[0]
         assert view is not None
         return view
@@ -163,7 +170,7 @@ class Memory:
         if batch.index is None:
             return batch
         index, images, labels = batch.index, batch.images, batch.labels
-        when = epoch if batch.view is None else epoch * self.repeats + batch.view
+        when = epoch if batch.view is None else epoch * self.times + batch.view
         view, seed, drawn = self._augment.draw(index, seed, when)
         images = self._augment(images, index, seed, drawn, None if self._augment.keep else view)
         if self._mixing:

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from kd.data.batch import Batch
 from kd.data.decode import File, decode
 from kd.data.loader import shard
+from kd.data.sampler import balanced, rounds
 from kd.data.streams import TRANSFORM, VIEW, VIEWS
 from kd.data.transforms import described, seeds_kept, transform_of
 from kd.errors import InputError, unknown
@@ -79,10 +80,10 @@ class Views:
         self.keep = keep
         self.count = keep or (0 if random else 1)
 
-    def keys(self, index: Tensor, seed: int, epoch: int) -> list[Key]:
-        """Position, view and seed for each position in ``index``."""
+    def keys(self, index: Tensor, seed: int, epoch: int | Tensor) -> list[Key]:
+        """Position, view and seed for each position in ``index`` [n]; ``epoch`` may differ from one to the next."""
         view = torch.full_like(index, -1 if self.count == 0 else 0)
-        drawn: int | Tensor = epoch
+        drawn = epoch
         if self.keep:
             view = below(self.keep, hashed(seed, epoch, index, VIEW))
             seed, drawn = VIEWS, view
@@ -126,10 +127,18 @@ class Keys:
     """
 
     def __init__(
-        self, count: int, views: Views | None, seed: int, epoch: Callable[[], int], rank: int, world: int, start: int
+        self,
+        count: int,
+        views: Views | None,
+        seed: int,
+        epoch: Callable[[], int],
+        rank: int,
+        world: int,
+        start: int,
+        balance: Tensor | None = None,
     ) -> None:
         self.count, self.views, self.seed, self.epoch = count, views, seed, epoch
-        self.rank, self.world, self.start = rank, world, start
+        self.rank, self.world, self.start, self.balance = rank, world, start, balance
 
     def __len__(self) -> int:
         if self.views is not None:
@@ -139,6 +148,12 @@ class Keys:
     def __iter__(self) -> Iterator[Key]:
         start, self.start = self.start, 0
         epoch = self.epoch()
+        if self.balance is not None and self.views is not None:
+            order, times = (each[start:][self.rank :: self.world] for each in balanced(self.balance, self.seed, epoch))
+            least, most = (self.count - start) // self.world, rounds(self.balance)
+            for stretch, time in zip(order[:least].split(4096), times[:least].split(4096)):
+                yield from self.views.keys(stretch, self.seed, epoch * most + time)
+            return
         order = shard(self.count, self.views is not None, self.seed, epoch, self.rank, self.world, start)
         if self.views is None:
             yield from ((position, -1, 0) for position in order.tolist())
@@ -165,12 +180,13 @@ class Decoded:
         world: int = 1,
         start: int = 0,
         drop_last: bool = True,
+        balance: Tensor | None = None,
     ) -> None:
         # the workers end with each pass: those that outlive it are, in a cycle of references, waited for in vain
         self.loader: DataLoader[Any] = DataLoader(
             pictures,
             batch_size,
-            sampler=Keys(len(pictures), views, seed, epoch, rank, world, start),
+            sampler=Keys(len(pictures), views, seed, epoch, rank, world, start, balance),
             num_workers=workers,
             collate_fn=collate,
             drop_last=views is not None and drop_last,

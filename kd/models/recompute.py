@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,8 +69,21 @@ def _holds(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), still(block)
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], _Still]:
+    return nullcontext(), _Still(block)
+
+
+class _Still:
+    """:func:`still`, to be entered again at each gradient that is asked of the same forward pass (DOT asks for two)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.open = block, ExitStack()
+
+    def __enter__(self) -> None:
+        self.open.enter_context(still(self.block))
+
+    def __exit__(self, *error: Any) -> None:
+        self.open.close()
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def _gaussians(batch: int) -> dict[str, Any]:
 EXAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {
     "ce": lambda batch: _logits(batch, "student", "labels"),
     "entropy": lambda batch: _logits(batch, "student"),
+    "focal": lambda batch: _logits(batch, "student", "labels"),
     "gaussian_kl": _gaussians,
     **dict.fromkeys(
         ("kl", "reverse_kl", "symmetric_kl", "soft_ce", "js", "tv", "alpha_beta"),
