@@ -21,6 +21,7 @@ from kd.origin import origin
 from kd.registry import models, split
 
 Config = Mapping[str, Any]
+STAGE = ("init", "init_lr")  # of the pre-training of a student, which a teacher has not
 
 
 def has_weights(node: Config, at: str, data: Any) -> bool:
@@ -76,7 +77,7 @@ def recipe_of(config: Config) -> dict[str, Any]:
     network, options = split(config["teacher"], "teacher", prepare, Origin)
     network |= {key: options[key] for key in (*Pixels._fields, "output") if key in options}
     epochs = options.get("epochs") or config["epochs"]
-    optim = options.get("optim") or {**config["optim"], **({"init": 0.0} if "init" in config["optim"] else {})}
+    optim = options.get("optim") or {**config["optim"], **{key: None for key in STAGE if key in config["optim"]}}
     trainer = {key: value for key, value in config["trainer"].items() if key in (*STEP, *MACHINE)}
     trainer |= {"max_epochs": epochs, **(options.get("trainer") or {})}
     plain = {"T": 1.0, "alpha": 0.0, "epochs": epochs, "init_epochs": 1, "pair": {}, "cell": None, "cache": {}}
