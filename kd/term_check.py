@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kd.errors import InputError, placed
-from kd.objective import Objective, Tapped, Term, explained
+from kd.objective import Objective
+from kd.term import Tapped, Term, explained
 
 log = logging.getLogger(__name__)
 

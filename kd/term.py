@@ -1,0 +1,179 @@
+"""A term: a loss with its weight, its epochs, and where it finds its tensors."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import InputError
+from kd.models.stages import is_many, spelled
+
+WORDS = ("student", "teacher", "labels", "index")
+
+Tapped = Mapping[str, Tensor]
+
+
+class Term(nn.Module):
+    """A loss with its weight and the layers it looks at.
+
+    Args:
+        loss: any module whose ``forward`` names what it needs out of ``student, teacher, labels, index`` and
+            returns an unweighted scalar. An optional ``build(student, teacher)`` is called once with example
+            tensors and creates whatever depends on shapes; further optional hooks are told of by ``Objective.tell``.
+            One that names ``labels`` says by ``takes_unlabelled = True`` that some may be unknown, by
+            ``takes_mixed = True`` that they may be probabilities [B, C].
+        weight: factor in the total, at least 0.
+        student: where its student tensor comes from: ``""`` the output, ``layer3`` a layer's output,
+            ``fc:in`` a layer's input; a list of them, or ``stages``, gives a list of tensors.
+        teacher: the same for the teacher.
+        warmup: epochs over which the weight rises linearly; the e-th epoch since ``start`` has min(e / warmup, 1).
+        start: the epoch, counted from 0, from which on the term counts. A stage of pre-training is made of terms
+            that stop where the others start.
+        stop: the epoch from which on it no longer counts.
+
+    Raises:
+        InputError: a word in ``forward`` outside the four, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        weight: float = 1.0,
+        student: str | list[str] = "",
+        teacher: str | list[str] = "",
+        warmup: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.needs = _needs(loss)
+        if not weight >= 0 or math.isinf(weight):
+            raise InputError(f"weight must be {'finite' if weight > 0 else 'at least 0'}, got {weight}")
+        for side, source in (("student", student), ("teacher", teacher)):
+            if not all(isinstance(name, str) for name in (source if isinstance(source, list) else [source])):
+                raise InputError(f"{side} must be the name of a layer or a list of names, got {source!r}")
+        if min(warmup, start) < 0 or (stop is not None and stop <= start):
+            raise InputError(f"epochs count from 0, stop comes after start; got {warmup=}, {start=}, {stop=}")
+        self.loss = loss
+        self.weight = float(weight)
+        self.sources = {"student": student, "teacher": teacher}
+        self.warmup, self.start, self.stop = warmup, start, stop
+        self.common: int | None = None  # of several stages, how many are compared; None for all
+
+    def scale(self, epoch: int) -> float:
+        """The weight in force in ``epoch``, counted from 0."""
+        if not self.counts(epoch):
+            return 0.0
+        return self.weight * (min((epoch - self.start + 1) / self.warmup, 1.0) if self.warmup else 1.0)
+
+    def counts(self, epoch: int) -> bool:
+        """Whether the term is part of the objective in ``epoch``."""
+        return self.start <= epoch and (self.stop is None or epoch < self.stop)
+
+    def silence(self, epoch: int) -> str:
+        """The option by which it does not count in ``epoch``."""
+        if self.weight == 0:
+            return "weight=0"
+        return f"start={self.start}" if epoch < self.start else f"stop={self.stop}"
+
+    def names(self, side: str) -> list[str]:
+        """Where its tensors of ``side``, ``"student"`` or ``"teacher"``, come from; ``""`` is the output."""
+        source = self.sources[side]
+        return [source] if isinstance(source, str) else list(source)
+
+    def layers(self, side: str) -> list[str]:
+        """The layers it needs tapped in ``side``."""
+        return [name for name in self.names(side) if name] if side in self.needs else []
+
+    def pick(self, side: str, tapped: Tapped) -> Tensor | list[Tensor]:
+        """The tensors this term looks at, in float32 at least; the teacher's without gradient."""
+        source = self.sources[side]
+        if isinstance(source, str) and not is_many(source):
+            return _ready(tapped[source], side)
+        return [_ready(tapped[key], side) for key in self.keys(side, tapped)]
+
+    def keys(self, side: str, tapped: Tapped) -> list[str]:
+        """The keys under which ``tapped`` holds its tensors, with words for several stages spelled out."""
+        words = self.names(side)
+        return [key for word in words for key in spelled(word, tapped)[: self.common if is_many(word) else None]]
+
+    def align(self, student: Tapped, teacher: Tapped) -> None:
+        """Where words for several stages stand on both sides, compares as many as both networks have, from the first.
+
+        So do the benchmarks, which pair the stages of two networks in their order. A loss that takes any number of
+        layers on either side says so by ``any_layers = True``.
+        """
+        counts = [
+            {len(spelled(word, tapped)) for word in [*self.layers(side)] if is_many(word)}
+            for side, tapped in (("student", student), ("teacher", teacher))
+        ]
+        self.common = None
+        if all(counts) and counts[0] != counts[1] and not getattr(self.loss, "any_layers", False):
+            self.common = min(counts[0] | counts[1])
+
+    def build(self, student: Tapped, teacher: Tapped | None) -> None:
+        """Lets the loss create what depends on shapes."""
+        if teacher is not None:
+            self.align(student, teacher)
+        build = getattr(self.loss, "build", None)
+        if build is not None:
+            sides = {"student": student, "teacher": teacher}
+            given = {
+                side: self.pick(side, tapped)
+                for side, tapped in sides.items()
+                if tapped is not None and side in self.needs
+            }
+            accepted = inspect.signature(build).parameters
+            build(**{side: tensor for side, tensor in given.items() if side in accepted})
+
+    def forward(self, **given: Any) -> Tensor:
+        """The unweighted scalar; ``student`` and ``teacher`` are tapped tensors by name."""
+        arguments = {word: given[word] for word in self.needs}
+        for side in ("student", "teacher"):
+            if side in arguments:
+                arguments[side] = self.pick(side, arguments[side])
+        part = self.loss(**arguments)
+        if not isinstance(part, Tensor) or part.ndim:
+            shape = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise InputError(f"{type(self.loss).__name__} must return a scalar, returned {shape}")
+        return part
+
+
+@contextmanager
+def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[None]:
+    """Puts the loss, and layers and shapes of what it was given (B for the batch), before torch's own complaint."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        known = []
+        for side, tapped in (("student", student), ("teacher", teacher)):
+            for layer in term.keys(side, tapped) if tapped and side in term.needs else ():
+                shape = ", ".join(["B", *map(str, (tapped or {})[layer].shape[1:])])
+                known.append(f"{side}={layer or 'its output'} [{shape}]")
+        line = str(error).strip().partition("\n")[0]
+        given = " and ".join(known) or "the labels"
+        raise InputError(f"{type(term.loss).__name__} fails on {given}: {line}") from error
+
+
+def _needs(loss: nn.Module) -> tuple[str, ...]:
+    if not isinstance(loss, nn.Module):
+        raise InputError(f"a loss is an nn.Module, not a {type(loss).__name__}")
+    names = tuple(inspect.signature(loss.forward).parameters)
+    if strangers := [name for name in names if name not in WORDS]:
+        raise InputError(
+            f"{type(loss).__name__}.forward asks for {strangers[0]!r}; a loss may ask for {', '.join(WORDS)}"
+        )
+    return names
+
+
+def _ready(tensor: Tensor, side: str) -> Tensor:
+    tensor = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.detach() if side == "teacher" else tensor
