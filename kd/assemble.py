@@ -24,6 +24,7 @@ from kd.errors import InputError, placed
 from kd.living import DISTILLERS, lives
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import fingerprint, outputs_of
+from kd.modes import mode_of
 from kd.moving import Moving
 from kd.mutual import nodes_of
 from kd.objective import Objective, Term
@@ -134,7 +135,7 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
         "hyperparameters": hyperparameters(config),
         "purge_step": step,
     }
-    callbacks = [build(node, f"callbacks.{key}", **places) for key, node in config["callbacks"].items() if node]
+    callbacks = [_callback(node, f"callbacks.{key}", places) for key, node in config["callbacks"].items() if node]
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
     bar = config["trainer"].get("enable_progress_bar", True)
     useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
@@ -150,6 +151,12 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
             )
         except (MisconfigurationException, ImportError) as error:
             raise InputError(str(error)) from error
+
+
+def _callback(node: Config, at: str, places: dict[str, Any]) -> Callback:
+    """One callback; where it monitors a metric, in the mode that is the metric's, as Lightning's default is ``min``."""
+    mode = mode_of(node["monitor"]) if node.get("monitor") else None
+    return build(node, at, **places | ({"mode": mode} if mode else {}))
 
 
 def speed(config: Config) -> Speed:

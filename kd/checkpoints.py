@@ -19,6 +19,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
+from kd.best import Best as Best  # by this name in configurations
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
 from kd.run import CHECKPOINTS, shown
 
@@ -70,20 +71,6 @@ def tensors_of(content: Any) -> list[torch.Tensor]:
     return [tensor for part in inner for tensor in tensors_of(part)]
 
 
-class Best(ModelCheckpoint):
-    """Lightning's, in a run folder that may have been moved since."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, here = state_dict["dirpath"], self.dirpath
-        moved = lambda path: str(Path(here) / Path(path).name) if path and here else path  # noqa: E731
-        state = dict(state_dict) | {"dirpath": here} if before != here else dict(state_dict)
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = moved(state[key])
-        state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state)
-        self.current_score = state["current_score"]  # which Lightning saves and forgets
-
-
 class Last(Checkpoint):
     """Keeps ``last.ckpt``, from which the run goes on to the very end that it would have had, and the one before it.
 
@@ -118,6 +105,9 @@ class Last(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".*.tmp"):
                 left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        for other in trainer.checkpoint_callbacks:
+            if isinstance(other, ModelCheckpoint) and other.dirpath and Path(other.dirpath) == self.folder.resolve():
+                other.save_last = None  # which writes the same file, at moments from which a run cannot be resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step

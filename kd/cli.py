@@ -32,6 +32,7 @@ from kd import processes
 from kd.complaint import NO_SPACE, check_words
 from kd.ending import Ended, say, told
 from kd.errors import InputError
+from kd.modes import mode_of
 from kd.processes import Job
 from kd.registry import defaults_of, load_plugins, models, node_of
 from kd.teacher import Ensemble
@@ -229,6 +230,7 @@ def _register() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen backbone is meant to be
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
+    OmegaConf.register_new_resolver("kd_mode", mode_of, replace=True)
     OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
     store = ConfigStore.instance()
     # Hydra copies the whole store for each of its questions, a hundred times for --help; nodes are copied when read

@@ -10,23 +10,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from torch import Tensor
 
-from kd import assemble, place, predictor, run
-from kd.announce import announce, conclude
+from kd import assemble, place, run
+from kd.announce import announce
 from kd.assemble import Config, members
 from kd.checkpoints import latest
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
+from kd.finish import finish
 from kd.gate import Gate
 from kd.living import lives
-from kd.models.normalized import Pixels, bare
-from kd.models.weights import Origin, fingerprint, save, save_tensors
+from kd.models.normalized import Pixels
+from kd.models.weights import Origin
 from kd.monitor import Record
 from kd.objective import Objective
 from kd.ranges import check, check_batches, check_monitors
 from kd.registry import defaults_of
-from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     found = latest(folder)
     data = assemble.data(config)
     check_monitors(config, data.classes)
-    record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
+    record, gate = Record(folder / run.HISTORY), Gate(assemble.min_accuracies(config["teacher"]))
     trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
@@ -93,46 +92,11 @@ def fit(
     checkpoint: Path | None,
     about: Config,
 ) -> dict[str, Any]:
-    """Trains, goes back to the best epoch, touches the test set once and writes what is left behind."""
+    """Trains, and writes what is left behind."""
     trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    seconds = record.seconds
-    steps, epochs = trainer.global_step, trainer.current_epoch
-    if not steps:
+    if not trainer.global_step:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
-    summary = summarise(config, distiller, data, record, gate.accuracy)
-    summary["objective"] |= {"name": about.get("objective")}
-    summary |= {"cell": about.get("cell")}
-    best = folder / run.CHECKPOINTS / "best.ckpt"
-    kept = str(best) if best.is_file() else None
-    scores = history(record)  # now, as the best checkpoint also brings back the record up to its epoch
-    tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
-    summary["metrics"]["best"] = record.last()
-    summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
-    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
-    summary["training"]["images_per_s"] = round(images / seconds, 1)
-    summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
-    predictions = distiller.predictions.compute()
-    if trainer.is_global_zero:
-        leave_behind(folder, distiller, summary, scores, predictions)
-        if not summary["cell"]:
-            conclude(summary, folder)
-    trainer.strategy.barrier("summary written")
-    return summary
-
-
-def leave_behind(
-    folder: Path, distiller: Distiller, summary: dict[str, Any], scores: str, predictions: dict[str, Tensor]
-) -> None:
-    """Writes the student, its answers on the test set, the history and, last of all, the summary."""
-    summary["student"]["sha256"] = fingerprint(bare(distiller.student))
-    about = {key: json.dumps(summary["student"][key]) for key in ("name", *Pixels._fields)}
-    save(bare(distiller.student), folder / run.STUDENT, metadata=about)
-    if (term := distiller.objective.predictor) is not None:
-        predictor.keep(term, folder)
-    if predictions:
-        save_tensors(predictions, folder / run.PREDICTIONS)
-    run.write(folder / run.HISTORY, scores)
-    run.write_summary(folder, summary)
+    return finish(config, folder, trainer, distiller, data, record, gate, about)
 
 
 def cacheable(objective: Objective) -> bool:

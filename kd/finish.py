@@ -1,0 +1,88 @@
+"""The end of a run: the student is chosen and written before the test part is touched, so that nothing can lose it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from kd import predictor, run
+from kd.announce import conclude
+from kd.assemble import Config
+from kd.choice import choose
+from kd.command import command
+from kd.distiller import Distiller
+from kd.gate import Gate
+from kd.models.normalized import Pixels, bare
+from kd.models.weights import fingerprint, save, save_tensors
+from kd.monitor import Record
+from kd.summary import limits_of, summarise
+
+log = logging.getLogger(__name__)
+
+
+def finish(
+    config: Config,
+    folder: Path,
+    trainer: pl.Trainer,
+    distiller: Distiller,
+    data: Any,
+    record: Record,
+    gate: Gate,
+    about: Config,
+) -> dict[str, Any]:
+    """Goes back to the best epoch, writes what is left behind, and touches the test set once; the summary."""
+    seconds, steps = record.seconds, trainer.global_step
+    chosen = choose(trainer, distiller, data, record)
+    if chosen.weights is not None:
+        distiller.load_state_dict(chosen.weights)
+    summary = summarise(config, distiller, data, record, gate.accuracy)
+    summary["objective"] |= {"name": about.get("objective")}
+    summary |= {"cell": about.get("cell")}
+    epochs = min(trainer.current_epoch, config["trainer"]["max_epochs"])  # without SWA's pass for batch norms
+    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
+    summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
+    summary["training"] |= {"images_per_s": round(images / seconds, 1), "limits": limits_of(config)}
+    summary["metrics"] |= {"monitor": chosen.monitor, "best": chosen.scores, "chosen": chosen.words}
+    summary["metrics"] |= {"test": None, "untested": "not yet"}
+    if trainer.is_global_zero:
+        leave_behind(folder, distiller, summary)
+    measure(folder, trainer, distiller, data, summary)
+    if trainer.is_global_zero and not summary["cell"]:
+        conclude(summary, folder)
+    trainer.strategy.barrier("summary written")
+    return summary
+
+
+def leave_behind(folder: Path, distiller: Distiller, summary: dict[str, Any]) -> None:
+    """Writes the student and, last of all, the summary."""
+    (folder / run.PREDICTIONS).unlink(missing_ok=True)  # of a shorter run, of another student
+    summary["student"]["sha256"] = fingerprint(bare(distiller.student))
+    about = {key: json.dumps(summary["student"][key]) for key in ("name", *Pixels._fields)}
+    save(bare(distiller.student), folder / run.STUDENT, metadata=about)
+    if (term := distiller.objective.predictor) is not None:
+        predictor.keep(term, folder)
+    run.write_summary(folder, summary)
+
+
+def measure(folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, summary: dict[str, Any]) -> None:
+    """Adds the scores of the test part to the summary, and writes the answers; if it fails, the summary says so."""
+    try:
+        tested = trainer.test(distiller, datamodule=data, verbose=False)
+    except Exception as error:
+        if trainer.is_global_zero:
+            summary["metrics"]["untested"] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            run.write_summary(folder, summary)
+            again = command("kd-evaluate", run=run.shown(folder))
+            log.warning("test: it failed; the trained student is kept, and %s measures it later", again)
+        raise
+    del summary["metrics"]["untested"]
+    summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
+    predictions = distiller.predictions.compute()
+    if trainer.is_global_zero:
+        if predictions:
+            save_tensors(predictions, folder / run.PREDICTIONS)
+        run.write_summary(folder, summary)
