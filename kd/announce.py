@@ -78,7 +78,7 @@ def conclude(summary: dict[str, Any], folder: Path) -> None:
         console.print(f"agreement with the teacher on test {agreement}, KL {_number(test.get('kl'))} nats")
     speed = f"{training['steps']:,} steps in {training['seconds']:.1f} s, {training['images_per_s']:,.0f} images/s"
     what = f"scores {metrics.get('chosen', BEST)}"
-    what = f"test {what}" if metrics["test"] is not None else f"{what}, not tested: {metrics.get('untested')}"
+    what = f"test {what}" if test else f"{what}, not tested: {metrics.get('untested')}"
     console.print(f"{training['epochs']} epochs, {speed}; {what}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from kd import predictor, run
 from kd.announce import conclude
@@ -15,6 +16,7 @@ from kd.assemble import Config
 from kd.choice import choose
 from kd.command import command
 from kd.distiller import Distiller
+from kd.errors import Stopped
 from kd.gate import Gate
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import fingerprint, save, save_tensors
@@ -69,20 +71,33 @@ def leave_behind(folder: Path, distiller: Distiller, summary: dict[str, Any]) ->
 
 
 def measure(folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, summary: dict[str, Any]) -> None:
-    """Adds the scores of the test part to the summary, and writes the answers; if it fails, the summary says so."""
-    try:
-        tested = trainer.test(distiller, datamodule=data, verbose=False)
-    except Exception as error:
-        if trainer.is_global_zero:
-            summary["metrics"]["untested"] = (str(error).strip() or type(error).__name__).splitlines()[0]
-            run.write_summary(folder, summary)
-            again = command("kd-evaluate", run=run.shown(folder))
-            log.warning("test: it failed; the trained student is kept, and %s measures it later", again)
-        raise
-    del summary["metrics"]["untested"]
-    summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
+    """Adds the scores of the test part to the summary, and writes the answers; if that fails, the summary says so."""
+    metrics = summary["metrics"]
+    if not is_overridden("test_dataloader", data):
+        metrics |= {"test": {}, "untested": "the data has no test part"}
+    else:
+        try:
+            tested = trainer.test(distiller, datamodule=data, verbose=False)
+        except Exception as error:
+            _failed(error, folder, trainer, summary)
+            raise
+        del metrics["untested"]
+        metrics["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
     predictions = distiller.predictions.compute()
     if trainer.is_global_zero:
         if predictions:
             save_tensors(predictions, folder / run.PREDICTIONS)
         run.write_summary(folder, summary)
+
+
+def _failed(error: Exception, folder: Path, trainer: pl.Trainer, summary: dict[str, Any]) -> None:
+    """Says in the summary why there are no test scores, and in the log how they can still be had."""
+    if not trainer.is_global_zero:
+        return
+    summary["metrics"]["untested"] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    run.write_summary(folder, summary)
+    if not isinstance(error, Stopped):  # which says itself how to go on
+        later = command("kd-evaluate", run=run.shown(folder))
+        log.warning(
+            "test: it failed; the trained student is kept, and once the cause is mended it is measured by: %s", later
+        )
