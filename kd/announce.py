@@ -15,6 +15,7 @@ from torch import nn
 
 from kd.assemble import members
 from kd.choice import BEST
+from kd.command import path_argument
 from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.distiller import Distiller
@@ -44,7 +45,7 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
             log.info("teacher: %s", distiller.teacher.describe())
     for line in distiller.objective.describe():
         log.info("objective: %s", line)
-    log.info("watch: tensorboard --logdir %s", shown(folder))
+    log.info("watch: tensorboard --logdir %s", path_argument(shown(folder)))
 
 
 def _network(who: str, name: str, network: nn.Module, shape: list[int], note: str = "") -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from kd import run
 from kd.cached import Cached, Store, cached
 from kd.checkpoints import WholeFiles
+from kd.curves import continued
 from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
@@ -137,6 +139,9 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
     }
     callbacks = [_callback(node, f"callbacks.{key}", places) for key, node in config["callbacks"].items() if node]
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and step:
+            continued(logger, step)
     bar = config["trainer"].get("enable_progress_bar", True)
     useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
     callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]

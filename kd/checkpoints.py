@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
 from kd.best import Best as Best  # by this name in configurations
+from kd.command import command
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
 from kd.run import CHECKPOINTS, shown
 
@@ -113,14 +114,30 @@ class Last(Checkpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             room_for(pl_module, self.folder)
+        self._catch(self._receive)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._catch(self._end)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def _catch(self, receive: Callable[[int, FrameType | None], None]) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):  # in place of Lightning's, which speaks to other processes
-                self._handlers[number] = signal.signal(number, self._receive)
+                self._handlers[number] = signal.signal(number, receive)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum, self._signalled = signum, time.monotonic()
+
+    def _end(self, signum: int, _: FrameType | None) -> None:
+        """In the test there is nothing to be saved."""
+        raise Stopped(signum, f"stopped by {signal.Signals(signum).name} in the test; go on with: {self._again()}")
+
+    def _again(self) -> str:
+        return command("kd-train", resume=shown(self.folder.parent))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -193,7 +210,7 @@ class Last(Checkpoint):
         assert self.signum is not None
         name = signal.Signals(self.signum).name
         where = f"stopped by {name} at step {trainer.global_step}"
-        raise Stopped(self.signum, f"{where}; go on with: kd-train resume={shown(self.folder.parent)}")
+        raise Stopped(self.signum, f"{where}; go on with: {self._again()}")
 
 
 def room_for(module: nn.Module, folder: Path) -> None:

@@ -18,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -65,6 +65,7 @@ class Root:
     cell: Any = None
     nan: str = MISSING
     resume: str | None = None
+    resume_data: str = "same"
     trust: bool = False
 
 
@@ -78,11 +79,35 @@ def _train(config: DictConfig) -> float | None:
     from kd.train import train as run
 
     given, runtime = plain(config), HydraConfig.get().runtime
-    if given["resume"]:
-        summary = resumed(given["resume"], _typed(given), given["trust"])
+    if (folder := _resume_of(given)) is not None:
+        summary = resumed(folder, _typed(given), given["trust"], given["resume_data"])
+    elif given["resume_data"] != "same":
+        raise InputError(f"resume_data={given['resume_data']} is for a run that is resumed, by resume=RUN")
     else:
         summary = run(given, Path(runtime.output_dir), objective=runtime.choices.get("objective"))
     return summary["metrics"]["best"].get("val/acc")
+
+
+RESUME = ("resume", "resume_data", "trust")
+
+
+def _resume_of(given: Mapping[str, Any]) -> str | None:
+    """The folder to resume as it was typed: ``1e3`` and ``true``, which Hydra takes for other things, are names too.
+
+    Raises:
+        InputError: an empty name, or ``null`` where there is such a folder.
+    """
+    for word in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        if word.key_or_group != "resume" or isinstance(word.value(), (str, QuotedString)):
+            continue
+        typed = (word.input_line or "").partition("=")[2].strip()
+        if word.value() is not None:
+            return typed
+        if typed and Path(typed).is_dir():
+            raise InputError(f"resume={typed} is no run to resume; the folder of that name is resume=./{typed}")
+    if given["resume"] == "":
+        raise InputError("resume= names no run folder; resume=RUN resumes the run in the folder RUN")
+    return given["resume"]
 
 
 def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,10 +115,10 @@ def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         name = override.key_or_group.replace("/", ".")
-        if name in ("resume", "trust"):
+        if name in RESUME:
             continue
         if name.partition(".")[0] not in given:  # an experiment, say, which speaks for many keys
-            return {key: value for key, value in given.items() if key not in ("resume", "trust", "cell")}
+            return {key: value for key, value in given.items() if key not in (*RESUME, "cell")}
         value: Any = given
         for key in name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None

@@ -93,7 +93,7 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> s
         assemble.distiller(config, data, assemble.teacher(config, data, weights=False))
     if first["trainer"].get("devices", 1) == 1:  # else by the processes of the first run that it teaches
         with_weights(first, assemble.data(first))
-    free = ("cell", "seed", "logger", "callbacks", "objective", "pair")
+    free = ("cell", "seed", "logger", "callbacks", "objective", "pair", "resume_data")
     plainly = {key: value for key, value in first.items() if key not in free}
     plainly |= {"words": sorted(word for word in words if word.startswith(("objective.", "pair.")))}
     digest = hashlib.sha256(json.dumps(plainly, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -104,7 +104,8 @@ def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict
     """Runs one cell, or goes on with it where it was stopped."""
     if (folder / run.CONFIG).is_file():
         check_same(config, folder)
-    return train(config, folder, go_on=True, objective=objective, cell=dict(config["cell"]))
+    changed = config.get("resume_data") == "changed"
+    return train(config, folder, go_on=True, data_changed=changed, objective=objective, cell=dict(config["cell"]))
 
 
 def check_same(config: Mapping[str, Any], folder: Path) -> None:
@@ -117,7 +118,7 @@ def check_same(config: Mapping[str, Any], folder: Path) -> None:
         known = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
-    free = ("cell", "seed", "about")
+    free = ("cell", "seed", "about", "resume_data")
     here, there = (_flat({k: v for k, v in part.items() if k not in free}) for part in (config, known))
     differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     # a teacher's checkpoint is filled in by the run, and a bar shapes no result
@@ -141,4 +142,4 @@ def _of_teaching(word: str) -> bool:
 
 def left_of(cells: Iterable[Cell], study: Path) -> list[Cell]:
     """The cells that have no finished run yet."""
-    return [cell for cell in cells if not (study / cell.folder / run.SUMMARY).is_file()]
+    return [cell for cell in cells if not run.is_finished(study / cell.folder)]

@@ -21,7 +21,7 @@ from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
-from kd.place import go_on, place_of, sha256_of
+from kd.place import go_on, place_of, set_rates, sha256_of
 from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen
@@ -132,6 +132,8 @@ class Distiller(pl.LightningModule):
             go_on(self.trainer, checkpoint)
 
     def on_train_start(self) -> None:
+        if self.trainer.ckpt_path is not None:
+            set_rates(self.trainer)
         self.tell_epoch()  # an epoch that goes on does not start
 
     def on_train_epoch_start(self) -> None:

@@ -37,6 +37,7 @@ def finish(
     about: Config,
 ) -> dict[str, Any]:
     """Goes back to the best epoch, writes what is left behind, and touches the test set once; the summary."""
+    config = {**config, "data": distiller.hparams["config"]["data"]}  # with the batch size that was looked for
     seconds, steps = record.seconds, trainer.global_step
     chosen = choose(trainer, distiller, data, record)
     if chosen.weights is not None:

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.optim.lr_scheduler import LambdaLR
 
 from kd.checkpoints import Saved
 from kd.errors import InputError
@@ -15,8 +16,8 @@ from kd.run import versions
 log = logging.getLogger(__name__)
 
 
-def check(found: Saved, data: Any, teacher: str | None) -> None:
-    """Whether a checkpoint is of this data and this teacher, whose sha256 is given.
+def check(found: Saved, data: Any, teacher: str | None, changed: bool = False) -> None:
+    """Whether a checkpoint is of this data and this teacher, whose sha256 is given; of other data if ``changed``.
 
     Raises:
         InputError: other data or another teacher than the checkpoint's.
@@ -24,8 +25,13 @@ def check(found: Saved, data: Any, teacher: str | None) -> None:
     path, content = found
     for what, here in (("data", sha256_of(data)), ("teacher", teacher)):
         there = content["kd"].get(f"{what}_sha256")
-        if here != there:
-            raise InputError(f"{path} was trained with another {what}: sha256 {there} there, {here} here")
+        if here == there:
+            continue
+        told = f"{path} was trained with another {what}: sha256 {there} there, {here} here"
+        if what == "teacher" or not changed:
+            anyway = "; if it was repaired on purpose, resume_data=changed resumes with it" if what == "data" else ""
+            raise InputError(f"{told}{anyway}")
+        log.warning("resume: %s; resumed all the same, as resume_data=changed asks", told)
     before, now = content["kd"].get("versions", {}).get("torch"), versions()["torch"]
     if before != now:
         log.warning("resume: trained by torch %s so far, from now on by %s, which may round otherwise", before, now)
@@ -62,6 +68,7 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
             log.warning("resume: %s has no `start`, so it gives the rest of this epoch out of its own order", name)
         else:
             data.start = place["samples"]
+        _keep_loader(trainer, checkpoint["epoch"])
     if place["world"] == trainer.world_size:
         return
     if place["samples"]:
@@ -74,3 +81,22 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     share = int(trainer.estimated_stepping_batches) / place["steps"] / epochs  # of the steps of one epoch
     for scheduler in checkpoint["lr_schedulers"]:
         scheduler["last_epoch"] = round(scheduler["last_epoch"] * share)
+
+
+def _keep_loader(trainer: pl.Trainer, epoch: int) -> None:
+    """Makes the training loader now, once: Lightning takes the epoch for a new one that is due a loader of its own."""
+    if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        trainer.fit_loop.setup_data()
+        trainer.fit_loop._last_train_dl_reload_epoch = epoch - epoch % every
+
+
+def set_rates(trainer: pl.Trainer) -> None:
+    """Gives the optimisers the rates of this run's schedule: a checkpoint has those of the length planned then."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        if not isinstance(scheduler, LambdaLR):
+            continue
+        rates = [base * rule(scheduler.last_epoch) for base, rule in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates):
+            group["lr"] = rate
+        scheduler._last_lr = rates

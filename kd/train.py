@@ -32,13 +32,16 @@ log = logging.getLogger(__name__)
 _AGAIN = "; the same command goes on with it"
 
 
-def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, go_on: bool = False, data_changed: bool = False, **about: Any
+) -> dict[str, Any]:
     """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
 
     Args:
         config: the composed configuration as plain containers.
         folder: the run folder, made if absent.
         go_on: whether to go on from what a stopped run of this configuration left in the folder.
+        data_changed: whether the data may be other than that of the run so far.
         about: what else the summary is to say: the ``objective``'s name, the ``cell`` of a comparison.
 
     Returns:
@@ -50,10 +53,10 @@ def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> di
         Stopped: a signal; the state is saved.
     """
     with run.held(folder, new=not go_on):
-        return _train(config, folder, about)
+        return _train(config, folder, about, data_changed)
 
 
-def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
+def _train(config: Config, folder: Path, about: Config, data_changed: bool = False) -> dict[str, Any]:
     check(config)
     found = latest(folder)
     data = assemble.data(config)
@@ -68,7 +71,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
         teacher = assemble.teacher(config, data, cache=cacheable(dry.objective))
     distiller = assemble.distiller(config, data, teacher)
     if found is not None:
-        place.check(found, data, distiller.teacher_sha256)
+        place.check(found, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
         run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
     announce(config, distiller, data, trainer, folder)
