@@ -21,7 +21,7 @@ from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
-from kd.place import go_on, place_of, set_rates, sha256_of
+from kd.place import go_on, keep_loader, place_of, set_rates, sha256_of
 from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen
@@ -130,6 +130,7 @@ class Distiller(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn == "fit":
             go_on(self.trainer, checkpoint)
+            keep_loader(self.trainer, checkpoint)
 
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is not None:

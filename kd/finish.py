@@ -38,17 +38,13 @@ def finish(
 ) -> dict[str, Any]:
     """Goes back to the best epoch, writes what is left behind, and touches the test set once; the summary."""
     config = {**config, "data": distiller.hparams["config"]["data"]}  # with the batch size that was looked for
-    seconds, steps = record.seconds, trainer.global_step
+    course = _course(config, trainer, data, record.seconds)  # before a validation of averaged weights
     chosen = choose(trainer, distiller, data, record)
     if chosen.weights is not None:
         distiller.load_state_dict(chosen.weights)
     summary = summarise(config, distiller, data, record, gate.accuracy)
     summary["objective"] |= {"name": about.get("objective")}
-    summary |= {"cell": about.get("cell")}
-    epochs = min(trainer.current_epoch, config["trainer"]["max_epochs"])  # without SWA's pass for batch norms
-    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
-    summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
-    summary["training"] |= {"images_per_s": round(images / seconds, 1), "limits": limits_of(config)}
+    summary |= {"cell": about.get("cell"), "training": course}
     summary["metrics"] |= {"monitor": chosen.monitor, "best": chosen.scores, "chosen": chosen.words}
     summary["metrics"] |= {"test": None, "untested": "not yet"}
     if trainer.is_global_zero:
@@ -58,6 +54,19 @@ def finish(
         conclude(summary, folder)
     trainer.strategy.barrier("summary written")
     return summary
+
+
+def _course(config: Config, trainer: pl.Trainer, data: Any, seconds: float) -> dict[str, Any]:
+    """How long the training was, and how fast."""
+    steps = trainer.global_step
+    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
+    return {
+        "epochs": min(trainer.current_epoch, config["trainer"]["max_epochs"]),  # without SWA's pass for batch norms
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "images_per_s": round(images / seconds, 1),
+        "limits": limits_of(config),
+    }
 
 
 def leave_behind(folder: Path, distiller: Distiller, summary: dict[str, Any]) -> None:

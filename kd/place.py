@@ -68,7 +68,6 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
             log.warning("resume: %s has no `start`, so it gives the rest of this epoch out of its own order", name)
         else:
             data.start = place["samples"]
-        _keep_loader(trainer, checkpoint["epoch"])
     if place["world"] == trainer.world_size:
         return
     if place["samples"]:
@@ -83,9 +82,10 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         scheduler["last_epoch"] = round(scheduler["last_epoch"] * share)
 
 
-def _keep_loader(trainer: pl.Trainer, epoch: int) -> None:
-    """Makes the training loader now, once: Lightning takes the epoch for a new one that is due a loader of its own."""
-    if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+def keep_loader(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Makes the loader of an epoch that is resumed in its middle: Lightning would make it, and then one anew."""
+    every, epoch = trainer.reload_dataloaders_every_n_epochs, checkpoint["epoch"]  # type: ignore[attr-defined]
+    if every and checkpoint["kd"]["place"]["samples"]:
         trainer.fit_loop.setup_data()
         trainer.fit_loop._last_train_dl_reload_epoch = epoch - epoch % every
 
