@@ -102,6 +102,8 @@ class Last(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "test":
+            self._catch(self._end)
         if stage == "fit" and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".*.tmp"):
@@ -116,10 +118,7 @@ class Last(Checkpoint):
             room_for(pl_module, self.folder)
         self._catch(self._receive)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._catch(self._end)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore()
 
     def _catch(self, receive: Callable[[int, FrameType | None], None]) -> None:

@@ -38,6 +38,7 @@ from kd.registry import defaults_of, load_plugins, models, node_of
 from kd.teacher import Ensemble
 
 SAVED = ".hydra/config.yaml"
+ADDED = ("callbacks.", "logger.", "trainer.")
 
 
 @dataclass
@@ -231,10 +232,21 @@ def _prepare() -> list[Override]:
         sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
     load_plugins()
     _register()
+    _add_to_resumed()
     words = check_words()
     if processes.rank():
         _quieten()
     return words
+
+
+def _add_to_resumed() -> None:
+    """Beside ``resume=`` an option is one of the run's, whose callbacks, say, are not those of a new run."""
+    if not any(word.startswith("resume=") for word in sys.argv[1:]):
+        return
+    for at, word in enumerate(sys.argv[1:], start=1):
+        name, equals, value = word.removeprefix("~").removeprefix("++").removeprefix("+").partition("=")
+        if name.startswith(ADDED):
+            sys.argv[at] = f"++{name}=null" if word.startswith("~") else f"++{name}{equals}{value}"
 
 
 def _quieten() -> None:
@@ -249,7 +261,8 @@ def _quieten() -> None:
 
 
 def _register() -> None:
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+    signals = "pytorch_lightning.trainer.connectors.signal_connector"
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed", signals):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it complains of is raised as well
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch

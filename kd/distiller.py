@@ -21,7 +21,7 @@ from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
-from kd.place import go_on, keep_loader, place_of, set_rates, sha256_of
+from kd.place import go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
 from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen
@@ -126,6 +126,7 @@ class Distiller(pl.LightningModule):
             "place": place_of(self.trainer),
             "versions": versions(),
         }
+        unfinish(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn == "fit":

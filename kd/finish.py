@@ -58,10 +58,10 @@ def finish(
 
 def _course(config: Config, trainer: pl.Trainer, data: Any, seconds: float) -> dict[str, Any]:
     """How long the training was, and how fast."""
-    steps = trainer.global_step
+    steps, begun = trainer.global_step, trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
     images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
     return {
-        "epochs": min(trainer.current_epoch, config["trainer"]["max_epochs"]),  # without SWA's pass for batch norms
+        "epochs": min(begun, config["trainer"]["max_epochs"]),  # without SWA's pass for batch norms
         "steps": steps,
         "seconds": round(seconds, 2),
         "images_per_s": round(images / seconds, 1),

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kd.checkpoints import Saved
@@ -43,14 +44,37 @@ def sha256_of(data: Any) -> str | None:
     return data.describe()["sha256"] if hasattr(data, "describe") else None
 
 
-def place_of(trainer: pl.Trainer) -> dict[str, int]:
+def place_of(trainer: pl.Trainer) -> dict[str, Any]:
     """Where a run stands: the samples of the epoch that are done, over all processes."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     batches = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
     size = getattr(trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
     steps = int(trainer.estimated_stepping_batches)
     place = {"samples": batches * size * trainer.world_size, "world": trainer.world_size}
-    return {**place, "steps": steps, "epochs": trainer.max_epochs or 0}
+    place |= {"steps": steps, "epochs": trainer.max_epochs or 0}
+    return {**place, "stopped_early": bool(trainer.should_stop), "limits": _limits(trainer)}
+
+
+def _limits(trainer: pl.Trainer) -> list[Any]:
+    """How long the training may be, in epochs, steps and seconds."""
+    timers = [callback._duration for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    return [trainer.max_epochs, trainer.max_steps, *timers]
+
+
+def unfinish(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Lets a checkpoint of a run that ended in mid-epoch, by its limit of steps or time, be one of that place.
+
+    Lightning counts such an epoch as done, so that a longer run would leave out the rest of it.
+    """
+    fit, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
+    epochs = fit.epoch_progress.current
+    if batches.is_last_batch or not batches.current.processed or epochs.processed < epochs.started:  # type: ignore[attr-defined]
+        return
+    loops = checkpoint["loops"]["fit_loop"]
+    for part in ("total", "current"):
+        loops["epoch_progress"][part]["processed"] -= 1
+        loops["epoch_loop.batch_progress"][part]["completed"] -= 1
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
@@ -62,6 +86,8 @@ def go_on(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     for line in (".*and is not empty", ".*your dataloader is not resumable"):  # it is, by `start`
         warnings.filterwarnings("ignore", message=line)
     place, data = checkpoint["kd"]["place"], trainer.datamodule  # type: ignore[attr-defined]
+    if place.get("stopped_early") and place["limits"] == _limits(trainer):
+        trainer.should_stop = True
     if place["samples"]:
         if not hasattr(data, "start"):
             name = type(data).__name__

@@ -15,7 +15,7 @@ from kd.announce import conclude
 from kd.errors import InputError, unknown
 from kd.registry import check_registered, target_of
 from kd.run import CONFIG, SUMMARY, is_tested, read_summary
-from kd.shaping import check_callbacks
+from kd.shaping import checked
 from kd.summary import limits_of
 from kd.teacher import Ensemble
 from kd.train import train
@@ -140,7 +140,7 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
         raise InputError(
             f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
         )
-    check_callbacks(before["callbacks"], config["callbacks"], run)
+    config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
     if typed.get("epochs"):
         config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
     return config

@@ -14,13 +14,14 @@ from pytorch_lightning.callbacks import (
 )
 
 from kd.errors import InputError
+from kd.modes import mode_of
 from kd.registry import locate
 
 SHAPING = (WeightAveraging, StochasticWeightAveraging, BaseFinetuning, ModelPruning, GradientAccumulationScheduler)
 
 
-def check_callbacks(before: Mapping[str, Any], after: Mapping[str, Any], run: str) -> None:
-    """Whether a resumed run has the shaping callbacks that it has had so far, with their options.
+def checked(before: Mapping[str, Any], after: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """The callbacks of a resumed run, among them the shaping ones that it has had so far, with their options.
 
     Args:
         before: the run's callbacks, key to node.
@@ -40,6 +41,15 @@ def check_callbacks(before: Mapping[str, Any], after: Mapping[str, Any], run: st
             f"resume={run}: callbacks.{key} cannot be {done} a run that has begun, as {name} shapes the weights that "
             "are trained; leave it as it was, or start a new run"
         )
+    return {key: _followed(before.get(key), here) for key, here in after.items()}
+
+
+def _followed(there: Any, here: Any) -> Any:
+    """A callback's node: where it monitors another metric than before, in the mode of that one."""
+    if not isinstance(there, Mapping) or not isinstance(here, Mapping) or there.get("mode") != here.get("mode"):
+        return here
+    old, new = mode_of(there.get("monitor")), mode_of(here.get("monitor"))
+    return {**here, "mode": new} if new and here.get("mode") == old else here
 
 
 def _shapes(node: Any) -> bool:
