@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ class Best(ModelCheckpoint):
 
     _validated_at = -1
     _tied: Mapping[str, tuple[float, int]] = {}  # path to val/nll and step
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        with warnings.catch_warnings():  # of checkpoints in the folder, which are those of a resumed run
+            warnings.filterwarnings("ignore", message=".*and is not empty")
+            super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
