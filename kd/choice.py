@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
+from kd.modes import validated
 from kd.monitor import Record
 
 BEST = "at the best validation epoch"
@@ -59,12 +61,13 @@ def _words_of_best(
     scores: Mapping[str, float], step: int, record: Record, kept: ModelCheckpoint, trainer: pl.Trainer
 ) -> str:
     monitor = str(kept.monitor)
-    words = BEST if monitor == "val/acc" else f"{BEST} by {monitor}"
+    words = BEST if monitor == "val/acc" else f"{BEST if validated(monitor) else 'at the best epoch'} by {monitor}"
     if not scores:
         words = f"of step {step}, kept by {monitor} and not validated"
     elif monitor in scores:
         pick = min if kept.mode == "min" else max
-        top = pick((row for row in record.epochs if monitor in row), key=lambda row: row[monitor])
+        known = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
+        top = pick(known, key=lambda row: row[monitor], default=scores)
         if top[monitor] != scores[monitor]:
             epoch, other = int(scores["epoch"]), int(top["epoch"])
             words = f"of epoch {epoch}; epoch {other} was better by {monitor}, and its checkpoint is not there"

@@ -21,7 +21,7 @@ from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
-from kd.place import go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
+from kd.place import begin_average, go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
 from kd.run import versions
 from kd.taps import Taps
 from kd.teacher import Ensemble, Frozen
@@ -136,6 +136,7 @@ class Distiller(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is not None:
             set_rates(self.trainer)
+            begin_average(self.trainer, self)
         self.tell_epoch()  # an epoch that goes on does not start
 
     def on_train_epoch_start(self) -> None:

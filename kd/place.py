@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.callbacks import StochasticWeightAveraging, Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kd.checkpoints import Saved
@@ -126,3 +126,19 @@ def set_rates(trainer: pl.Trainer) -> None:
         for group, rate in zip(scheduler.optimizer.param_groups, rates):
             group["lr"] = rate
         scheduler._last_lr = rates
+
+
+def begin_average(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Gives SWA's schedule back: Lightning does at an epoch's start, which one resumed in its middle does not have.
+
+    Making the schedule changes the rates, which the checkpoint has restored already.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, StochasticWeightAveraging) or callback._scheduler_state is None:
+            continue
+        if callback.swa_start <= trainer.current_epoch <= callback.swa_end:
+            groups = trainer.optimizers[0].param_groups
+            rates = [group["lr"] for group in groups]
+            callback.on_train_epoch_start(trainer, module)
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate

@@ -14,7 +14,7 @@ import kd
 from kd.announce import conclude
 from kd.errors import InputError, unknown
 from kd.registry import check_registered, target_of
-from kd.run import CONFIG, SUMMARY, is_tested, read_summary
+from kd.run import CONFIG, SUMMARY, is_tested, read_summary, require
 from kd.shaping import checked
 from kd.summary import limits_of
 from kd.teacher import Ensemble
@@ -84,6 +84,7 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
     about = config.pop("about", None) or {}
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder)
+        require(summary, folder, "metrics.best", "training.epochs", "training.steps")
         if is_over(summary, config):
             log.info("resume: %s is finished already; epochs=N goes on for longer", run)
             conclude(summary, folder)

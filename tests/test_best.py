@@ -111,6 +111,11 @@ def test_the_lowest_nll_is_the_best_without_saying_so(tmp_path: Path) -> None:
     assert summary["metrics"]["chosen"] == "at the best validation epoch by val/nll"
 
 
+def test_the_best_by_a_metric_of_training_is_not_called_a_validation_s(tmp_path: Path) -> None:
+    _, summary = watched(tmp_path, "callbacks.best.monitor=train/loss", "trainer.log_every_n_steps=1", zero="[]")
+    assert summary["metrics"]["chosen"].startswith("at the best epoch by train/loss")
+
+
 @pytest.mark.parametrize(
     "words",
     [("callbacks.best.monitor=val/nll", "callbacks.best.mode=max"), ("callbacks.best.mode=min",)],

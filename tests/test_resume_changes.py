@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 from conftest import Complain
+from forked import kd_train_in
 from safetensors.torch import load_file
-from stopping import launched
+from stopping import HERE, launched, torn
 from test_resume import as_if_nothing_happened, interrupted, steps_of, whole
 
 KD = "pytorch_lightning.callbacks"
@@ -36,12 +37,15 @@ def summary_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
+SWA = f"+callbacks.swa={{_target_: {KD}.StochasticWeightAveraging, swa_lrs: 0.05, swa_epoch_start: 1}}"
 ALIKE: dict[str, tuple[str, ...]] = {
     "loaders-made-anew-each-epoch": ("+trainer.reload_dataloaders_every_n_epochs=1",),
     "loaders-made-anew-every-second-epoch": ("+trainer.reload_dataloaders_every_n_epochs=2",),
     "validated-twice-an-epoch": ("+trainer.val_check_interval=0.5",),
     "limited-batches-in-windows-of-two": ("+trainer.limit_train_batches=6", "trainer.accumulate_grad_batches=2"),
     "the-best-two-kept": ("+callbacks.best.save_top_k=2", "+callbacks.best.save_last=true"),
+    "averaged-by-swa": (SWA,),
+    "averaged-by-swa-between-epochs": (SWA,),
     "early-stopping": (f"+callbacks.stop={{_target_: {KD}.EarlyStopping, monitor: val/nll, patience: 1}}",),
 }
 
@@ -50,8 +54,12 @@ ALIKE: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("name", ALIKE)
 def test_a_run_stopped_in_mid_epoch_sees_each_sample_once(tmp_path: Path, name: str) -> None:
     words = (*SMALL, *EVERY, *ALIKE[name])
-    full = whole(tmp_path, "full", *words)
-    as_if_nothing_happened(interrupted(tmp_path, "struck", MIDDLE, *words), full)
+    strike = {"moment": "between", "epoch": 2} if name.endswith("between-epochs") else MIDDLE
+    runs = whole(tmp_path, "full", *words), interrupted(tmp_path, "struck", strike, *words)
+    for run in runs:
+        if not (best := run / "checkpoints/best.ckpt").exists():
+            best.hardlink_to(best.with_name(f"best-step{summary_of(run)['metrics']['best']['step']}.ckpt"))
+    as_if_nothing_happened(runs[1], runs[0])
 
 
 def test_loaders_made_anew_each_epoch_give_no_sample_of_a_resumed_epoch_twice(tmp_path: Path) -> None:
@@ -133,9 +141,6 @@ def test_the_batch_size_found_is_that_of_the_resumed_run(tmp_path: Path, typed: 
 
 def launched_resume(folder: Path, *words: str) -> Any:
     """``kd-train resume=run`` and nothing but ``words``."""
-    from forked import kd_train_in
-    from stopping import HERE
-
     return kd_train_in(folder, ["resume=run", "trust=true", *words], {"PYTHONPATH": str(HERE)})
 
 
@@ -247,6 +252,23 @@ def test_a_signal_in_the_test_says_how_to_go_on(tmp_path: Path) -> None:
     assert on.returncode == 0, on.stderr
     assert summary_of(tmp_path / "run")["metrics"]["test"]["acc"] >= 0
     assert "untested" not in summary_of(tmp_path / "run")["metrics"]
+
+
+def test_a_resume_from_the_checkpoint_before_has_no_epoch_twice(copy: Path) -> None:
+    torn(copy / "run")
+    assert (copy / "run/checkpoints/previous.ckpt").is_file()
+    on = launched(copy, "resume=run")
+    assert on.returncode == 0, on.stderr
+    assert "is damaged or cut off" in on.stdout
+    assert (copy / "run/history.csv").read_text() == (copy / "done/history.csv").read_text()
+
+
+def test_a_job_of_a_sweep_is_resumed_as_any_run(tmp_path: Path) -> None:
+    sweep = ("-m", "T=1,2", "hydra.sweep.dir=sweep", *struck("step", 1, 2, 15))
+    assert launched(tmp_path, *sweep).returncode == 143
+    on = kd_train_in(tmp_path, ["resume=sweep/0", "trust=true"], {"PYTHONPATH": str(HERE)})
+    assert on.returncode == 0, on.stderr
+    assert summary_of(tmp_path / "sweep/0")["training"]["epochs"] == 2
 
 
 def test_a_second_resume_after_a_resume(tmp_path: Path) -> None:

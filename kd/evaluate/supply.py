@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from kd.place import sha256_of
 from kd.restore import Restored
-from kd.run import is_tested, write_summary
+from kd.run import write_summary
 
 
 def supply(found: Restored, scores: Mapping[str, float]) -> None:
@@ -14,9 +14,10 @@ def supply(found: Restored, scores: Mapping[str, float]) -> None:
 
     Where the data is no longer that of the training, as a damaged picture was replaced, its sha256 is added too.
     """
-    if is_tested(found.summary):
+    known = found.summary.get("metrics")
+    if not isinstance(known, dict) or known.get("test") is not None:
         return
-    metrics = {key: value for key, value in found.summary["metrics"].items() if key != "untested"}
+    metrics = {key: value for key, value in known.items() if key != "untested"}
     metrics["test"] = {key: value for key, value in scores.items() if key != "brier"}
     sha256 = sha256_of(found.data)
     if sha256 not in (None, found.summary["data"].get("sha256")):
