@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -36,9 +36,9 @@ from kd.modes import mode_of
 from kd.processes import Job
 from kd.registry import defaults_of, load_plugins, models, node_of
 from kd.teacher import Ensemble
+from kd.typed import added, resume_of, typed_of
 
 SAVED = ".hydra/config.yaml"
-ADDED = ("callbacks.", "logger.", "trainer.")
 
 
 @dataclass
@@ -80,51 +80,14 @@ def _train(config: DictConfig) -> float | None:
     from kd.train import train as run
 
     given, runtime = plain(config), HydraConfig.get().runtime
-    if (folder := _resume_of(given)) is not None:
-        summary = resumed(folder, _typed(given), given["trust"], given["resume_data"])
+    words = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    if (folder := resume_of(given, words)) is not None:
+        summary = resumed(folder, typed_of(given, words), given["trust"], given["resume_data"])
     elif given["resume_data"] != "same":
         raise InputError(f"resume_data={given['resume_data']} is for a run that is resumed, by resume=RUN")
     else:
         summary = run(given, Path(runtime.output_dir), objective=runtime.choices.get("objective"))
     return summary["metrics"]["best"].get("val/acc")
-
-
-RESUME = ("resume", "resume_data", "trust")
-
-
-def _resume_of(given: Mapping[str, Any]) -> str | None:
-    """The folder to resume as it was typed: ``1e3`` and ``true``, which Hydra takes for other things, are names too.
-
-    Raises:
-        InputError: an empty name, or ``null`` where there is such a folder.
-    """
-    for word in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
-        if word.key_or_group != "resume" or isinstance(word.value(), (str, QuotedString)):
-            continue
-        typed = (word.input_line or "").partition("=")[2].strip()
-        if word.value() is not None:
-            return typed
-        if typed and Path(typed).is_dir():
-            raise InputError(f"resume={typed} is no run to resume; the folder of that name is resume=./{typed}")
-    if given["resume"] == "":
-        raise InputError("resume= names no run folder; resume=RUN resumes the run in the folder RUN")
-    return given["resume"]
-
-
-def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command line says beside ``resume=`` and ``trust=``, dotted key to value; of a recipe, all of it."""
-    typed: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
-        name = override.key_or_group.replace("/", ".")
-        if name in RESUME:
-            continue
-        if name.partition(".")[0] not in given:  # an experiment, say, which speaks for many keys
-            return {key: value for key, value in given.items() if key not in (*RESUME, "cell")}
-        value: Any = given
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        typed[name] = value
-    return typed
 
 
 def compare() -> None:
@@ -232,21 +195,11 @@ def _prepare() -> list[Override]:
         sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
     load_plugins()
     _register()
-    _add_to_resumed()
+    sys.argv[1:] = added(sys.argv[1:])
     words = check_words()
     if processes.rank():
         _quieten()
     return words
-
-
-def _add_to_resumed() -> None:
-    """Beside ``resume=`` an option is one of the run's, whose callbacks, say, are not those of a new run."""
-    if not any(word.startswith("resume=") for word in sys.argv[1:]):
-        return
-    for at, word in enumerate(sys.argv[1:], start=1):
-        name, equals, value = word.removeprefix("~").removeprefix("++").removeprefix("+").partition("=")
-        if name.startswith(ADDED):
-            sys.argv[at] = f"++{name}=null" if word.startswith("~") else f"++{name}{equals}{value}"
 
 
 def _quieten() -> None:

@@ -53,16 +53,14 @@ def evaluate(
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
-    place = _device(device)
-    found = _trained(restore(run, data, batch_size, trust))
+    place, found = _device(device), _trained(restore(run, data, batch_size, trust))
     teacher, where = teacher_of(found, teacher_checkpoint, trust)
     measured = answer(found.student, teacher, batches(found.data, part), found.data.classes, place)
     about = {"name": (found.summary["teacher"] or {}).get("name"), "measured": teacher is not None, "about": where}
     result = {**described(found, measured, part), "teacher": about, "device": str(place)}
     target = Path(out) if out else found.folder / "evaluation" / f"{found.data_name}-{part}"
     leave(result, target)
-    if part == "test" and not data:
-        supply(found, measured.metrics())
+    supply(found, result, own=not data)
     show(result, target, FILE)
     return result
 

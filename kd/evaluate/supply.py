@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from kd.place import sha256_of
 from kd.restore import Restored
 from kd.run import write_summary
 
 
-def supply(found: Restored, scores: Mapping[str, float]) -> None:
-    """Adds the scores of the run's own test part to its summary, if it has none.
+def supply(found: Restored, result: Mapping[str, Any], own: bool) -> None:
+    """Adds what was measured to the run's summary, if it has no test scores and this is its ``own`` data's test part.
 
     Where the data is no longer that of the training, as a damaged picture was replaced, its sha256 is added too.
     """
     known = found.summary.get("metrics")
-    if not isinstance(known, dict) or known.get("test") is not None:
+    if not own or result["data"]["part"] != "test" or not isinstance(known, dict) or known.get("test") is not None:
         return
     metrics = {key: value for key, value in known.items() if key != "untested"}
-    metrics["test"] = {key: value for key, value in scores.items() if key != "brier"}
+    metrics["test"] = {key: value for key, value in result["metrics"].items() if key != "brier"}
     sha256 = sha256_of(found.data)
     if sha256 not in (None, found.summary["data"].get("sha256")):
         metrics["test_data_sha256"] = sha256
