@@ -14,6 +14,8 @@ from rich.table import Table
 from torch import nn
 
 from kd.assemble import members, place
+from kd.choice import BEST
+from kd.command import path_argument
 from kd.data.folder import Folder
 from kd.data.memory import Memory
 from kd.data.module import Data
@@ -53,7 +55,7 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
         log.info("objective: %s", line)
     if distiller.optim is not None:
         log.info("optim: %s", distiller.optim.describe(distiller))
-    log.info("watch: tensorboard --logdir %s", shown(folder))
+    log.info("watch: tensorboard --logdir %s", path_argument(shown(folder)))
 
 
 def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
@@ -80,11 +82,13 @@ def _network(who: str, name: str, network: nn.Module, shape: list[int], note: st
 
 def conclude(summary: dict[str, Any], folder: Path) -> None:
     """Prints the closing table: teacher, student, agreement, time."""
-    best, last, test = (summary["metrics"][part] for part in ("best", "last", "test"))
+    metrics = summary["metrics"]
+    best, last, test = metrics["best"], metrics["last"], metrics["test"] or {}
     title = f"{summary['task']}: {shown(folder)}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for column in ("params", "val best", "val last", "test", "nll", "ece"):
+    chosen = "val best" if metrics.get("chosen", BEST).startswith(BEST) else "val chosen"
+    for column in ("params", chosen, "val last", "test", "nll", "ece"):
         table.add_column(column, justify="right", no_wrap=True)
     rows = {"teacher": ("teacher/acc", "teacher_"), "student": ("val/acc", "")}
     for side, (val, prefix) in rows.items():
@@ -99,7 +103,9 @@ def conclude(summary: dict[str, Any], folder: Path) -> None:
         agreement = _percent(test["agreement"])
         console.print(f"agreement with the teacher on test {agreement}, KL {_number(test.get('kl'))} nats")
     speed = f"{training['steps']:,} steps in {training['seconds']:.1f} s, {training['images_per_s']:,.0f} images/s"
-    console.print(f"{training['epochs']} epochs, {speed}; test scores at the best validation epoch")
+    what = f"scores {metrics.get('chosen', BEST)}"
+    what = f"test {what}" if test else f"{what}, not tested: {metrics.get('untested')}"
+    console.print(f"{training['epochs']} epochs, {speed}; {what}")
 
 
 def _percent(share: float | None) -> str:

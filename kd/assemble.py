@@ -10,12 +10,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from kd import run
 from kd.cached import Cached, Store, cached
 from kd.checkpoints import WholeFiles
+from kd.curves import continued
 from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.distiller import Distiller
@@ -27,6 +29,7 @@ from kd.living import DISTILLERS, lives
 from kd.models.check import check
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import Origin, fingerprint, outputs_of, prepare
+from kd.modes import mode_of
 from kd.moving import Moving
 from kd.mutual import nodes_of
 from kd.objective import Objective, Term
@@ -156,8 +159,11 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
         "hyperparameters": hyperparameters(config),
         "purge_step": step,
     }
-    callbacks = [build(node, f"callbacks.{key}", **places) for key, node in config["callbacks"].items() if node]
+    callbacks = [_callback(node, f"callbacks.{key}", places) for key, node in config["callbacks"].items() if node]
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and step:
+            continued(logger, step)
     bar = config["trainer"].get("enable_progress_bar", True)
     useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
     callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]
@@ -172,6 +178,12 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
             )
         except (MisconfigurationException, ImportError) as error:
             raise InputError(str(error)) from error
+
+
+def _callback(node: Config, at: str, places: dict[str, Any]) -> Callback:
+    """One callback; where it monitors a metric, in the mode that is the metric's, as Lightning's default is ``min``."""
+    mode = mode_of(node["monitor"]) if node.get("monitor") else None
+    return build(node, at, **places | ({"mode": mode} if mode else {}))
 
 
 def speed(config: Config) -> Speed:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.callbacks import BatchSizeFinder
 
-from kd.errors import InputError
+from kd.run import CONFIG, write
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +23,7 @@ class BatchSize(BatchSizeFinder):
         most: no larger one is tried. A CPU does not say when its memory is full: set this to what it can hold.
         steps: optimiser steps of each trial.
 
-    Raises:
-        InputError: a run that goes on, whose batches must stay as they were.
+    The size found becomes the ``data.batch_size`` of the run's configuration, with which the run is resumed.
     """
 
     def __init__(self, start: int = 64, most: int = 4096, steps: int = 3) -> None:
@@ -30,11 +31,28 @@ class BatchSize(BatchSizeFinder):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.ckpt_path is not None:
-            raise InputError("a run that looks for its batch size cannot go on; start anew with data.batch_size=N")
+            size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            log.info("batch size: %d, as the run found it when it began", size)
+            return
         super().on_fit_start(trainer, pl_module)
         trainer.strategy.setup_optimizers(trainer)  # their schedule is as long as there are steps
-        found = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        found = int(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
         log.info("batch size: %d, the largest that fits; data.batch_size=%d says so without looking", found, found)
+        _configure(trainer, pl_module, found)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Evaluation has a batch size of its own, which is not looked for."""
+
+
+def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
+    """Writes the size into the configuration: that of the run folder, and that which checkpoints carry."""
+    config = module.hparams["config"]
+    if "batch_size" not in config["data"]:
+        log.warning("batch size: it is no option of data, so a run of another process would not know it")
+        return
+    module.hparams["config"] = {**config, "data": {**config["data"], "batch_size": size}}
+    path = Path(trainer.default_root_dir) / CONFIG
+    if trainer.is_global_zero and path.is_file():
+        known = yaml.safe_load(path.read_text())
+        known["data"]["batch_size"] = size
+        write(path, yaml.safe_dump(known, sort_keys=False))

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
 from kd import integrity
+from kd.best import Best as Best  # by this name in configurations
+from kd.command import command
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
 from kd.identity import files_of
 from kd.run import CHECKPOINTS, shown
@@ -83,20 +85,6 @@ def tensors_of(content: Any) -> list[torch.Tensor]:
     return [tensor for part in inner for tensor in tensors_of(part)]
 
 
-class Best(ModelCheckpoint):
-    """Lightning's, in a run folder that may have been moved since."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, here = state_dict["dirpath"], self.dirpath
-        moved = lambda path: str(Path(here) / Path(path).name) if path and here else path  # noqa: E731
-        state = dict(state_dict) | {"dirpath": here} if before != here else dict(state_dict)
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = moved(state[key])
-        state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state)
-        self.current_score = state["current_score"]  # which Lightning saves and forgets
-
-
 class Last(Checkpoint):
     """Keeps ``last.ckpt``, from which the run goes on to the very end that it would have had, and the one before it.
 
@@ -127,23 +115,41 @@ class Last(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "test":
+            self._catch(self._end)
         if stage == "fit" and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".*.tmp"):
                 left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        for other in trainer.checkpoint_callbacks:
+            if isinstance(other, ModelCheckpoint) and other.dirpath and Path(other.dirpath) == self.folder.resolve():
+                other.save_last = None  # which writes the same file, at moments from which a run cannot be resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             room_for(pl_module, self.folder)
+        self._catch(self._receive)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _catch(self, receive: Callable[[int, FrameType | None], None]) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):  # in place of Lightning's, which speaks to other processes
-                self._handlers[number] = signal.signal(number, self._receive)
+                self._handlers[number] = signal.signal(number, receive)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum, self._signalled = signum, time.monotonic()
+
+    def _end(self, signum: int, _: FrameType | None) -> None:
+        """In the test there is nothing to be saved."""
+        raise Stopped(signum, f"stopped by {signal.Signals(signum).name} in the test; go on with: {self._again()}")
+
+    def _again(self) -> str:
+        return command("kd-train", resume=shown(self.folder.parent))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -216,7 +222,7 @@ class Last(Checkpoint):
         assert self.signum is not None
         name = signal.Signals(self.signum).name
         where = f"stopped by {name} at step {trainer.global_step}"
-        raise Stopped(self.signum, f"{where}; go on with: kd-train resume={shown(self.folder.parent)}")
+        raise Stopped(self.signum, f"{where}; go on with: {self._again()}")
 
 
 def room_for(module: nn.Module, folder: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ from kd.complaint import NO_SPACE, check_words
 from kd.ending import Ended, say, told
 from kd.errors import InputError
 from kd.models.weights import Origin
+from kd.modes import mode_of
 from kd.processes import Job
 from kd.registry import defaults_of, load_plugins, models, node_of, optimisers
 from kd.teacher import Ensemble
+from kd.typed import added, resume_of, typed_of
 
 SAVED = ".hydra/config.yaml"
 
@@ -66,6 +68,7 @@ class Root:
     cell: Any = None
     nan: str = MISSING
     resume: str | None = None
+    resume_data: str = "same"
     trust: bool = False
 
 
@@ -79,27 +82,14 @@ def _train(config: DictConfig) -> float | None:
     from kd.train import train as run
 
     given, runtime = plain(config), HydraConfig.get().runtime
-    if given["resume"]:
-        summary = resumed(given["resume"], _typed(given), given["trust"])
+    words = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    if (folder := resume_of(given, words)) is not None:
+        summary = resumed(folder, typed_of(given, words), given["trust"], given["resume_data"])
+    elif given["resume_data"] != "same":
+        raise InputError(f"resume_data={given['resume_data']} is for a run that is resumed, by resume=RUN")
     else:
         summary = run(given, Path(runtime.output_dir), objective=runtime.choices.get("objective"))
     return summary["metrics"]["best"].get("val/acc")
-
-
-def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command line says beside ``resume=`` and ``trust=``, dotted key to value; of a recipe, all of it."""
-    typed: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
-        name = override.key_or_group.replace("/", ".")
-        if name in ("resume", "trust"):
-            continue
-        if name.partition(".")[0] not in given:  # an experiment, say, which speaks for many keys
-            return {key: value for key, value in given.items() if key not in ("resume", "trust", "cell")}
-        value: Any = given
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        typed[name] = value
-    return typed
 
 
 def compare() -> None:
@@ -207,6 +197,7 @@ def _prepare() -> list[Override]:
         sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
     load_plugins()
     _register()
+    sys.argv[1:] = added(sys.argv[1:])
     words = check_words()
     if processes.rank():
         _quieten()
@@ -225,7 +216,8 @@ def _quieten() -> None:
 
 
 def _register() -> None:
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+    signals = "pytorch_lightning.trainer.connectors.signal_connector"
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed", signals):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it complains of is raised as well
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
@@ -233,6 +225,7 @@ def _register() -> None:
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
     OmegaConf.register_new_resolver("for_optim", _for_optim, replace=True)
     OmegaConf.register_new_resolver("by_term", _by_term, replace=True)
+    OmegaConf.register_new_resolver("kd_mode", mode_of, replace=True)
     OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
     store = ConfigStore.instance()
     # Hydra copies the whole store for each of its questions, a hundred times for --help; nodes are copied when read

@@ -110,7 +110,8 @@ def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict
     """Runs one cell, or goes on with it where it was stopped."""
     if (folder / run.CONFIG).is_file():
         check_same(config, folder)
-    return train(config, folder, go_on=True, objective=objective, cell=dict(config["cell"]))
+    changed = config.get("resume_data") == "changed"
+    return train(config, folder, go_on=True, data_changed=changed, objective=objective, cell=dict(config["cell"]))
 
 
 def check_same(config: Mapping[str, Any], folder: Path, content: str | None = None) -> None:
@@ -149,4 +150,4 @@ def _of_teaching(word: str) -> bool:
 
 def left_of(cells: Iterable[Cell], study: Path) -> list[Cell]:
     """The cells that have no finished run yet."""
-    return [cell for cell in cells if not (study / cell.folder / run.SUMMARY).is_file()]
+    return [cell for cell in cells if not run.is_finished(study / cell.folder)]

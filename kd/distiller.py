@@ -22,7 +22,7 @@ from kd.models.check import untouched
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
-from kd.place import go_on, place_of, sha256_of
+from kd.place import begin_average, go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
 from kd.pretraining import Stage, begin_anew, stage_of
 from kd.run import versions
 from kd.taps import Taps
@@ -153,12 +153,17 @@ class Distiller(pl.LightningModule):
             "place": place_of(self.trainer),
             "versions": versions(),
         }
+        unfinish(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn == "fit":
             go_on(self.trainer, checkpoint)
+            keep_loader(self.trainer, checkpoint)
 
     def on_train_start(self) -> None:
+        if self.trainer.ckpt_path is not None:
+            set_rates(self.trainer)
+            begin_average(self.trainer, self)
         self.tell_epoch()  # an epoch that goes on does not start
 
     def on_train_epoch_start(self) -> None:

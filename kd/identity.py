@@ -27,7 +27,7 @@ RULE = 2  # 1 was without callbacks, devices and the source of the user's code
 
 # Keys that shape nothing of a run's result: where it runs, where things lie, what is shown and what is only checked.
 INERT = (
-    *("task", "cell", "about", "resume", "trust", "teachers", "logger", "cache.root", "cache.max_gb"),
+    *("task", "cell", "about", "resume", "resume_data", "trust", "teachers", "logger", "cache.root", "cache.max_gb"),
     *("data.root", "data.download", "data.workers", "data.eval_batch_size", "data.resident"),
     *("teacher.min_accuracy", "teacher.members.*.min_accuracy", "speed.min_agreement"),
     *("speed.channels_last", "speed.fold", "speed.compile", "speed.recompute"),
@@ -49,7 +49,8 @@ WATCHING = (
 # What may be changed where a run is resumed: its place and its length. The weights that it began from or is taught by
 # may have been moved; their content is compared.
 RESUMABLE = (
-    *("epochs", "trainer.max_epochs", "trainer.devices", "trainer.num_nodes"),
+    *("epochs", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    *("trainer.devices", "trainer.num_nodes"),
     *("teacher.checkpoint", "teacher.members.*.checkpoint", "student.checkpoint", "callbacks", "nan"),
     *("data.root", "data.download", "data.workers"),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +18,7 @@ from torch import Tensor
 from kd.board import board
 from kd.data.batch import Batch
 from kd.errors import InputError
+from kd.run import write
 
 LAYOUT = {
     "distillation": {
@@ -31,9 +35,14 @@ LAYOUT = {
 
 
 class Record(Callback):
-    """Keeps every epoch's validation scores and the time taken; they travel with checkpoints."""
+    """Keeps every validation's scores and the time taken; they travel with checkpoints.
 
-    def __init__(self) -> None:
+    Args:
+        file: where the scores are also written as CSV, after each validation; None for nowhere.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
         self.epochs: list[dict[str, float]] = []
         self._before = 0.0
         self._since: float | None = None
@@ -45,6 +54,8 @@ class Record(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
+        if self.epochs:
+            self._write(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before, self._since = self.seconds, None
@@ -54,10 +65,26 @@ class Record(Callback):
             known = trainer.callback_metrics.items()
             scores = {k: float(v) for k, v in known if k.startswith(("val/", "teacher/")) and k != "teacher/entropy"}
             self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
+            self._write(trainer)
 
     def last(self) -> dict[str, float]:
-        """The last epoch."""
+        """The scores of the last validation; empty if there was none."""
         return self.epochs[-1] if self.epochs else {}
+
+    def at(self, step: int) -> dict[str, float]:
+        """The scores of the weights after ``step`` optimiser steps; empty if they were not validated."""
+        return next((scores for scores in self.epochs if scores["step"] == step), {})
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        """All scores as CSV, anew each time, so that a resumed run has none twice."""
+        if self.file is None or not trainer.is_global_zero:
+            return
+        columns = list(dict.fromkeys(key for scores in self.epochs for key in scores))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.epochs)
+        write(self.file, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "seconds": self.seconds}

@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import StrategyRegistry
 from kd.cached import Store
 from kd.errors import InputError, placed, unknown
 from kd.metrics import Scores
+from kd.modes import mode_of
 from kd.mutual import nodes_of
 from kd.registry import defaults_of, target_of
 from kd.ressl import Momentum
@@ -101,13 +102,25 @@ def check_monitors(config: Config, classes: int) -> None:
     names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
     names += ["val/knn"] if teacher.get("_target_") == target_of(Momentum) else []
     for key, node in nodes.items():
-        monitor, mode = node.get("monitor"), node.get("mode", "max")
-        if mode not in ("min", "max") and "monitor" in node:
+        monitor, mode = node.get("monitor"), node.get("mode")
+        if mode not in ("min", "max", None) and "monitor" in node:
             raise InputError(f"callbacks.{key}.mode={mode}: {unknown('mode', str(mode), ('min', 'max'))}")
         own = not all(str(other.get("_target_")).startswith(OURS) for other in nodes.values())
         inner = any(str(monitor).startswith(f"train/{term}/") for term in config["objective"])
         if monitor is not None and monitor not in names and not inner and not own:
             raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
+        if monitor is not None and "mode" in node:
+            _check_mode(key, str(monitor), mode)
+
+
+def _check_mode(key: str, monitor: str, mode: str | None) -> None:
+    """Whether the best of a metric is looked for where it lies."""
+    right, at = mode_of(monitor), f"callbacks.{key}.mode"
+    if mode is None and right is None:
+        raise InputError(f"{at} must be given: max or min, whichever is better of callbacks.{key}.monitor={monitor}")
+    if mode is not None and right not in (mode, None):
+        better = "lower" if right == "min" else "higher"
+        raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={right}")
 
 
 def _check_trainer(node: Config) -> None:

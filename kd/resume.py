@@ -12,14 +12,18 @@ import yaml
 
 import kd
 from kd.announce import conclude
-from kd.errors import InputError
+from kd.errors import InputError, unknown
 from kd.identity import INERT, RESUMABLE, matches
 from kd.registry import check_registered, target_of
-from kd.run import CONFIG, SUMMARY, read_summary
+from kd.run import CONFIG, SUMMARY, is_tested, read_summary, require
+from kd.shaping import checked
+from kd.summary import limits_of
 from kd.teacher import Ensemble
 from kd.train import train
 
 log = logging.getLogger(__name__)
+
+DATA = ("same", "changed")  # of resume_data
 
 
 def config_of(run: str, trust: bool = False) -> dict[str, Any]:
@@ -47,26 +51,37 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
     return config
 
 
-def resumed(run: str, typed: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
+def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str = "same") -> dict[str, Any]:
     """Goes on with a run, or says that it is finished; its summary.
 
     Args:
         run: the run folder.
         typed: what the user says beside it, dotted key to value; see :func:`changed`.
         trust: whether classes may be imported that the folder names and kd does not know.
+        data: ``same``, or ``changed`` where other data than the run's so far is meant.
 
     Raises:
         InputError: as :func:`config_of` and :func:`changed`.
     """
+    if data not in DATA:
+        raise InputError(f"resume_data={data}: {unknown('choice', data, DATA)}")
     folder, config = Path(run), changed(config_of(run, trust), typed, run)
     about = config.pop("about", None) or {}
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder)
-        if config["trainer"]["max_epochs"] <= summary["training"]["epochs"]:
+        require(summary, folder, "metrics.best", "training.epochs", "training.steps")
+        if is_over(summary, config):
             log.info("resume: %s is finished already; epochs=N goes on for longer", run)
             conclude(summary, folder)
             return summary
-    return train(config, folder, go_on=True, **about)
+    return train(config, folder, go_on=True, data_changed=data == "changed", **about)
+
+
+def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run with this summary has nothing left to do under this configuration: no step and no test."""
+    training, limits = summary["training"], limits_of(config)
+    reached = limits["max_epochs"] <= training["epochs"] or 0 < limits.get("max_steps", -1) <= training["steps"]
+    return is_tested(summary) and (reached or training.get("limits") == limits)
 
 
 @cache
@@ -97,7 +112,7 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     Raises:
         InputError: another experiment than the run's: the keys that differ are named.
     """
-    differing = []
+    before, differing = config, []
     for key, value in typed.items():
         for name, here in _flat(value, key):
             there = _at(config, name)
@@ -111,6 +126,7 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
         raise InputError(
             f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
         )
+    config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
     if typed.get("epochs"):
         config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
     return config

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 import torch
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from kd import predictor
+from kd.command import override
 from kd.errors import InputError, placed
 from kd.models.check import usable
 from kd.models.containers import read
@@ -81,10 +83,8 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
         lock.write(launch())
         lock.flush()
         if new and ((folder / SUMMARY).exists() or any((folder / CHECKPOINTS).glob("*.ckpt"))):
-            here = shown(folder)
-            raise InputError(
-                f"{here} holds a run already: go on with it by resume={here}, or give another hydra.run.dir"
-            )
+            here, word = shown(folder), quote(override("resume", shown(folder)))
+            raise InputError(f"{here} holds a run already: go on with it by {word}, or give another hydra.run.dir")
         yield
 
 
@@ -129,6 +129,19 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if number > FORMAT:
         raise InputError(f"{path} was written by a later version of kd")
     return summary
+
+
+def is_tested(summary: Mapping[str, Any]) -> bool:
+    """Whether a run's test part has been measured, or there is none."""
+    return summary["metrics"].get("test") is not None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder's run was trained and tested to its end, by a summary that is there."""
+    try:
+        return (folder / SUMMARY).is_file() and is_tested(read_summary(folder))
+    except (InputError, KeyError, TypeError, AttributeError):  # whoever reads it says what is wrong with it
+        return True
 
 
 def require(summary: Mapping[str, Any], folder: Path, *keys: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +31,7 @@ def summarise(
         student |= {"predictor": about}
     if not distiller.classifies:
         student |= {"classifier": "untrained"}
-    known, best = isinstance(data, (Data, Folder)), config["callbacks"].get("best") or {}
+    known = isinstance(data, (Data, Folder))
     content = data.describe() if known else {"classes": data.classes, "shape": shape}
     return {
         "task": config["task"],
@@ -44,7 +42,7 @@ def summarise(
         "teacher": _teacher(config, distiller, shape, accuracy),
         "objective": {"T": config["T"], "alpha": config["alpha"], "terms": distiller.objective.describe()},
         "training": {},
-        "metrics": {"monitor": best.get("monitor", "val/acc"), "best": {}, "last": record.last()},
+        "metrics": {"monitor": None, "best": {}, "last": record.last()},
     }
 
 
@@ -100,11 +98,7 @@ def _member(
     }
 
 
-def history(record: Record) -> str:
-    """Every validation's scores as CSV."""
-    columns = list(dict.fromkeys(key for scores in record.epochs for key in scores))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record.epochs)
-    return text.getvalue()
+def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a run of a configuration is to be, by the trainer's keys that it gives."""
+    keys = ("max_epochs", "max_steps", "max_time")
+    return {key: config["trainer"][key] for key in keys if config["trainer"].get(key) is not None}

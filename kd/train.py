@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -10,39 +9,39 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from torch import Tensor
 
-from kd import assemble, integrity, place, predictor, run
-from kd.announce import announce, conclude
+from kd import assemble, integrity, place, run
+from kd.announce import announce
 from kd.assemble import Config, members
 from kd.checkpoints import Saved, latest
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
+from kd.finish import finish
 from kd.gate import Gate
 from kd.identity import files_of, teacher_key
 from kd.living import lives
 from kd.models.check import quietly
-from kd.models.normalized import Pixels, bare
-from kd.models.weights import fingerprint, save, save_tensors
 from kd.monitor import Record
 from kd.objective import Objective
 from kd.preflight import preflight
 from kd.ranges import check, check_batches, check_monitors
 from kd.recipe import has_weights, recipe_of, start_of
-from kd.summary import history, summarise
 
 log = logging.getLogger(__name__)
 
 _AGAIN = "; the same command goes on with it"
 
 
-def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, go_on: bool = False, data_changed: bool = False, **about: Any
+) -> dict[str, Any]:
     """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
 
     Args:
         config: the composed configuration as plain containers.
         folder: the run folder, made if absent.
         go_on: whether to go on from what a stopped run of this configuration left in the folder.
+        data_changed: whether the data may be other than that of the run so far.
         about: what else the summary is to say: the ``objective``'s name, the ``cell`` of a comparison.
 
     Returns:
@@ -54,16 +53,16 @@ def train(config: Config, folder: Path, go_on: bool = False, **about: Any) -> di
         Stopped: a signal; the state is saved.
     """
     with run.held(folder, new=not go_on):
-        return _train(config, folder, about)
+        return _train(config, folder, about, data_changed)
 
 
-def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
+def _train(config: Config, folder: Path, about: Config, data_changed: bool = False) -> dict[str, Any]:
     check(config)
     found = latest(folder)
     check_checkpoints(config, folder, found)
     data = assemble.data(config)
     check_monitors(config, data.classes)
-    record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
+    record, gate = Record(folder / run.HISTORY), Gate(assemble.min_accuracies(config["teacher"]))
     trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
@@ -75,7 +74,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
         with quietly():
             distiller = assemble.distiller(config, data, teacher)
     if found is not None:
-        place.check(found, data, distiller.teacher_sha256)
+        place.check(found, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
         about = {**about, "files": files_of(config)}
         run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
@@ -118,46 +117,11 @@ def fit(
     checkpoint: Path | None,
     about: Config,
 ) -> dict[str, Any]:
-    """Trains, goes back to the best epoch, touches the test set once and writes what is left behind."""
+    """Trains, and writes what is left behind."""
     trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    seconds = record.seconds
-    steps, epochs = trainer.global_step, trainer.current_epoch
-    if not steps:
+    if not trainer.global_step:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
-    summary = summarise(config, distiller, data, record, gate.accuracy)
-    summary["objective"] |= {"name": about.get("objective")}
-    summary |= {"cell": about.get("cell")}
-    best = folder / run.CHECKPOINTS / "best.ckpt"
-    kept = str(best) if best.is_file() else None
-    scores = history(record)  # now, as the best checkpoint also brings back the record up to its epoch
-    tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
-    summary["metrics"]["best"] = record.last()
-    summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
-    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
-    summary["training"]["images_per_s"] = round(images / seconds, 1)
-    summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
-    predictions = distiller.predictions.compute()
-    if trainer.is_global_zero:
-        leave_behind(folder, distiller, summary, scores, predictions)
-        if not summary["cell"]:
-            conclude(summary, folder)
-    trainer.strategy.barrier("summary written")
-    return summary
-
-
-def leave_behind(
-    folder: Path, distiller: Distiller, summary: dict[str, Any], scores: str, predictions: dict[str, Tensor]
-) -> None:
-    """Writes the student, its answers on the test set, the history and, last of all, the summary."""
-    summary["student"]["sha256"] = fingerprint(bare(distiller.student))
-    about = {key: json.dumps(summary["student"][key]) for key in ("name", "config", *Pixels._fields)}
-    save(bare(distiller.student), folder / run.STUDENT, metadata=about)
-    if (term := distiller.objective.predictor) is not None:
-        predictor.keep(term, folder)
-    if predictions:
-        save_tensors(predictions, folder / run.PREDICTIONS)
-    run.write(folder / run.HISTORY, scores)
-    run.write_summary(folder, summary)
+    return finish(config, folder, trainer, distiller, data, record, gate, about)
 
 
 def cacheable(objective: Objective) -> bool:

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
+from kd.command import command, override
 from kd.errors import InputError, unknown
 from kd.evaluate import diagrams
 from kd.evaluate.measure import Evaluation, answer
+from kd.evaluate.supply import supply
 from kd.evaluate.table import show
 from kd.evaluate.teacher import teacher_of
 from kd.restore import PARTS, Restored, batches, restore
 from kd.run import versions, write
 
 FILE = "evaluation.json"
+PROBE = ("student.head=new", "student.freeze=backbone", "teacher=none", "objective=ce")
 
 
 def evaluate(
@@ -50,14 +53,14 @@ def evaluate(
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
-    place = _device(device)
-    found = _trained(restore(run, data, batch_size, trust))
+    place, found = _device(device), _trained(restore(run, data, batch_size, trust))
     teacher, where = teacher_of(found, teacher_checkpoint, trust)
     measured = answer(found.student, teacher, batches(found.data, part), found.data.classes, place)
     about = {"name": (found.summary["teacher"] or {}).get("name"), "measured": teacher is not None, "about": where}
     result = {**described(found, measured, part), "teacher": about, "device": str(place)}
     target = Path(out) if out else found.folder / "evaluation" / f"{found.data_name}-{part}"
     leave(result, target)
+    supply(found, result, own=not data)
     show(result, target, FILE)
     return result
 
@@ -66,8 +69,8 @@ def _trained(found: Restored) -> Restored:
     if found.summary["student"].get("classifier") == "untrained":
         run = found.folder
         raise InputError(
-            f"run={run}: its classifier is not trained; make a linear probe first: kd-train student.checkpoint={run} "
-            "student.head=new student.freeze=backbone teacher=none objective=ce"
+            f"run={run}: its classifier is not trained; make a linear probe first: "
+            + command("kd-train", override("student.checkpoint", run), *PROBE)
         )
     return found
 

@@ -70,7 +70,7 @@ def _training(card: Mapping[str, Any]) -> str:
 
 def _measures(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """A row for each score of the summary, teacher's included."""
-    test, best = card["metrics"]["test"], card["metrics"]["best"]
+    test, best = card["metrics"]["test"] or {}, card["metrics"]["best"]
     rows = []
     for key, value in test.items():
         side, _, name = key.rpartition("_")
@@ -81,14 +81,14 @@ def _measures(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _files(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
     about = card["int8"]
-    plain = about["test"]["float"] if about else card["metrics"]["test"]
+    plain = about["test"]["float"] if about else card["metrics"]["test"] or {}
     rows = [(card, plain), *([(about, about["test"]["int8"])] if about else [])]
     return [
         (
             own["file"],
             f"{own['bytes']:,}",
             *(milliseconds(own["latency"][f"batch_{n}"]) for n in (1, 64)),
-            percent(scores["acc"]),
+            percent(scores["acc"]) if "acc" in scores else "not measured",
         )
         for own, scores in rows
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kd.announce import shown
+from kd.command import override
 from kd.errors import InputError
 from kd.report.collect import CONFIG, Left, Run, collect, plan_of, quoted
 from kd.report.evidence import Evidence, evidence
@@ -129,7 +130,7 @@ def _one(run: Run) -> str:
         return f"# {run.name} kept no {CONFIG}"
     place = shown(run.folder.resolve())
     path = shlex.quote(str(place)) if place.is_absolute() else f'"$PWD"/{shlex.quote(str(place))}'
-    words = ("--config-name", CONFIG.removesuffix(".yaml"), f"hydra.run.dir=runs/again/{run.name}")
+    words = ("--config-name", CONFIG.removesuffix(".yaml"), override("hydra.run.dir", f"runs/again/{run.name}"))
     return quoted("kd-train", words).replace("kd-train", f"kd-train --config-path {path}", 1)
 
 

@@ -1,0 +1,28 @@
+"""Where the best value of a metric lies: whether it is to rise or to fall."""
+
+from __future__ import annotations
+
+RISING = ("acc", "top5", "agreement", "knn", "images_per_s")
+FALLING = ("nll", "ece", "kl", "soft_ce", "loss")
+EITHER = ("entropy",)
+
+
+def mode_of(monitor: str | None) -> str | None:
+    """``max`` or ``min``: where the best value of a metric lies; None for a metric that kd does not know.
+
+    Args:
+        monitor: the metric's tag, ``val/acc`` for example; None monitors nothing, and any mode will do.
+    """
+    part, _, name = (monitor or "val/acc").partition("/")
+    last = name.rpartition("/")[2].removeprefix("teacher_")
+    if part not in ("val", "teacher", "train", "time") or last in EITHER:
+        return None
+    if last in RISING:
+        return "max"
+    term = part == "train" and "/" not in name  # of the objective, which is minimised
+    return "min" if last in FALLING or term else None
+
+
+def validated(monitor: str | None) -> bool:
+    """Whether a metric is measured at validation, and not at training steps."""
+    return monitor is not None and monitor.startswith(("val/", "teacher/")) and monitor != "teacher/entropy"
