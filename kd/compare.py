@@ -123,6 +123,9 @@ def check_same(config: Mapping[str, Any], folder: Path) -> None:
     # a teacher's checkpoint is filled in by the run, and a bar shapes no result
     filled = re.compile(r"teacher\.(.+\.)?checkpoint|.*\.enable_progress_bar")
     differing = [key for key in differing if not filled.fullmatch(key)]
+    # what is left to the data is filled in by the run too
+    scaled = re.compile(r"data\..+|teacher\.(.+\.)?(classes|outputs)")
+    differing = [key for key in differing if here.get(key) is not None or not scaled.fullmatch(key)]
     if differing:
         key = differing[0]
         raise InputError(f"{folder} holds a run with {key}={there.get(key)}, not {here.get(key)}; give another study=")

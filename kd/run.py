@@ -128,6 +128,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def names_in(summary: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a run was trained on; None if its summary names none, as before there were any."""
+    data = summary.get("data")
+    names = data.get("names") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(names, list) or len(names) != data.get("classes"):
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
+
+
 def require(summary: Mapping[str, Any], folder: Path, *keys: str) -> None:
     """Checks that a summary, which anyone may have written, says ``part.key`` for each of ``keys``.
 
@@ -185,7 +194,8 @@ def size_of(network: nn.Module, shape: list[int]) -> dict[str, int]:
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
-    Its attribute ``net`` is the bare network.
+    Its attribute ``net`` is the bare network, and ``classes`` the names of the classes, None where the run's data
+    named none.
 
     Args:
         folder: a run folder.
@@ -208,7 +218,7 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     network = network_of(node, "student", data["classes"], data["shape"], mean, std, trust=trust)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
         raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
-    network.eval()
-    if about := student.get("predictor"):
-        return predictor.restore(network, about, data["shape"], folder, trust).eval()
-    return network
+    about = student.get("predictor")
+    answering = predictor.restore(network.eval(), about, data["shape"], folder, trust) if about else network
+    answering.classes = names_in(summary)
+    return answering.eval()

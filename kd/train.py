@@ -16,6 +16,7 @@ from kd import assemble, place, predictor, run
 from kd.announce import announce, conclude
 from kd.assemble import Config, members
 from kd.checkpoints import latest
+from kd.classes import matched
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.gate import Gate
@@ -58,6 +59,7 @@ def _train(config: Config, folder: Path, about: Config) -> dict[str, Any]:
     check(config)
     found = latest(folder)
     data = assemble.data(config)
+    config = resolved(config, data)
     check_monitors(config, data.classes)
     record, gate = Record(), Gate(assemble.min_accuracies(config["teacher"]))
     trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
@@ -140,6 +142,15 @@ def cacheable(objective: Objective) -> bool:
     if layers := objective.layers("teacher"):
         log.info("cache: off, the objective looks at the teacher's layers %s", ", ".join(layers))
     return objective.uses_teacher and not layers
+
+
+def resolved(config: Config, data: Any) -> Config:
+    """The configuration with what the data decides: options scaled to it, and its classes among a teacher's."""
+    config = {**config, "data": {**config["data"], **getattr(data, "resolved", {})}}
+    if lives(node := config["teacher"]):
+        return config
+    found = {name: matched(member, assemble.place(name), data) for name, member in members(node).items()}
+    return {**config, "teacher": found.get("", {**node, "members": found} if found else node)}
 
 
 def with_weights(config: Config, data: Any) -> Config:

@@ -64,7 +64,8 @@ class Folder(pl.LightningDataModule):
 
     Attributes:
         start: as of :class:`~kd.data.module.Data`.
-        resolved: the options that were None, as they are.
+        resolved: ``size`` and ``batch_size``, where they were None.
+        shares: of ``test`` and ``val``, where they are drawn for want of a part.
 
     Raises:
         InputError: absent or empty folders, classes that ``train`` does not have, numbers out of range.
@@ -113,11 +114,13 @@ class Folder(pl.LightningDataModule):
         self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
         some = roles.train or roles.test
         scaled.look(some, self.reading)
-        size = size or scaled.size_of(some)
-        self.shape, self.batch_size = (3, size, size), batch_size or scaled.batch_of(len(roles.train))
+        self.resolved = {} if size else {"size": scaled.size_of(some)}
+        self.resolved |= {} if batch_size else {"batch_size": scaled.batch_of(len(roles.train))}
+        size = size or self.resolved["size"]
+        self.shape, self.batch_size = (3, size, size), batch_size or self.resolved["batch_size"]
         if roles.train and len(roles.train) < self.batch_size:
             raise InputError(f"batch_size={self.batch_size} is more than the {len(roles.train)} training images")
-        self.resolved = {"size": size, "batch_size": self.batch_size, **roles.shares}
+        self.shares = roles.shares
         self._augment = training_transform(size, crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
         centre = training_transform(size, "centre", [1, 1], False, None)
@@ -129,10 +132,7 @@ class Folder(pl.LightningDataModule):
         """The files below the root, without those that are damaged if these are to be skipped."""
         if damaged not in DAMAGED:
             raise unknown("data.damaged", damaged, DAMAGED)
-        named = val if isinstance(val, str) and val != "test" else None
-        found = listed(
-            self.root, train, named, test if isinstance(test, str) else None, val is None or named is not None
-        )
+        found = listed(self.root, train, text(val), text(test), validates=val is None or text(val) is not None)
         if damaged == "refuse":
             return found
         notes, sound = list(found.notes), []
@@ -186,7 +186,7 @@ class Folder(pl.LightningDataModule):
             parts.pop("val", None)
         lines = [*account(parts, self.names), *self._notes, *self.content.twice(parts)]
         options = " ".join(f"data.{key}={value}" for key, value in self.resolved.items())
-        return [*lines, f"{self.root}: {options}"]
+        return [*lines, *([f"scaled to what is there: {options}"] if options else [])]
 
     def _loader(self, part: str, start: int = 0) -> Decoded:
         if not self.parts[part].files:
@@ -210,3 +210,8 @@ class Folder(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         return Batch(*batch)
+
+
+def text(value: float | str | None) -> str | None:
+    """The name of a part, if an option gives one and not a share or the word ``test``."""
+    return value if isinstance(value, str) and value != "test" else None

@@ -120,7 +120,7 @@ def _unknown(root: Path) -> str:
     example = f"data.train={tables[0]}" if tables else "data.train=labels.csv"
     return (
         f"data.root: {printable(root)} holds {here(root)}: neither train/CLASS/* (val/ and test/ beside it), nor two "
-        " class folders of pictures, nor *train*.tar. Name folders of class folders by data.train=, data.val= and "
+        "class folders of pictures, nor *train*.tar. Name folders of class folders by data.train=, data.val= and "
         f"data.test=, or csv files of path and label: {example}"
     )
 

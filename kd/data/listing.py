@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kd.data.decode import File, printable
-from kd.data.layout import ANNOTATIONS, Layout, here, layout
-from kd.data.scan import LeftOut, claimed, class_folders, extensions, folders, hidden, pictures
+from kd.data.layout import ANNOTATIONS, NONE, Layout, NoTraining, here, layout
+from kd.data.scan import HIDDEN, LeftOut, claimed, class_folders, entries, extensions, folders, hidden, pictures
 from kd.data.tables import Pairs, annotated, table
 from kd.errors import InputError, nearest
 
@@ -57,9 +57,8 @@ def listed(
             f"data.root={root} is no folder; it must hold train/CLASS/* and val/CLASS/*, class folders, or shards"
         )
     named = {"train": train, "val": val, "test": test}
-    shards = [path for path in sorted(folder.glob("*.tar")) + sorted(folder.glob("*/*.tar")) if _regular(path)]
-    if shards and not any(named.values()) and not any(path.is_dir() for path in folder.glob("train/*")):
-        return _roles(*_shards(folder, shards), (), validates, ())
+    if shards := _shards_of(folder, named):
+        return _roles(*_shards(folder, shards, train == NONE), (), validates, ())
     found, left = layout(folder, named), LeftOut(folder)
     parts = _read(folder, found, left)
     names = _names(parts, found)
@@ -76,6 +75,29 @@ def listed(
             lacking.append(f"{part} has no pictures of {len(absent)} classes, first {absent[0]}")
     shown = tuple(printable(name) for name in names)
     return _roles(files, shown, found.named, validates, (*found.notes, *lacking, *left.lines()))
+
+
+def lacks_training(root: str, named: Mapping[str, str | None]) -> bool:
+    """Whether a data set has a test part alone; ``named`` are the parts that have a name of their own."""
+    folder = Path(root)
+    if not folder.is_dir():
+        return False
+    if shards := _shards_of(folder, named):
+        return not any("train" in path.relative_to(folder).as_posix().lower() for path in shards)
+    try:
+        layout(folder, named)
+    except NoTraining:
+        return True
+    except InputError:  # which is said when it is listed
+        return False
+    return False
+
+
+def _shards_of(folder: Path, named: Mapping[str, str | None]) -> list[Path]:
+    """The tar files of a data set, if it is made of them."""
+    if set(named.values()) - {None, NONE} or any(path.is_dir() for path in folder.glob("train/*")):
+        return []
+    return [path for path in sorted(folder.glob("*.tar")) + sorted(folder.glob("*/*.tar")) if _regular(path)]
 
 
 def _roles(
@@ -120,9 +142,11 @@ def _read(root: Path, found: Layout, left: LeftOut) -> dict[str, Pairs]:
             parts[part] += [(path, name) for path in paths]
         if not parts[part]:
             raise InputError(f"data.root: {printable(place)} holds no class folders with pictures: {_inside(place)}")
-        for path in sorted(place.iterdir()):
-            if path.suffix.lower() in extensions() and path.is_file() and not hidden(path.name):
-                left.count("picture outside the class folders", str(path))
+        for entry in entries(place):
+            if hidden(entry.name):
+                left.count(HIDDEN, entry.path)
+            elif entry.name.lower().endswith(extensions()) and entry.is_file():
+                left.count("picture outside the class folders", entry.path)
     return {part: parts[part] for part in found.parts}
 
 
@@ -154,7 +178,7 @@ def _regular(path: Path) -> bool:
         return True  # which is said when it is read
 
 
-def _shards(folder: Path, shards: list[Path]) -> tuple[dict[str, list[File]], tuple[str, ...]]:
+def _shards(folder: Path, shards: list[Path], alone: bool) -> tuple[dict[str, list[File]], tuple[str, ...]]:
     """The images of each part, and the classes, which have numbers alone."""
     parts: dict[str, list[File]] = {"train": [], "val": [], "test": []}
     for path in shards:
@@ -163,8 +187,9 @@ def _shards(folder: Path, shards: list[Path]) -> tuple[dict[str, list[File]], tu
         if part is None:
             raise InputError(f"{path} must have train, val or test in its name, to say what it serves for")
         parts[part] += _members(path)
-    if not parts["train"] or not (parts["val"] or parts["test"]):
-        absent = "test" if parts["train"] else "train"
+    parts["train"] = [] if alone else parts["train"]
+    if not (parts["train"] or alone) or not (parts["val"] or parts["test"]):
+        absent = "test" if parts["train"] or alone else "train"
         raise InputError(f"data.root={folder} has no images in shards named *{absent}*.tar")
     count = 1 + max(file.label for files in parts.values() for file in files)
     return parts, tuple(map(str, range(count)))

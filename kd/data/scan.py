@@ -10,7 +10,8 @@ from pathlib import Path
 from kd.data.decode import printable
 from kd.errors import InputError
 
-HIDDEN = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
+HIDDEN = "hidden file or folder"
+SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 ABOVE = "link to a folder above"
 
 
@@ -67,7 +68,7 @@ class Claims:
 
 def hidden(name: str) -> bool:
     """Whether a file or folder of this name is no data: ``.ipynb_checkpoints``, ``._x.jpg``, ``__MACOSX``."""
-    return name.startswith(".") or name.lower() in HIDDEN
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -121,7 +122,7 @@ def pictures(folder: Path, real: str, part: str, claims: Claims, left: LeftOut) 
     while pending:
         path, real, above = pending.pop()
         for entry in entries(path):
-            why = "hidden file or folder" if hidden(entry.name) else None
+            why = HIDDEN if hidden(entry.name) else None
             if why is None and _is_folder(entry):
                 link = entry.is_symlink()
                 below = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
