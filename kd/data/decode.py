@@ -18,7 +18,8 @@ from kd.errors import InputError
 
 ORIENTATION, BITS, SAMPLES, PHOTOMETRIC = 274, 258, 339, 262  # tags of EXIF and TIFF
 DARK = 4096  # a 16-bit picture whose largest value is below it holds, most likely, numbers of 12 bits or fewer
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # beyond twice its limit it is an error
+# of broken metadata, and of pictures near the limit beyond which there is an error
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Damaged(InputError):

@@ -97,17 +97,17 @@ def class_folders(part: Path, names: list[str], left: LeftOut) -> dict[str, str]
     top = os.path.realpath(part)
     links = [name for name in names if (part / name).is_symlink()]
     found = {name: os.path.join(top, name) for name in names if name not in links}
-    taken = {real: name for name, real in found.items()}
+    own = {real: name for name, real in found.items()}
+    linked: dict[str, str] = {}
     for name in links:
         real = os.path.realpath(part / name)
-        other = next((taken[place] for place in _upwards(real) if place in taken), None)
+        other = linked.get(real) or next((own[place] for place in _upwards(real) if place in own), None)
         if _within(top, real):
             left.count(ABOVE, str(part / name))
         elif other is not None:
             left.count(f"link to the class {printable(other)}", str(part / name))
         else:
-            found[name] = real
-            taken[real] = name
+            found[name], linked[real] = real, name
     return dict(sorted(found.items()))
 
 
