@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from conftest import Complain, Run
 from torchvision.io import write_png
 
+from kd.compare import check_same
 from kd.data import content
 from kd.data.folder import Folder
 from kd.data.listing import listed
@@ -562,3 +565,65 @@ def test_the_command_says_what_an_unknown_layout_holds(tmp_path: Path, complain:
     line = complain("data=folder", f"data.root={tmp_path / 'pets'}")
     assert "holds 0.png: neither train/CLASS/*" in line
     assert "data.train=, data.val= and data.test=" in line
+
+
+def test_links_at_the_top_neither_relabel_nor_multiply(tmp_path: Path) -> None:
+    tree(tmp_path)
+    before = listed(str(tmp_path))
+    for name, target in (("loop", "."), ("up", ".."), ("cow", "bee"), ("ant/up", "..")):
+        (tmp_path / name).symlink_to(target)
+    after = listed(str(tmp_path))
+    assert (after.train, after.names) == (before.train, before.names)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:
+    tree(tmp_path, "train", "test")
+    (tmp_path / "test/ant/0.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(InputError, match=r"ant/0\.png cannot be decoded: .* a pointer of git-LFS"):
+        list(folder(tmp_path, val="test").test_dataloader())
+
+
+def shard(path: Path, labels: Sequence[int]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for i, label in enumerate(labels):
+            for kind, written in (("png", picture(path.parent / f"raw/{i}.png").read_bytes()), ("cls", b"%d" % label)):
+                about = tarfile.TarInfo(f"{i}.{kind}")
+                about.size = len(written)
+                archive.addfile(about, io.BytesIO(written))
+
+
+def test_shards_of_train_val_and_test_have_their_meaning(tmp_path: Path) -> None:
+    for part, count in (("train", 8), ("val", 4), ("test", 6)):
+        shard(tmp_path / f"{part}-0.tar", [i % 2 for i in range(count)])
+    (tmp_path / "._train-0.tar").write_bytes(b"x")
+    assert folder(tmp_path).counts() == {"train": 8, "val": 4, "test": 6}
+
+
+def test_a_class_of_shards_that_is_in_one_part_alone_is_said_and_a_label_beyond_measure_refused(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.tar", [0, 1] * 4)
+    shard(tmp_path / "test-0.tar", [0, 1, 2])
+    assert "train has no pictures of 1 classes, first 2" in said(folder(tmp_path))
+    shard(tmp_path / "test-0.tar", [0, 10**9])
+    with pytest.raises(InputError, match=r"has the label 1,000,000,000 in a \.cls"):
+        folder(tmp_path)
+
+
+def test_a_comparison_goes_on_with_options_that_the_data_filled_in(tmp_path: Path) -> None:
+    there = {"data": {"size": 32, "val": None}, "teacher": {"classes": [1, 0], "outputs": 2}}
+    (tmp_path / "config.yaml").write_text(json.dumps(there))
+    check_same({"data": {"size": None, "val": None}, "teacher": {"classes": None, "outputs": None}}, tmp_path)
+    with pytest.raises(InputError, match=r"data\.size=32, not 64"):
+        check_same({**there, "data": {"size": 64, "val": None}}, tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, "train", "test")
+    locked = tmp_path / "train/ant"
+    locked.chmod(0)
+    try:
+        if os.access(locked, os.R_OK):
+            pytest.skip("whoever runs this may read everything")
+        with pytest.raises(InputError, match="cannot be read: Permission denied"):
+            folder(tmp_path)
+    finally:
+        locked.chmod(0o755)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 
 from kd.errors import InputError
@@ -82,9 +82,16 @@ def decode(file: File, reading: Reading = PLAIN) -> Tensor:
         return pixels(Image.open(io.BytesIO(contents(file))), reading)
     except InputError as error:
         raise InputError(f"{file} {error}") from error
+    except UnidentifiedImageError as error:
+        raise Damaged(f"{file} cannot be decoded: it is in no format that Pillow reads{_pointer(file)}") from error
     except Exception as error:  # Pillow's readers raise whatever comes along in a broken file
         line = (str(error).splitlines() or [""])[0]
         raise Damaged(f"{file} cannot be decoded: {type(error).__name__} {line}") from error
+
+
+def _pointer(file: File) -> str:
+    pointer = contents(file).startswith(b"version https://git-lfs")
+    return ", but a pointer of git-LFS: git lfs pull fetches the picture" if pointer else ""
 
 
 def contents(file: File) -> bytes:

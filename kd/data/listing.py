@@ -14,6 +14,8 @@ from kd.data.scan import HIDDEN, LeftOut, claimed, class_folders, entries, exten
 from kd.data.tables import Pairs, annotated, table
 from kd.errors import InputError, nearest
 
+MOST = 1_000_000  # classes that shards may have
+
 
 class Listing(NamedTuple):
     """The files of each part, the names of the classes, and what there is to say.
@@ -58,12 +60,13 @@ def listed(
         )
     named = {"train": train, "val": val, "test": test}
     if shards := _shards_of(folder, named):
-        return _roles(*_shards(folder, shards, train == NONE), (), validates, ())
+        files, names = _shards(folder, shards, train == NONE)
+        return _roles(files, names, (), validates, tuple(_lacking(files, names)))
     found, left = layout(folder, named), LeftOut(folder)
     parts = _read(folder, found, left)
     names = _names(parts, found)
     numbers = {name: label for label, name in enumerate(names)}
-    files, lacking = {}, []
+    files = {}
     for part, pairs in parts.items():
         there = {name for _, name in pairs}
         if there - set(names):
@@ -71,10 +74,20 @@ def listed(
             annotations = place / ANNOTATIONS
             raise _other_classes(folder, annotations if annotations.is_file() else place, names, there)
         files[part] = [File(path, numbers[name]) for path, name in pairs]
-        if absent := [printable(name) for name in names if name not in there]:
-            lacking.append(f"{part} has no pictures of {len(absent)} classes, first {absent[0]}")
     shown = tuple(printable(name) for name in names)
-    return _roles(files, shown, found.named, validates, (*found.notes, *lacking, *left.lines()))
+    notes = (*found.notes, *_lacking(files, shown), *left.lines())
+    return _roles(files, shown, found.named, validates, notes)
+
+
+def _lacking(files: Mapping[str, list[File]], names: Sequence[str]) -> list[str]:
+    """What to say of classes of which a part has no picture."""
+    lines = []
+    for part, given in files.items():
+        there = {file.label for file in given}
+        absent = [name for label, name in enumerate(names) if label not in there]
+        if given and absent:
+            lines.append(f"{part} has no pictures of {len(absent)} classes, first {absent[0]}")
+    return lines
 
 
 def lacks_training(root: str, named: Mapping[str, str | None]) -> bool:
@@ -97,7 +110,8 @@ def _shards_of(folder: Path, named: Mapping[str, str | None]) -> list[Path]:
     """The tar files of a data set, if it is made of them."""
     if set(named.values()) - {None, NONE} or any(path.is_dir() for path in folder.glob("train/*")):
         return []
-    return [path for path in sorted(folder.glob("*.tar")) + sorted(folder.glob("*/*.tar")) if _regular(path)]
+    found = sorted(folder.glob("*.tar")) + sorted(folder.glob("*/*.tar"))
+    return [path for path in found if _regular(path) and not hidden(path.name)]
 
 
 def _roles(
@@ -192,6 +206,8 @@ def _shards(folder: Path, shards: list[Path], alone: bool) -> tuple[dict[str, li
         absent = "test" if parts["train"] or alone else "train"
         raise InputError(f"data.root={folder} has no images in shards named *{absent}*.tar")
     count = 1 + max(file.label for files in parts.values() for file in files)
+    if count > MOST:
+        raise InputError(f"data.root={folder} has the label {count - 1:,} in a .cls; there may be {MOST:,} classes")
     return parts, tuple(map(str, range(count)))
 
 
@@ -203,11 +219,13 @@ def _members(path: Path) -> list[File]:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
                 key, _, kind = member.name.rpartition(".")
+                if hidden(key.rpartition("/")[2]):
+                    continue
                 if f".{kind.lower()}" in extensions():
                     images[key] = (member.offset_data, member.size)
                 elif kind == "cls":
                     content = shard.extractfile(member)
-                    labels[key] = int(content.read()) if content is not None else -1
+                    labels[key] = int(content.read(32)) if content is not None else -1
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is no whole shard: {error}") from error
     for key in images.keys() ^ labels.keys():
