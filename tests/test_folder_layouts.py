@@ -172,7 +172,7 @@ def test_a_class_that_only_training_has_is_said(tmp_path: Path) -> None:
     tree(tmp_path, "test")
     data = folder(tmp_path)
     assert data.names == ("ant", "bee", "cow")
-    assert "test has no pictures of 1 classes, first cow" in said(data)
+    assert "classes without a picture in test (1), first cow" in said(data)
 
 
 # ---------------------------------------------------------------- classes
@@ -219,7 +219,7 @@ def test_the_only_picture_of_a_class_stays_in_training(tmp_path: Path) -> None:
     data = folder(tmp_path, val=0.5)
     assert named(data, "train")[-1] == "train/cow/0.png"
     assert 2 not in [file.label for file in data.parts["val"].files]
-    assert "1 classes have one picture to train on, which is not held out" in said(data)
+    assert "classes with one training picture, which stays in training: 1" in said(data)
 
 
 def test_one_picture_a_class_cannot_be_held_out_and_it_is_said(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_hidden_files_and_checkpoints_of_notebooks_are_no_data_and_counted(tmp_p
     picture(tmp_path / "train/ant/._0.png")
     data = folder(tmp_path, val="test")
     assert (data.names, data.counts()["train"]) == (("ant", "bee"), 12)
-    assert "left out: 6 hidden file or folder, first train/" in said(data)
+    assert "left out: hidden files and folders (6), first train/" in said(data)
 
 
 def test_pictures_of_other_formats_and_outside_of_classes_are_counted_and_said(tmp_path: Path) -> None:
@@ -260,12 +260,12 @@ def test_pictures_of_other_formats_and_outside_of_classes_are_counted_and_said(t
     picture(tmp_path / "train/ant/UPPER.PNG")
     lines = said(folder(tmp_path, val="test"))
     for line in (
-        "left out: 2 file of the kind .gif, first train/ant/a.gif",
-        "left out: 1 file of the kind .jfif, first train/ant/c.jfif",
-        "left out: 1 file of the kind .avif",
-        "left out: 1 file of the kind .txt",
-        "left out: 1 file without an extension, first train/ant/README",
-        "left out: 1 picture outside the class folders, first train/loose.png",
+        "left out: .gif files (2), first train/ant/a.gif",
+        "left out: .jfif files (1), first train/ant/c.jfif",
+        "left out: .avif files (1)",
+        "left out: .txt files (1)",
+        "left out: files without an extension (1), first train/ant/README",
+        "left out: pictures outside the class folders (1), first train/loose.png",
     ):
         assert line in lines
     assert "UPPER" not in lines
@@ -277,19 +277,19 @@ def test_pipes_and_devices_are_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "train/ant/zero.png").symlink_to("/dev/zero")
     data = folder(tmp_path, val="test")
     assert data.counts()["train"] == 12
-    assert "left out: 2 pipe, socket or device, first train/ant/pipe.png" in said(data)
+    assert "left out: pipes, sockets and devices (2), first train/ant/pipe.png" in said(data)
 
 
 LINKS = {
-    "to the folder above": ("train/ant/up", "..", "link to a folder above"),
-    "to itself": ("train/ant/loop", ".", "link to a folder above"),
-    "to the root": ("train/ant/root", "../..", "link to a folder above"),
-    "to a sibling class": ("train/ant/other", "../bee", "link into the class bee of train"),
-    "to a sibling part": ("train/ant/other", "../../test/bee", "link into the class bee of test"),
-    "of a class to another": ("train/cow", "bee", "link to the class bee"),
-    "of a class to the part": ("train/cow", ".", "link to a folder above"),
-    "of a picture to another class": ("train/ant/x.png", "../bee/0.png", "link to a picture of the class bee of train"),
-    "of a picture to itself twice": ("train/ant/x.png", "0.png", "link to a picture of the class ant of train"),
+    "to the folder above": ("train/ant/up", "..", "links to a folder above"),
+    "to itself": ("train/ant/loop", ".", "links to a folder above"),
+    "to the root": ("train/ant/root", "../..", "links to a folder above"),
+    "to a sibling class": ("train/ant/other", "../bee", "links into the class bee of train"),
+    "to a sibling part": ("train/ant/other", "../../test/bee", "links into the class bee of test"),
+    "of a class to another": ("train/cow", "bee", "links to the class bee"),
+    "of a class to the part": ("train/cow", ".", "links to a folder above"),
+    "of a picture to another class": ("train/ant/x.png", "../bee/0.png", "links to pictures of the class bee of train"),
+    "of a picture to itself twice": ("train/ant/x.png", "0.png", "links to pictures of the class ant of train"),
 }
 
 
@@ -301,7 +301,7 @@ def test_links_neither_relabel_nor_multiply_pictures(tmp_path: Path, link: str) 
     (tmp_path / place).symlink_to(target)
     found = listed(str(tmp_path))
     assert (found.train, found.test, found.names) == (before.train, before.test, before.names)
-    assert f"left out: 1 {why}, first {place}" in found.notes
+    assert f"left out: {why} (1), first {place}" in found.notes
 
 
 def test_data_sets_made_of_links_are_read(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_class_within_the_target_of_another_s_link_stays_its_own(tmp_path: Pat
     (root / "train/cat").symlink_to(store / "cat")
     found = listed(str(root))
     assert [file.label for file in found.train] == [0] * 7 + [1] * 6
-    assert "left out: 1 folder of the class cat of train, first train/any/cat" in found.notes
+    assert "left out: folders of the class cat of train (1), first train/any/cat" in found.notes
 
 
 # ---------------------------------------------------------------- damage and doubles
@@ -342,8 +342,8 @@ def test_damaged_pictures_are_skipped_where_that_is_asked_and_counted(tmp_path: 
         list(folder(tmp_path, val="test").train_dataloader())
     data = folder(tmp_path, val="test", damaged="skip")
     assert data.counts() == {"train": 10, "val": 11, "test": 11}
-    assert "left out: 2 damaged pictures of train, first " in said(data)
-    assert "left out: 1 damaged pictures of test" in said(data)
+    assert "left out: damaged pictures of train (2), first " in said(data)
+    assert "left out: damaged pictures of test (1)" in said(data)
     assert len(list(data.train_dataloader())) == 5
     with pytest.raises(InputError, match=r"unknown data\.damaged 'skp'; did you mean 'skip'"):
         folder(tmp_path, damaged="skp")
@@ -366,9 +366,9 @@ def test_the_same_picture_in_two_parts_or_under_two_classes_is_counted_and_said(
         shutil.copy(tmp_path / f"train/ant/{i}.png", tmp_path / f"test/ant/copy{i}.png")
     shutil.copy(tmp_path / "train/ant/0.png", tmp_path / "train/bee/again.png")
     lines = said(folder(tmp_path))
-    assert "3 of 15 pictures of test are in train too, first " in lines
-    assert "1 pictures of train come under two classes, first " in lines
-    assert "of val are in" not in lines
+    assert "pictures of test that are in train too: 3 of 15, first " in lines
+    assert "pictures of train under two classes (1), first " in lines
+    assert "of val that are in" not in lines
 
 
 # ---------------------------------------------------------------- content
@@ -470,7 +470,7 @@ def test_a_csv_file_of_path_and_label_is_read(tmp_path: Path, kind: str) -> None
     assert data.names == ("ant", "bee")
     found = {Path(file.path).stem: file.label for part in data.parts.values() for file in part.files}
     assert found == {str(i): i % 2 for i in range(12)}
-    assert ("left out: 12 row that comes twice" in said(data)) == (kind == "rows twice")
+    assert ("left out: rows that come twice (12)" in said(data)) == (kind == "rows twice")
 
 
 def test_absolute_paths_and_paths_below_a_folder_of_the_csv_s_name_are_found(tmp_path: Path) -> None:
@@ -533,7 +533,7 @@ def test_options_that_nobody_gives_are_scaled_to_the_data(tmp_path: Path) -> Non
     data = Folder(str(tmp_path), workers=0)
     assert data.resolved == {"size": 64, "batch_size": 8}
     assert (data.shape, data.batch_size) == ((3, 64, 64), 8)
-    assert "scaled to what is there: data.size=64 data.batch_size=8" in said(data)
+    assert "scaled to the data: data.size=64 data.batch_size=8" in said(data)
     assert Folder(str(tmp_path), size=48, batch_size=4).resolved == {}
     assert [batch_of(n) for n in (20, 900, 5_000, 1_281_167)] == [8, 32, 256, 256]
     assert [share_of(n) for n in (900, 5_000, 20_000, 1_281_167)] == [0.2, 0.2, 0.05, 0.02]
@@ -550,7 +550,7 @@ def test_a_run_says_parts_classes_and_what_is_left_out_and_keeps_what_it_chose(k
     for line in (
         "data: 32 train, 8 val, 40 test; 2 classes, images 3x10x10",
         "data: ant       16    4    20",
-        "data: left out: 1 hidden file or folder, first Train/ant/.ipynb_checkpoints",
+        "data: left out: hidden files and folders (1), first Train/ant/.ipynb_checkpoints",
         "data: the part val is the test set",
         "data: 8 validation images: val/acc has a standard error of 14.1 points where it is 80 %",
     ):
@@ -602,7 +602,7 @@ def test_shards_of_train_val_and_test_have_their_meaning(tmp_path: Path) -> None
 def test_a_class_of_shards_that_is_in_one_part_alone_is_said_and_a_label_beyond_measure_refused(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", [0, 1] * 4)
     shard(tmp_path / "test-0.tar", [0, 1, 2])
-    assert "train has no pictures of 1 classes, first 2" in said(folder(tmp_path))
+    assert "classes without a picture in train (1), first 2" in said(folder(tmp_path))
     shard(tmp_path / "test-0.tar", [0, 10**9])
     with pytest.raises(InputError, match=r"has the label 1,000,000,000 in a \.cls"):
         folder(tmp_path)

@@ -137,15 +137,15 @@ class Content:
                 known = {digest for digest, _ in found[part]}
                 same = [file for digest, file in found[other] if digest in known]
                 if same:
-                    share = f"{len(same):,} of {len(found[other]):,} pictures of {other}"
-                    lines.append(f"{share} are in {part} too, first {same[0]}")
+                    share = f"{len(same):,} of {len(found[other]):,}"
+                    lines.append(f"pictures of {other} that are in {part} too: {share}, first {same[0]}")
         return lines
 
 
 def _two_labels(part: str, pairs: Iterable[tuple[str, File]]) -> list[str]:
     labels: dict[str, int] = {}
     odd = [file for digest, file in pairs if file.label >= 0 and labels.setdefault(digest, file.label) != file.label]
-    return [f"{len(odd):,} pictures of {part} come under two classes, first {odd[0]}"] if odd else []
+    return [f"pictures of {part} under two classes ({len(odd):,}), first {odd[0]}"] if odd else []
 
 
 def _whole(file: File) -> str:

@@ -41,7 +41,7 @@ def divided(found: Listing, val: float | str | None, test: float | str | None, s
         return Roles([], [], found.test, {}, list(found.notes))
     train, tested, notes, shares = found.train, found.test, list(found.notes), {}
     if single := sum(len(members) == 1 for members in _by_class(train)):
-        notes.append(f"{single} classes have one picture to train on, which is not held out")
+        notes.append(f"classes with one training picture, which stays in training: {single}")
     if not isinstance(test, str) and (test is not None or not tested):
         notes += ["the part test is not used, as data.test is a share"] if tested else []
         share = shares["test"] = _share(share_of(len(train)) if test is None else test)

@@ -140,7 +140,7 @@ class Folder(pl.LightningDataModule):
             faults = self.content.damaged(files, self.reading)
             sound.append([file for file, fault in zip(files, faults) if not fault])
             if said := [fault for fault in faults if fault]:
-                notes.append(f"left out: {len(said):,} damaged pictures of {part}, first {said[0]}")
+                notes.append(f"left out: damaged pictures of {part} ({len(said):,}), first {said[0]}")
             if len(files) and not sound[-1]:
                 raise InputError(f"no picture of {part} can be decoded: {said[0]}")
         train_files, test_files, val_files = sound
@@ -186,7 +186,7 @@ class Folder(pl.LightningDataModule):
             parts.pop("val", None)
         lines = [*account(parts, self.names), *self._notes, *self.content.twice(parts)]
         options = " ".join(f"data.{key}={value}" for key, value in self.resolved.items())
-        return [*lines, *([f"scaled to what is there: {options}"] if options else [])]
+        return [*lines, *([f"scaled to the data: {options}"] if options else [])]
 
     def _loader(self, part: str, start: int = 0) -> Decoded:
         if not self.parts[part].files:

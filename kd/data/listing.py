@@ -86,7 +86,7 @@ def _lacking(files: Mapping[str, list[File]], names: Sequence[str]) -> list[str]
         there = {file.label for file in given}
         absent = [name for label, name in enumerate(names) if label not in there]
         if given and absent:
-            lines.append(f"{part} has no pictures of {len(absent)} classes, first {absent[0]}")
+            lines.append(f"classes without a picture in {part} ({len(absent)}), first {absent[0]}")
     return lines
 
 
@@ -137,7 +137,7 @@ def _read(root: Path, found: Layout, left: LeftOut) -> dict[str, Pairs]:
     for part, place in found.parts.items():
         if place.is_file():
             parts[part], again = table(place, root)
-            left.count("row that comes twice", str(place), again)
+            left.count("rows that come twice", str(place), again)
         elif (place / ANNOTATIONS).is_file():
             parts[part] = annotated(place, ANNOTATIONS)
         else:
@@ -152,7 +152,7 @@ def _read(root: Path, found: Layout, left: LeftOut) -> dict[str, Pairs]:
             if not paths and part == "train" and place != root:
                 raise InputError(f"data.root: {printable(place / name)} holds no pictures: {_inside(place / name)}")
             if not paths:
-                left.count("folder without pictures", str(place / name))
+                left.count("folders without pictures", str(place / name))
             parts[part] += [(path, name) for path in paths]
         if not parts[part]:
             raise InputError(f"data.root: {printable(place)} holds no class folders with pictures: {_inside(place)}")
@@ -160,7 +160,7 @@ def _read(root: Path, found: Layout, left: LeftOut) -> dict[str, Pairs]:
             if hidden(entry.name):
                 left.count(HIDDEN, entry.path)
             elif entry.name.lower().endswith(extensions()) and entry.is_file():
-                left.count("picture outside the class folders", entry.path)
+                left.count("pictures outside the class folders", entry.path)
     return {part: parts[part] for part in found.parts}
 
 

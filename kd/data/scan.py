@@ -10,9 +10,9 @@ from pathlib import Path
 from kd.data.decode import printable
 from kd.errors import InputError
 
-HIDDEN = "hidden file or folder"
+HIDDEN = "hidden files and folders"
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
-ABOVE = "link to a folder above"
+ABOVE = "links to a folder above"
 
 
 class LeftOut:
@@ -36,7 +36,7 @@ class LeftOut:
     def lines(self) -> list[str]:
         """One line for each reason, the commonest first."""
         ordered = sorted(self.counts.items(), key=lambda pair: -pair[1])
-        return [f"left out: {count:,} {why}, first {self._shown(self._first[why])}" for why, count in ordered]
+        return [f"left out: {why} ({count:,}), first {self._shown(self._first[why])}" for why, count in ordered]
 
     def _shown(self, path: str) -> str:
         return printable(os.path.relpath(path, self.root))
@@ -62,7 +62,7 @@ class Claims:
             return ABOVE
         for place in _upwards(real):
             if place in self.owner:
-                return f"link into the {self.said(place)}"
+                return f"links into the {self.said(place)}"
         return ABOVE if any(_within(claimed, real) for claimed in self.owner) else None
 
 
@@ -105,7 +105,7 @@ def class_folders(part: Path, names: list[str], left: LeftOut) -> dict[str, str]
         if _within(top, real):
             left.count(ABOVE, str(part / name))
         elif other is not None:
-            left.count(f"link to the class {printable(other)}", str(part / name))
+            left.count(f"links to the class {printable(other)}", str(part / name))
         else:
             found[name], linked[real] = real, name
     return dict(sorted(found.items()))
@@ -129,7 +129,7 @@ def pictures(folder: Path, real: str, part: str, claims: Claims, left: LeftOut) 
                 if link:
                     why = claims.trespass(below, above)
                 elif below in claims.owner:
-                    why = f"folder of the {claims.said(below)}"
+                    why = f"folders of the {claims.said(below)}"
                 if why is None:
                     pending.append((entry.path, below, (*above, below)))
             elif why is None and (why := _unfit(entry, real, part, claims)) is None:
@@ -143,13 +143,13 @@ def _unfit(entry: os.DirEntry[str], real: str, part: str, claims: Claims) -> str
     """Why a file is no picture of its class; None if it is."""
     kind = os.path.splitext(entry.name)[1].lower()
     if not entry.is_file() and os.path.exists(entry.path):
-        return "pipe, socket or device"
+        return "pipes, sockets and devices"
     if kind not in extensions():
-        return f"file of the kind {printable(kind)}" if kind else "file without an extension"
+        return f"{printable(kind)} files" if kind else "files without an extension"
     if entry.is_symlink() and entry.is_file():
         for place in _upwards(_home(real, os.readlink(entry.path))):
             if place in claims.owner and claims.owner[place][0] == part and claims.owner[place][1]:
-                return f"link to a picture of the {claims.said(place)}"
+                return f"links to pictures of the {claims.said(place)}"
     return None
 
 
