@@ -51,8 +51,8 @@ def matched(node: Any, at: str, data: Any) -> Any:
     """
     wanted, checkpoint = names_of(data), node.get("checkpoint")
     known = _known_to(checkpoint) if wanted and checkpoint and node.get("classes") is None else None
-    if known is None or wanted is None or known == wanted:
-        return node
+    if known is None or wanted is None or known == wanted or len(known) < len(wanted):
+        return node  # a classifier of fewer classes does not fit, which is said when it is loaded
     picked = columns(known, wanted, f"{at}: the teacher in {checkpoint}")
     order = "in another order" if len(known) == len(wanted) else f"{len(wanted)} of {len(known)}"
     log.info("%s: the data's classes are %s there; matched by name: %s", checkpoint, order, _pairs(wanted, picked))

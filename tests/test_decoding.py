@@ -174,8 +174,8 @@ def test_half_transparent_pixels_are_mixed_with_the_background_white_by_default(
     assert read(encoded(Image.new("LA", (2, 2), (0, 51)), "PNG"))[:, 0, 0].tolist() == [204] * 3
 
 
-@pytest.mark.parametrize("background", ["whit", "", "#12"])
-def test_an_unknown_background_is_refused(background: str) -> None:
+@pytest.mark.parametrize("background", ["whit", "", "#12", 3])
+def test_an_unknown_background_is_refused(background: Any) -> None:
     with pytest.raises(InputError, match="is no colour: write white, black"):
         Reading(background=background).check()
 

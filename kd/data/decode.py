@@ -56,7 +56,7 @@ class Reading(NamedTuple):
         """Raises InputError for an unknown colour, or a ``white`` that is not above 0."""
         try:
             ImageColor.getrgb(self.background)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise InputError(f"background={self.background!r} is no colour: write white, black or '#rrggbb'") from error
         if self.white is not None and not 0 < self.white < float("inf"):
             raise InputError(f"white={self.white} must be a finite number above 0")
