@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from kd.run import name_of, shown, size_of
 from kd.teacher import Ensemble, Hidden
 
 log = logging.getLogger(__name__)
+COARSE = 2.0  # standard error of val/acc, in points, from which on it is said
 
 
 def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer: pl.Trainer, folder: Path) -> None:
@@ -41,6 +43,8 @@ def announce(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer
         if data.val == "test":
             split += "; the best epoch is chosen on the TEST set (data.val=test)"
         log.info("data: %s; %d classes, images %s", split, data.classes, "x".join(map(str, shape)))
+        for line in _coarse(data.counts()["val"]) + (data.account() if isinstance(data, Folder) else []):
+            log.info("data: %s", line)
     _network("student", name_of(config["student"]), distiller.student, shape)
     if distiller.teacher is not None:
         nodes = members(config["teacher"])
@@ -71,6 +75,14 @@ def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
         if not any(registry.name_of(node["_target_"]) for registry in (models, losses, sources, optimisers))
         for key in shadowed(node, at, *around)
     ]
+
+
+def _coarse(count: int) -> list[str]:
+    """What to say of a validation part by which epochs can hardly be told apart."""
+    error = 100 * math.sqrt(0.8 * 0.2 / count)
+    if error < COARSE:
+        return []
+    return [f"{count} validation images: val/acc has a standard error of {error:.1f} points where it is 80 %"]
 
 
 def _network(who: str, name: str, network: nn.Module, shape: list[int], note: str = "") -> None:

@@ -12,13 +12,14 @@ import yaml
 
 from kd import assemble, run
 from kd.errors import InputError
-from kd.identity import differing, files_of, study_key
+from kd.identity import differing, files_of, matches, study_key
 from kd.place import sha256_of
 from kd.ranges import check
 from kd.train import train, with_weights
 
 SCRATCH = "scratch"
 SHUFFLED = "shuffled"
+SCALED = ("data.*", "teacher.classes", "teacher.outputs", "teacher.members.*.classes", "teacher.members.*.outputs")
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,10 @@ def check_same(config: Mapping[str, Any], folder: Path, content: str | None = No
         known: dict[str, Any] = yaml.safe_load((folder / run.CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
-    # a teacher's checkpoint is filled in by the run
+    # a teacher's checkpoint is filled in by the run, and so is what is left to the data
     for key, here, there in differing(config, known, ("seed", "teacher.checkpoint", "teacher.members.*.checkpoint")):
-        raise InputError(f"{folder} holds a run with {key}={there}, not {here}; give another study=")
+        if here is not None or not matches(key, SCALED):
+            raise InputError(f"{folder} holds a run with {key}={there}, not {here}; give another study=")
     then = (known.get("about") or {}).get("files") or {}
     for key, sha256 in files_of(config).items():
         if then.get(key, sha256) != sha256:

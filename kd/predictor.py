@@ -26,6 +26,7 @@ class Answering(nn.Module):
         super().__init__()
         self.student, self.loss = student, loss
         self.layer, self.taps = layer, Taps(student, [layer])
+        self.classes: tuple[str, ...] | None = None  # their names, where a run folder says them
 
     @property
     def net(self) -> nn.Module:

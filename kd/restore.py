@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-import kd.data.folder  # noqa: F401 (registers it)
-from kd import assemble
+from kd import assemble, classes
 from kd.data.batch import Batch
+from kd.data.folder import Folder, text
+from kd.data.layout import NONE, WORDS, layout
+from kd.data.listing import lacks_training
 from kd.data.memory import Loader
 from kd.data.module import Data
 from kd.errors import InputError, unknown
-from kd.registry import check_registered, modules, named_by, sources
-from kd.run import load, read_summary, require
+from kd.registry import check_registered, modules, named_by, sources, target_of
+from kd.run import load, names_in, read_summary, require
 from kd.teacher import Ensemble
 
 PARTS = ("test", "val", "train")
@@ -26,18 +30,29 @@ ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 
 @dataclass(frozen=True)
 class Restored:
-    """``student``: images to logits; ``node`` and ``data``: what it is measured on, as it was said and as it is."""
+    """``student``: images to logits; ``node`` and ``data``: what it is measured on, as it was said and as it is.
+
+    ``columns`` [classes of the data] are the student's, where those are not the same; ``notes`` say what was decided.
+    """
 
     folder: Path
     summary: dict[str, Any]
     student: nn.Module
     node: dict[str, Any]
     data: Any
+    columns: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The classes' names, or their numbers where nobody named them."""
-        return [str(name) for name in getattr(self.data, "names", range(self.data.classes))]
+        """The names of the classes that the student knows, or their numbers where nobody named them."""
+        named = names_in(self.summary) or classes.names_of(self.data)
+        return [str(name) for name in named or range(self.data.classes)]
+
+    def batches(self, part: str) -> Iterator[Batch]:
+        """As :func:`batches`, with the labels that the classes have for the student."""
+        for batch in batches(self.data, part):
+            yield batch if self.columns is None else batch._replace(labels=self.columns[batch.labels])
 
     @property
     def data_name(self) -> str:
@@ -64,7 +79,10 @@ def restore(run: str, given: Mapping[str, Any], batch_size: int | None, trust: b
     node = dict(given) if "_target_" in given else {**summary["data"]["config"], **given}
     if "_target_" not in given and not trust:
         check_registered(node, "data")
-    return Restored(folder, summary, student, node, data_of(node, summary, batch_size))
+    data, decided = measurable(node, given, summary, batch_size)
+    picked, matched = _classes(data, summary)
+    account = data.account() if isinstance(data, Folder) else []
+    return Restored(folder, summary, student, node, data, picked, (*decided, *matched, *account))
 
 
 def data_name(node: Mapping[str, Any]) -> str:
@@ -81,11 +99,52 @@ def data_of(node: Mapping[str, Any], summary: Mapping[str, Any], batch_size: int
             raise InputError(f"batch_size={batch_size} must be at least 1")
         node["batch_size" if "batch_size" in named_by(node, "data") else "eval_batch_size"] = batch_size
     data = assemble.data({"data": node, "seed": summary["seed"]})
-    if data.classes != own["classes"]:
-        raise InputError(f"data has {data.classes} classes, but the student of the run knows {own['classes']}")
     if data.shape[0] != own["shape"][0]:
         raise InputError(f"data has {data.shape[0]} channels, but the student of the run takes {own['shape'][0]}")
     return data
+
+
+def _classes(data: Any, summary: Mapping[str, Any]) -> tuple[Tensor | None, list[str]]:
+    """The student's column for each class of the data, None if they are the same, and what to say of it."""
+    known, wanted, count = names_in(summary), classes.names_of(data), summary["data"]["classes"]
+    if known is None or wanted is None:
+        if data.classes != count:
+            raise InputError(f"data has {data.classes} classes, but the student of the run knows {count}")
+        side = "the run folder" if known is None else "the data"
+        return None, [f"{side} names no classes, so that they are matched by their position"]
+    fewer = isinstance(data, Folder)  # a folder of pictures to test on may lack some classes, a data set does not
+    if data.classes > count or (data.classes < count and not fewer):
+        raise InputError(f"data has {data.classes} classes, but the student of the run knows {count}")
+    picked = classes.columns(known, wanted, "the student of the run")
+    if picked == list(range(count)):
+        return None, []
+    if absent := sorted(set(known) - set(wanted), key=known.index):
+        return torch.tensor(picked), [f"the data lacks {len(absent)} of the student's classes: {classes.shown(absent)}"]
+    return torch.tensor(picked), ["the data has the student's classes in another order; they are matched by name"]
+
+
+def measurable(
+    node: Mapping[str, Any], given: Mapping[str, Any], summary: Mapping[str, Any], batch_size: int | None
+) -> tuple[Any, list[str]]:
+    """The data to measure on, and what was decided: pictures in files need no training part.
+
+    Where there are no parts at all, and it is not the run's own data, all of it is tested.
+    """
+    if node["_target_"] != target_of(Folder):
+        return data_of(node, summary, batch_size), []
+    node, own = dict(node), summary["data"]
+    if node.get("size") is None:
+        node["size"] = own["shape"][-1]
+    root, named = str(node["root"]), {part: text(node.get(part)) for part in WORDS}
+    if node.get("train") is None and lacks_training(root, named):
+        node["train"] = NONE
+    data = data_of(node, summary, batch_size)
+    elsewhere = os.path.realpath(root) != os.path.realpath(str(own["config"].get("root")))
+    asked = "test" in given and given["test"] is not None
+    if "test" not in data.shares or asked or not elsewhere or data.describe()["sha256"] == own.get("sha256"):
+        return data, []
+    node |= {"train": NONE, "test": str(layout(Path(root), named).parts["train"])}
+    return data_of(node, summary, batch_size), [f"{root} has no test part and is not what the run saw: all is tested"]
 
 
 def batches(data: Any, part: str) -> Iterator[Batch]:

@@ -144,6 +144,15 @@ def is_finished(folder: Path) -> bool:
         return True
 
 
+def names_in(summary: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a run was trained on; None if its summary names none, as before there were any."""
+    data = summary.get("data")
+    names = data.get("names") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(names, list) or len(names) != data.get("classes"):
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
+
+
 def require(summary: Mapping[str, Any], folder: Path, *keys: str) -> None:
     """Checks that a summary, which anyone may have written, says ``part.key`` for each of ``keys``.
 
@@ -217,7 +226,8 @@ def _check_described(student: Mapping[str, Any], written: Mapping[str, Any], fol
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
-    Its attribute ``net`` is the bare network. It is in the precision in which the run kept it: float32, or float64.
+    Its attribute ``net`` is the bare network, and ``classes`` the names of the classes, None where the run's data
+    named none. It is in the precision in which the run kept it: float32, or float64.
 
     Args:
         folder: a run folder.
@@ -242,7 +252,7 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
         network.double().net.load_state_dict(state)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
         raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
-    network.eval()
-    if about := student.get("predictor"):
-        return predictor.restore(network, about, data["shape"], folder, trust).eval()
-    return network
+    about = student.get("predictor")
+    answering = predictor.restore(network.eval(), about, data["shape"], folder, trust) if about else network
+    answering.classes = names_in(summary)
+    return answering.eval()

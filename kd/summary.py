@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kd import assemble, predictor, run
+from kd import assemble, classes, predictor, run
 from kd.assemble import Config
 from kd.data.folder import Folder
 from kd.data.module import Data
@@ -33,6 +33,8 @@ def summarise(
         student |= {"classifier": "untrained"}
     known = isinstance(data, (Data, Folder))
     content = data.describe() if known else {"classes": data.classes, "shape": shape}
+    names = classes.names_of(data)
+    content |= {"names": list(names)} if names is not None else {}
     return {
         "task": config["task"],
         "versions": run.versions(),

@@ -14,6 +14,7 @@ from kd import assemble, integrity, place, run
 from kd.announce import announce
 from kd.assemble import Config, members
 from kd.checkpoints import Saved, latest
+from kd.classes import matched
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
 from kd.finish import finish
@@ -59,8 +60,9 @@ def train(
 def _train(config: Config, folder: Path, about: Config, data_changed: bool = False) -> dict[str, Any]:
     check(config)
     found = latest(folder)
-    check_checkpoints(config, folder, found)
     data = assemble.data(config)
+    config = resolved(config, data)
+    check_checkpoints(config, folder, found)
     check_monitors(config, data.classes)
     record, gate = Record(folder / run.HISTORY), Gate(assemble.min_accuracies(config["teacher"]))
     trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
@@ -129,6 +131,15 @@ def cacheable(objective: Objective) -> bool:
     if layers := objective.layers("teacher"):
         log.info("cache: off, the objective looks at the teacher's layers %s", ", ".join(layers))
     return objective.uses_teacher and not layers
+
+
+def resolved(config: Config, data: Any) -> Config:
+    """The configuration with what the data decides: options scaled to it, and its classes among a teacher's."""
+    config = {**config, "data": {**config["data"], **getattr(data, "resolved", {})}}
+    if lives(node := config["teacher"]):
+        return config
+    found = {name: matched(member, assemble.place(name), data) for name, member in members(node).items()}
+    return {**config, "teacher": found.get("", {**node, "members": found} if found else node)}
 
 
 def with_weights(config: Config, data: Any) -> Config:

@@ -134,7 +134,6 @@ PICTURE: dict[str, Callable[[Path], Any]] = {
 TREE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "no root": ("", shutil.rmtree),
     "no train": ("train", shutil.rmtree),
-    "no val": ("val", shutil.rmtree),
     "train is a file": ("train", lambda path: (shutil.rmtree(path), path.write_text("x"))),
     "another class": ("val", lambda path: (path / "ant").rename(path / "cow")),
     "an empty class": ("ant", lambda path: [file.unlink() for file in (path.parent / "train/ant").iterdir()]),
@@ -209,7 +208,7 @@ def encoded(value: int, mode: str = "RGB", kind: str = "PNG", size: tuple[int, i
         ("RGB", "PPM", 41, 41),
         ("RGB", "TIFF", 41, 41),
         ("L", "JPEG", 42, 42),
-        ("RGBA", "PNG", 43, 43),
+        ("RGBA", "PNG", 43, 219),  # 43 of 255 of it, on white
         ("I;16", "PNG", 44 * 256 + 7, 44),
         ("CMYK", "JPEG", 0, 255),
         ("RGB", "WEBP", 46, 46),

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 
 from kd.errors import InputError
+
+ORIENTATION, BITS, SAMPLES, PHOTOMETRIC = 274, 258, 339, 262  # tags of EXIF and TIFF
+DARK = 4096  # a 16-bit picture whose largest value is below it holds, most likely, numbers of 12 bits or fewer
+# of broken metadata, and of pictures near the limit beyond which there is an error
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Damaged(InputError):
+    """A picture that cannot be decoded."""
 
 
 class File(NamedTuple):
@@ -22,26 +35,167 @@ class File(NamedTuple):
     length: int | None = None
 
     def __str__(self) -> str:
-        return self.path if self.length is None else f"{self.path} (the image at byte {self.offset})"
+        path = printable(self.path)
+        return path if self.length is None else f"{path} (the image at byte {self.offset})"
 
 
-def decode(file: File) -> Tensor:
-    """The image as uint8 [3, H, W]: grey ones in three equal channels, transparency dropped.
+class Reading(NamedTuple):
+    """How files become pixels.
+
+    Args:
+        exif: whether pictures are turned as their EXIF orientation says.
+        background: the colour behind transparent pixels, as Pillow names colours: ``white``, ``#ff8800``.
+        white: the value that is white in pictures of more than 8 bits; the largest that their format has if None.
+    """
+
+    exif: bool = True
+    background: str = "white"
+    white: float | None = None
+
+    def check(self) -> None:
+        """Raises InputError for an unknown colour, or a ``white`` that is not above 0."""
+        try:
+            ImageColor.getrgb(self.background)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"background={self.background!r} is no colour: write white, black or '#rrggbb'") from error
+        if self.white is not None and not 0 < self.white < float("inf"):
+            raise InputError(f"white={self.white} must be a finite number above 0")
+
+
+PLAIN = Reading()
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """A path or name for the terminal: bytes that are not UTF-8 and what is not printable as escapes."""
+    decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in decoded)
+
+
+def decode(file: File, reading: Reading = PLAIN) -> Tensor:
+    """The image as uint8 [3, H, W]: grey ones in three equal channels, the first frame where there are several.
 
     Raises:
-        InputError: it is no whole image; the file is named.
+        Damaged: it is no whole image; the file is named.
+        InputError: what its values mean is not clear; the file is named.
     """
     try:
-        with open(file.path, "rb") as stream:
-            stream.seek(file.offset)
-            return pixels(Image.open(io.BytesIO(stream.read() if file.length is None else stream.read(file.length))))
+        return pixels(Image.open(io.BytesIO(contents(file))), reading)
+    except InputError as error:
+        raise InputError(f"{file} {error}") from error
+    except UnidentifiedImageError as error:
+        raise Damaged(f"{file} cannot be decoded: it is in no format that Pillow reads{_pointer(file)}") from error
     except Exception as error:  # Pillow's readers raise whatever comes along in a broken file
         line = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{file} cannot be decoded: {type(error).__name__} {line}") from error
+        raise Damaged(f"{file} cannot be decoded: {type(error).__name__} {line}") from error
 
 
-def pixels(image: Image.Image) -> Tensor:
-    """A Pillow image as uint8 [3, H, W]."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+def _pointer(file: File) -> str:
+    pointer = contents(file).startswith(b"version https://git-lfs")
+    return ", but a pointer of git-LFS: git lfs pull fetches the picture" if pointer else ""
+
+
+def contents(file: File) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which might never end.
+    """
+    if not stat.S_ISREG(os.stat(file.path).st_mode):
+        raise OSError("is no regular file")
+    with open(file.path, "rb") as stream:
+        stream.seek(file.offset)
+        return stream.read() if file.length is None else stream.read(file.length)
+
+
+def pixels(image: Image.Image, reading: Reading = PLAIN) -> Tensor:
+    """A Pillow image as uint8 [3, H, W].
+
+    Raises:
+        InputError: what its values mean is not clear.
+    """
+    tiff = image.format == "TIFF"
+    if tiff and not reading.exif:
+        image.getexif().pop(ORIENTATION, None)  # Pillow turns pictures of this format by itself
+    raw = _raw_mode(image)
+    image.load()
+    turned = _orientation(image) if reading.exif and not tiff else None
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _of_8_bits(image, raw, reading.white)
+    elif "16" in raw:
+        _check_colours(image, reading.white)
+    if turned is not None:
+        image = image.transpose(turned)
+    return torch.from_numpy(np.array(_opaque(image, reading.background))).permute(2, 0, 1).contiguous()
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file stores its values, in Pillow's words; empty where its reader scales them by a maximum stated."""
+    tile = (getattr(image, "tile", None) or [None])[0]
+    if tile is None or tile[0] == "ppm":
+        return ""
+    given = tile[3]
+    return str(given[0] if isinstance(given, tuple) and given else given)
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    way = Image.Transpose
+    turns = {2: way.FLIP_LEFT_RIGHT, 3: way.ROTATE_180, 4: way.FLIP_TOP_BOTTOM, 5: way.TRANSPOSE}
+    turns |= {6: way.ROTATE_270, 7: way.TRANSVERSE, 8: way.ROTATE_90}
+    try:
+        return turns.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken metadata, which viewers pass over too
+        return None
+
+
+def _of_8_bits(image: Image.Image, raw: str, white: float | None) -> Image.Image:
+    """Grey values of 9 to 32 bits, or floats, as grey of 8 bits."""
+    values: NDArray[np.float64] = np.asarray(image).astype(np.float64)
+    most, least = float(values.max()), float(values.min())
+    whole = image.mode != "F"
+    top = white if white is not None else _largest(image)
+    kind = "32-bit integers" if whole else "floats"
+    if top is None:
+        raise InputError(f"holds {kind} up to {most:g}, and what is white is stated nowhere: give data.white=NUMBER")
+    if not 0 <= least <= most <= top:
+        stated = f"data.white={white:g}" if white is not None else "its format"
+        raise InputError(f"holds values from {least:g} to {most:g}, but {stated} allows 0 to {top:g}: give data.white=")
+    if white is None and top == 65535 and 0 < most < DARK and raw:
+        remedy = "give data.white=4095 for values of 12 bits, or data.white=65535 to take it as it is"
+        raise InputError(f"{_dark(f'no value above {most:g}')} {remedy}")
+    scaled = values * 256 // (top + 1) if whole else (values / top * 255).round()
+    grey = scaled.clip(0, 255).astype(np.uint8)
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+    return Image.fromarray(255 - grey if inverted else grey)
+
+
+def _largest(image: Image.Image) -> float | None:
+    """The largest value that the format has; None where none is stated."""
+    if image.format == "TIFF":
+        bits, kind = (image.tag_v2.get(tag, (1,))[0] for tag in (BITS, SAMPLES))  # type: ignore[attr-defined]
+        if kind == 3:
+            return 1.0
+        return None if bits > 16 else float(2 ** (bits - (kind == 2)) - 1)
+    return 1.0 if image.mode == "F" else 65535.0
+
+
+def _check_colours(image: Image.Image, white: float | None) -> None:
+    """Refuses colours of 16 bits, of which Pillow keeps the upper 8, where the lower ones hold the picture."""
+    if white not in (None, 65535):
+        raise InputError(f"has colours of 16 bits, of which the upper 8 are read: data.white={white:g} cannot be")
+    most = int(np.asarray(image)[..., :3].max()) if image.mode in ("RGB", "RGBA", "RGBX") else DARK
+    if white is None and 0 < most < DARK // 256:
+        raise InputError(f"{_dark(f'no value above {256 * most + 255}')} data.white=65535 takes it as it is")
+
+
+def _dark(found: str) -> str:
+    return f"is of 16 bits with {found}, while 65535 is white, so that it would be read as black:"
+
+
+def _opaque(image: Image.Image, background: str) -> Image.Image:
+    """The picture as RGB, on a ground of one colour where it is transparent."""
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")

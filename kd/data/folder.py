@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from kd.data import scaled
+from kd.data.account import account
 from kd.data.augment import RULE
 from kd.data.batch import Batch
-from kd.data.decode import File
-from kd.data.listing import listed
+from kd.data.content import Content
+from kd.data.decode import Reading
+from kd.data.division import divided
+from kd.data.listing import Listing, listed
 from kd.data.loader import check_last
 from kd.data.pictures import Decoded, Pictures, Views, training_transform
 from kd.data.sampler import check_sampler
-from kd.data.split import Subset, split
-from kd.errors import InputError
+from kd.data.split import Subset
+from kd.errors import InputError, unknown
 from kd.registry import modules
+
+DAMAGED = ("refuse", "skip")
 
 
 @modules.register("folder")
 class Folder(pl.LightningDataModule):
     """Images in files behind a LightningDataModule.
 
+    What is None is scaled to the data; see :mod:`kd.data.scaled`.
+
     Args:
-        root: holds ``train`` and ``val``, or shards; what is called val there is the test set here. See
-            :func:`~kd.data.listing.listed`.
+        root: holds parts of class folders, class folders, or shards. See :func:`~kd.data.listing.listed`.
         size: height and width of the images given: in training by ``crop``, elsewhere by resizing to size * 8 / 7
-            and a centre crop.
-        batch_size: images per step and process, also in evaluation.
-        val: the share of the training images held out for validation, or ``"test"``.
+            and a centre crop. None for that of the pictures, at most 224.
+        batch_size: images per step and process, also in evaluation. None for 8 to 256.
+        train: the training part, a folder or a csv file of path and label below ``root``, where it is not called so;
+            ``none`` where there is a test part alone.
+        val: the share of the training images held out for validation, ``"test"``, or the validation part as a folder or
+            csv file. None for the part that is called so, beside a test part; else for a share of 0.02 to 0.2.
+        test: the test part as a folder or csv file, or the share of the training images that is drawn for it. None for
+            the part that is called so, else for a share.
         fraction: the share of each class's remaining training images that is used; see :class:`~kd.data.split.Subset`.
         per_class: how many training images of each class are used; 0 for all.
         unlabelled: whether the rest of that subset stays in the training set, without its labels.
-        workers: processes that decode.
+        workers: processes that decode. None for as many as there are processors, up to 4.
         crop: ``resized`` for a random resized crop (Szegedy et al. 2015, arXiv:1409.4842), ``centre`` for the crop of
             evaluation.
         scale: the least and the largest share of the picture that the random crop takes.
@@ -48,15 +58,21 @@ class Folder(pl.LightningDataModule):
         sampler: ``balanced`` gives every class equally often; see :func:`~kd.data.sampler.balanced`.
         mean: per channel on the [0, 1] scale; ImageNet's unless said otherwise.
         std: likewise.
+        exif: whether pictures are turned as their EXIF orientation says.
+        background: the colour behind transparent pixels.
+        white: the value that is white in pictures of more than 8 bits; the largest that their format has if None.
+        damaged: ``refuse`` pictures that cannot be decoded, or ``skip`` them: then all are decoded once at the start.
         seed: of the order and the augmentation.
-        split_seed: draws the validation split and the subset.
+        split_seed: draws the validation split, the test split and the subset.
         drop_last: whether the rest of an epoch that is no whole batch is left out; else it is a smaller batch.
 
     Attributes:
         start: as of :class:`~kd.data.module.Data`.
+        resolved: ``size`` and ``batch_size``, where they were None.
+        shares: of ``test`` and ``val``, where they are drawn for want of a part.
 
     Raises:
-        InputError: absent or empty folders, other classes in ``val`` than in ``train``, numbers out of range.
+        InputError: absent or empty folders, classes that ``train`` does not have, numbers out of range.
     """
 
     mixed = False
@@ -64,13 +80,15 @@ class Folder(pl.LightningDataModule):
     def __init__(
         self,
         root: str,
-        size: int = 224,
-        batch_size: int = 256,
-        val: float | str = 0.02,
+        size: int | None = None,
+        batch_size: int | None = None,
+        train: str | None = None,
+        val: float | str | None = None,
+        test: float | str | None = None,
         fraction: float = 1.0,
         per_class: int = 0,
         unlabelled: bool = False,
-        workers: int = 4,
+        workers: int | None = None,
         crop: str = "resized",
         scale: list[float] = [0.08, 1.0],  # noqa: B006 (never changed; Hydra shows it)
         flip: bool = True,
@@ -79,35 +97,64 @@ class Folder(pl.LightningDataModule):
         sampler: str | None = None,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
+        exif: bool = True,
+        background: str = "white",
+        white: float | None = None,
+        damaged: str = "refuse",
         seed: int = 0,
         split_seed: int = 0,
         drop_last: bool = True,
     ) -> None:
         super().__init__()
-        if min(size, batch_size) < 1 or workers < 0:
+        self.workers = scaled.workers() if workers is None else workers
+        if min(1 if number is None else number for number in (size, batch_size)) < 1 or self.workers < 0:
             numbers = f"{size=} {batch_size=} {workers=}"
             raise InputError(f"size and batch_size must be at least 1, workers at least 0: {numbers}")
-        self.root, self.shape, self.mean, self.std, self.seed = root, (3, size, size), mean, std, seed
-        self.batch_size, self.workers, self.val, self.start = batch_size, workers, val, 0
         check_sampler(sampler)
         self.sampler, self.drop_last = sampler, drop_last
+        self.reading = Reading(exif, background, white)
+        self.reading.check()
+        self.root, self.mean, self.std, self.seed, self.start = root, mean, std, seed, 0
+        self.content = Content(root)
+        found = self._found(train, val, test, damaged)
+        roles = divided(found, val, test, Subset(fraction, per_class, unlabelled), split_seed)
+        self.names, self.classes, self.val = found.names, len(found.names), val
+        self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
+        some = roles.train or roles.test
+        scaled.look(some, self.reading)
+        self.resolved = {} if size else {"size": scaled.size_of(some)}
+        self.resolved |= {} if batch_size else {"batch_size": scaled.batch_of(len(roles.train))}
+        size = size or self.resolved["size"]
+        self.shape, self.batch_size = (3, size, size), batch_size or self.resolved["batch_size"]
+        if roles.train and len(roles.train) < self.batch_size:
+            raise InputError(f"batch_size={self.batch_size} is more than the {len(roles.train)} training images")
+        if roles.train:
+            check_last(len(roles.train), self.batch_size, drop_last)
+        self.shares = roles.shares
         self._augment = training_transform(size, crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
-        self._divide(Subset(fraction, per_class, unlabelled), split_seed)
+        centre = training_transform(size, "centre", [1, 1], False, None)
+        chosen = {"train": (roles.train, self._augment), "val": (roles.val, centre), "test": (roles.test, centre)}
+        self.parts = {part: Pictures(of, how, self.reading) for part, (of, how) in chosen.items()}
+        self._notes = roles.notes
 
-    def _divide(self, subset: Subset, seed: int) -> None:
-        files, test, self.names = listed(self.root)
-        self.classes = len(self.names)
-        parts = split(torch.tensor([file.label for file in files]), self.val, subset, seed, self.names)
-        if len(parts.train) < self.batch_size:
-            raise InputError(f"batch_size={self.batch_size} is more than the {len(parts.train)} training images")
-        check_last(len(parts.train), self.batch_size, self.drop_last)
-        self.train_labels: Tensor = parts.labels
-        train = [files[i]._replace(label=label) for i, label in zip(parts.train.tolist(), parts.labels.tolist())]
-        held_out = [files[i] for i in parts.held_out.tolist()] or test
-        centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
-        chosen = {"train": (train, self._augment), "val": (held_out, centre), "test": (test, centre)}
-        self.parts = {part: Pictures(of, transform) for part, (of, transform) in chosen.items()}
+    def _found(self, train: str | None, val: float | str | None, test: float | str | None, damaged: str) -> Listing:
+        """The files below the root, without those that are damaged if these are to be skipped."""
+        if damaged not in DAMAGED:
+            raise unknown("data.damaged", damaged, DAMAGED)
+        found = listed(self.root, train, text(val), text(test), validates=val is None or text(val) is not None)
+        if damaged == "refuse":
+            return found
+        notes, sound = list(found.notes), []
+        for part, files in (("train", found.train), ("test", found.test), ("val", found.val)):
+            faults = self.content.damaged(files, self.reading)
+            sound.append([file for file, fault in zip(files, faults) if not fault])
+            if said := [fault for fault in faults if fault]:
+                notes.append(f"left out: damaged pictures of {part} ({len(said):,}), first {said[0]}")
+            if len(files) and not sound[-1]:
+                raise InputError(f"no picture of {part} can be decoded: {said[0]}")
+        train_files, test_files, val_files = sound
+        return Listing(train_files, test_files, found.names, val_files, tuple(notes))
 
     @property
     def views(self) -> int:
@@ -121,10 +168,11 @@ class Folder(pl.LightningDataModule):
 
     def augmentation(self) -> dict[str, Any]:
         """Everything that decides the pixels of view v of sample i, in plain containers."""
-        return {"rule": RULE, **self._augment.describe(), "views": self.views}
+        reading = self.reading._asdict()
+        return {"rule": RULE, "reading": reading, **self._augment.describe(), "views": self.views}
 
     def train_sha256(self) -> str:
-        """sha256 of the training files' paths below root, sizes and labels, in their order."""
+        """sha256 of the training files' paths below root, sizes, labels and content, in their order."""
         return self._digests[0]
 
     def counts(self) -> dict[str, int]:
@@ -133,15 +181,26 @@ class Folder(pl.LightningDataModule):
         return {**counts, "labelled": int((self.train_labels >= 0).sum())} if self.unlabelled else counts
 
     def describe(self) -> dict[str, Any]:
-        """Counts, shape and sha256 of all files' paths, sizes and labels, for the run's summary."""
+        """Counts, shape and sha256 of all files' paths, sizes, labels and content, for the run's summary."""
         return {"classes": self.classes, "shape": list(self.shape), **self.counts(), "sha256": self._digests[1]}
 
     @cached_property
     def _digests(self) -> tuple[str, str]:
-        digests = [fingerprint(self.root, self.parts[part].files) for part in ("train", "val", "test")]
+        digests = [self.content.fingerprint(self.parts[part].files) for part in ("train", "val", "test")]
         return digests[0], hashlib.sha256("".join(digests).encode()).hexdigest()
 
+    def account(self) -> list[str]:
+        """What there is to say of the data when a run starts, in lines: classes, what is left out, what lies twice."""
+        parts = {part: pictures.files for part, pictures in self.parts.items() if pictures.files}
+        if parts.get("val") is parts.get("test"):
+            parts.pop("val", None)
+        lines = [*account(parts, self.names), *self._notes, *self.content.twice(parts)]
+        options = " ".join(f"data.{key}={value}" for key, value in self.resolved.items())
+        return [*lines, *([f"scaled to the data: {options}"] if options else [])]
+
     def _loader(self, part: str, start: int = 0) -> Decoded:
+        if not self.parts[part].files:
+            raise InputError(f"data.root={self.root} has no part {part}: it is a test part alone")
         trainer, train = self.trainer, part == "train"
         epoch = (lambda: trainer.current_epoch) if trainer else int
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
@@ -164,13 +223,6 @@ class Folder(pl.LightningDataModule):
         return Batch(*batch)
 
 
-def fingerprint(root: str, files: list[File]) -> str:
-    """sha256 of the files' paths below ``root``, sizes and labels, in their order."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            size = os.path.getsize(file.path) if file.length is None else f"{file.offset}+{file.length}"
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
-        digest.update(f"{Path(file.path).relative_to(root).as_posix()}\t{size}\t{file.label}\n".encode())
-    return digest.hexdigest()
+def text(value: float | str | None) -> str | None:
+    """The name of a part, if an option gives one and not a share or the word ``test``."""
+    return value if isinstance(value, str) and value != "test" else None

@@ -13,6 +13,8 @@ from kd.data.decode import pixels
 from kd.errors import InputError, unknown
 from kd.registry import sources
 
+GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
 if TYPE_CHECKING:  # torchvision takes a second to import
     from torchvision.transforms import v2
 
@@ -81,10 +83,12 @@ def _column(columns: Any, asked: str, kind: str, option: str) -> str:
 
 def _read(rows: Any, image: str, label: str, resize: v2.Transform | None, where: str) -> tuple[Tensor, Tensor]:
     images: list[Tensor] = []
+    grey = True
     for row in range(len(rows)):
         try:
             picture = rows[row][image]
-            decoded = pixels(picture)[: 1 if picture.mode == "L" else 3]
+            decoded = pixels(picture)
+            grey = grey and picture.mode in GREY
         except Exception as error:
             raise InputError(f"image {row} of {where} cannot be decoded: {error}") from error
         images.append(resize(decoded) if resize else decoded)
@@ -93,4 +97,4 @@ def _read(rows: Any, image: str, label: str, resize: v2.Transform | None, where:
             raise InputError(f"images of {where} differ in shape, {sizes}: give data.size")
     if not images:
         raise InputError(f"{where} holds no images")
-    return torch.stack(images), torch.tensor(rows[label][:], dtype=torch.int64)
+    return torch.stack(images)[:, : 1 if grey else 3], torch.tensor(rows[label][:], dtype=torch.int64)

@@ -96,8 +96,8 @@ def tiny_imagenet(root: str = data_root()) -> Arrays:
     ``val_annotations.txt``; val is the test set here.
     """
     below = Path(root) / "tiny-imagenet-200"
-    train, test, names = listed(str(below if below.is_dir() else root))
-    return Arrays(_decoded(train, 64), _decoded(test, 64), names)
+    found = listed(str(below if below.is_dir() else root))
+    return Arrays(_decoded(found.train, 64), _decoded(found.test, 64), found.names)
 
 
 def _decoded(files: list[File], size: int) -> Part:

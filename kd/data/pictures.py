@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from kd.data.batch import Batch
-from kd.data.decode import File, decode
+from kd.data.decode import PLAIN, File, Reading, decode
 from kd.data.loader import shard
 from kd.data.sampler import balanced, rounds
 from kd.data.streams import TRANSFORM, VIEW, VIEWS
@@ -93,8 +93,8 @@ class Views:
 class Pictures(Dataset[Any]):
     """Files as (uint8 image [3, H, W], label, position, view)."""
 
-    def __init__(self, files: list[File], recipe: Recipe) -> None:
-        self.files, self.recipe = files, recipe
+    def __init__(self, files: list[File], recipe: Recipe, reading: Reading = PLAIN) -> None:
+        self.files, self.recipe, self.reading = files, recipe, reading
 
     def __len__(self) -> int:
         return len(self.files)
@@ -102,7 +102,7 @@ class Pictures(Dataset[Any]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
         position, view, seed = key
         file = self.files[position]
-        return self.recipe(decode(file), seed), file.label, position, view
+        return self.recipe(decode(file, self.reading), seed), file.label, position, view
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
         try:

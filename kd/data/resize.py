@@ -49,9 +49,10 @@ def enlarged(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: T
 
     Pixel centres lie at halves, as in torchvision; weights are exact fractions, and the result is rounded once.
     """
-    rows = _line(images.int(), 2, top, height)
-    both = _line(rows, 3, left, width)
     whole = 4 * images.shape[2] * images.shape[3]
+    fits = 255 * whole + whole // 2 < 2**31  # in 32 bits, which are faster
+    rows = _line(images.int() if fits else images.long(), 2, top, height)
+    both = _line(rows, 3, left, width)
     return torch.div(both + whole // 2, whole, rounding_mode="floor").to(torch.uint8)
 
 
@@ -69,5 +70,5 @@ def _line(images: Tensor, dim: int, start: Tensor, length: Tensor) -> Tensor:
     def take(offset: Tensor) -> Tensor:
         return images.gather(dim, (start[:, None] + offset).view(view).expand_as(images))
 
-    part = weight.int().view(view)
+    part = weight.to(images.dtype).view(view)
     return take(first) * (2 * size - part) + take(second) * part

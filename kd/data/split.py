@@ -12,6 +12,7 @@ from kd.data.augment import permutation
 from kd.errors import InputError
 
 UNLABELLED = -1
+VAL_SPLIT, SUBSET, TEST_SPLIT = 0, 1, 2  # what is drawn, each apart from the others
 
 
 class Split(NamedTuple):
@@ -52,7 +53,7 @@ class Subset(NamedTuple):
         """
         if self.fraction == 1 and not self.per_class:
             return torch.ones(len(labels), dtype=torch.bool)
-        order = permutation(len(labels), seed, epoch=1)
+        order = permutation(len(labels), seed, epoch=SUBSET)
         kept = torch.zeros(len(labels), dtype=torch.bool)
         for label in labels[labels >= 0].unique().tolist():
             members = order[labels[order] == label]
@@ -78,6 +79,8 @@ def split(labels: Tensor, val: float | str, subset: Subset, seed: int, names: Se
     train, held_out = torch.arange(len(labels)), torch.arange(0)
     if isinstance(val, float):
         train, held_out = stratified(labels, val, seed)
+        if not len(held_out):
+            raise InputError(f"val={val} holds out no image, as each class has one to train on: give val=test")
     known = labels[train]
     kept = subset.chosen(known, seed, names)
     if subset.unlabelled:
@@ -86,17 +89,17 @@ def split(labels: Tensor, val: float | str, subset: Subset, seed: int, names: Se
     return Split(train[kept], known[kept], held_out)
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions of the rest and of a share of each class, at least one, both in ascending order."""
-    order = permutation(len(labels), seed, epoch=0)
-    kept = []
+def stratified(labels: Tensor, share: float, seed: int, draw: int = VAL_SPLIT) -> tuple[Tensor, Tensor]:
+    """Positions of the rest and of a share of each class, both in ascending order.
+
+    At least one image of each class is in the share, and at least one in the rest, where a class's only one stays.
+    """
+    order = permutation(len(labels), seed, epoch=draw)
+    rest = torch.ones(len(labels), dtype=torch.bool)
     for label in labels[labels >= 0].unique():
         members = order[labels[order] == label]
-        kept.append(members[: max(1, round(share * len(members)))])
-    held_out = torch.cat(kept).sort().values
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[held_out] = False
-    return rest.nonzero().flatten(), held_out
+        rest[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = False
+    return rest.nonzero().flatten(), (~rest).nonzero().flatten()
 
 
 def statistics(images: Tensor, positions: Tensor, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,7 +16,7 @@ from kd.evaluate.measure import Evaluation, answer
 from kd.evaluate.supply import supply
 from kd.evaluate.table import show
 from kd.evaluate.teacher import teacher_of
-from kd.restore import PARTS, Restored, batches, restore
+from kd.restore import PARTS, Restored, restore
 from kd.run import versions, write
 
 FILE = "evaluation.json"
@@ -55,7 +55,7 @@ def evaluate(
         raise unknown("part", part, PARTS)
     place, found = _device(device), _trained(restore(run, data, batch_size, trust))
     teacher, where = teacher_of(found, teacher_checkpoint, trust)
-    measured = answer(found.student, teacher, batches(found.data, part), found.data.classes, place)
+    measured = answer(found.student, teacher, found.batches(part), len(found.names), place)
     about = {"name": (found.summary["teacher"] or {}).get("name"), "measured": teacher is not None, "about": where}
     result = {**described(found, measured, part), "teacher": about, "device": str(place)}
     target = Path(out) if out else found.folder / "evaluation" / f"{found.data_name}-{part}"
@@ -88,6 +88,7 @@ def described(found: Restored, measured: Evaluation, part: str) -> dict[str, Any
             "part": part,
             "config": found.node,
             "images": sum(reliability["count"]),
+            "notes": list(found.notes),
             "chosen_on_test": found.summary["data"]["config"].get("val") == "test",
         },
         "versions": versions(),

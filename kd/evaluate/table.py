@@ -29,6 +29,8 @@ def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
             own = f"teacher_{key}"
             table.add_row(label, form(metrics[key]), *([form(metrics[own]) if own in metrics else ""] * with_teacher))
     console.print(table)
+    for note in about["notes"]:
+        console.print(f"data: {note}", markup=False)
     if result["teacher"]["name"] and not with_teacher:
         console.print(f"teacher {result['teacher']['name']} not measured: {result['teacher']['about']}")
     if about["chosen_on_test"]:

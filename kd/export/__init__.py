@@ -67,7 +67,7 @@ def export(
     licences = {"student": license, "data": data_license, "teacher": teacher_license}
     with _kept(target, files) as held, torch.no_grad():
         about = _written(found, made, softmax, kind, held, {"format": format, "license": licences})
-    tell(about, target, files)
+    tell(about, target, files, found.notes)
     return about
 
 
@@ -101,7 +101,7 @@ def _written(
         network = nn.Sequential(network, nn.Softmax(dim=1)).eval()
     path = held / made.file
     about |= exported(network, made, found, "probabilities" if softmax else "logits", path)
-    about["int8"] = quantised(kind, path, found.data) if kind else None
+    about["int8"] = quantised(kind, path, found) if kind else None
     told = describe(found, network, made, about)
     (held / CARDS[0]).write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
     (held / CARDS[1]).write_text(markdown(told, made))

@@ -12,7 +12,7 @@ from torch import nn
 from kd.announce import shown
 from kd.export.formats import INPUT, Format
 from kd.restore import Restored, data_name
-from kd.run import FORMAT, size_of, versions
+from kd.run import FORMAT, names_in, size_of, versions
 
 PLACES = ("root", "download")  # of a data node: no business of who gets the card
 
@@ -38,7 +38,7 @@ def describe(found: Restored, network: nn.Module, made: Format, about: Mapping[s
             "name": about["output"],
             "dtype": "float32",
             "shape": ["batch", data["classes"]],
-            "classes": found.names if found.data_name == data_name(config) else [],
+            "classes": found.names if names_in(summary) or found.data_name == data_name(config) else [],
         },
         "student": {
             **{key: student[key] for key in ("name", "config", "classifier") if key in student},
@@ -53,9 +53,11 @@ def describe(found: Restored, network: nn.Module, made: Format, about: Mapping[s
     }
 
 
-def tell(card: Mapping[str, Any], folder: Path, files: Sequence[str]) -> None:
-    """Says on the terminal how the export went."""
+def tell(card: Mapping[str, Any], folder: Path, files: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Says on the terminal how the export went, and what there is to say of the data it was checked on."""
     console = Console(highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"data: {note}", markup=False)
     console.print(checked(card))
     console.print(f"{card['file']}: {card['bytes']:,} bytes, {speed(card['latency'])}")
     if about := card["int8"]:

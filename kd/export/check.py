@@ -77,19 +77,23 @@ def _latency(answers: Answer, images: Tensor) -> dict[str, Any]:
     return {"device": "cpu", "processor": processor(), "threads": torch.get_num_threads(), **measured}
 
 
-def quantised(kind: str, source: Path, module: Any) -> dict[str, Any]:
-    """Quantises the file beside it and measures both on the whole test part."""
-    part = "train" if isinstance(module, Data) else "val"
-    images = _images(module, part, CALIBRATED)
+def quantised(kind: str, source: Path, found: Restored) -> dict[str, Any]:
+    """Quantises the file beside it and measures both on the whole test part.
+
+    Raises:
+        InputError: there are no images to calibrate on.
+    """
+    part = "train" if isinstance(found.data, Data) else "val"
+    images = _images(found.data, part if kind == "static" else "test", CALIBRATED)
     target = source.with_name(integers.FILE)
     integers.quantise(kind, source, target, images)
     answers = {"float": read_onnx(source), "int8": read_onnx(target)}
-    scores = {name: _scores(read, module) for name, read in answers.items()}
+    scores = {name: _scores(read, found) for name, read in answers.items()}
     calibration = {"part": part, "images": len(images)} if kind == "static" else None
     about = {"kind": kind, "file": target.name, **_sealed(target), "calibration": calibration}
     return {**about, "test": scores, "latency": _latency(answers["int8"], images)}
 
 
-def _scores(answers: Answer, module: Any) -> Mapping[str, float]:
-    measured = answer(lambda images: answers(_float(images)), None, batches(module, "test"), module.classes, CPU)
+def _scores(answers: Answer, found: Restored) -> Mapping[str, float]:
+    measured = answer(lambda images: answers(_float(images)), None, found.batches("test"), len(found.names), CPU)
     return {key: measured.metrics()[key] for key in ("acc", "nll", "ece")}

@@ -55,6 +55,7 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.trained: tuple[str, ...] | None = None
+        self.classes: tuple[str, ...] | None = None  # their names, where a run folder says them
 
     def freeze(self, but: Sequence[str]) -> None:
         """Lets no layer of ``net`` train any more but those named: batch norms and dropout stay in eval mode."""

@@ -17,6 +17,7 @@ from kd.report.evidence import Evidence, evidence
 from kd.report.groups import Group, flag_of, groups
 from kd.report.images import StudyImages
 from kd.report.verdicts import Gain, Sweep, Teacher, gains, sweeps, teachers
+from kd.run import names_in
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Study:
     @property
     def names(self) -> tuple[str, ...]:
         """The classes' names, or their numbers."""
-        classes = self.first.data["classes"]
-        return tuple(self.images.names) if self.images else tuple(str(c) for c in range(classes))
+        if self.images:
+            return tuple(self.images.names)
+        return names_in({"data": self.first.data}) or tuple(str(c) for c in range(self.first.data["classes"]))
 
     def seen(self, group: Group) -> dict[int, Evidence]:
         """Seed to the predictions of the runs that kept theirs."""
