@@ -18,6 +18,7 @@ from kd.cached import Cached, Store, cached
 from kd.checkpoints import WholeFiles
 from kd.data.memory import Memory
 from kd.data.module import Data
+from kd.data.own import adopted
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed
@@ -41,13 +42,13 @@ def data(config: Config) -> Any:
     node = config["data"]
     taken = named_by(node, "data")
     around = {key for key in defaults_of(Memory) if key not in taken}
+    pl.seed_everything(config["seed"], workers=True, verbose=False)  # a source of one's own may draw a split
     source = build({key: value for key, value in node.items() if key not in around}, "data", seed=config["seed"])
     if isinstance(source, pl.LightningDataModule):
-        if not hasattr(source, "classes") or not hasattr(source, "shape"):
-            raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
         if unused := sorted(around & node.keys()):
             raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
-        return source
+        with placed("data"):
+            return source if getattr(source, "checked", False) else adopted(source, config["seed"])
     with placed("data"):
         return Data(Memory(source, **{key: node[key] for key in around if key in node}), config["seed"])
 

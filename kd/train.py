@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def fit(
 ) -> dict[str, Any]:
     """Trains, goes back to the best epoch, touches the test set once and writes what is left behind."""
     trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    seconds = record.seconds
+    seconds, images = record.seconds, record.images
     steps, epochs = trainer.global_step, trainer.current_epoch
     if not steps:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
@@ -108,9 +109,9 @@ def fit(
     tested = trainer.test(distiller, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
     summary["metrics"]["best"] = record.last()
     summary["training"] |= {"epochs": epochs, "steps": steps, "seconds": round(seconds, 2)}
-    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
     summary["training"]["images_per_s"] = round(images / seconds, 1)
-    summary["metrics"]["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
+    scores_of_test = (tested or [{}])[0].items()  # without those that no label was there for
+    summary["metrics"]["test"] = {key.removeprefix("test/"): v for key, v in scores_of_test if not math.isnan(v)}
     predictions = distiller.predictions.compute()
     if trainer.is_global_zero:
         leave_behind(folder, distiller, summary, scores, predictions)

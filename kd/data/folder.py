@@ -56,6 +56,7 @@ class Folder(pl.LightningDataModule):
     """
 
     mixed = False
+    checked = True  # batches come as they must be, and need not be looked at
 
     def __init__(
         self,
