@@ -16,10 +16,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 import kd
-from kd.errors import InputError, Stopped, TrainingFailed, nearest
+from kd.errors import InputError, Stopped, TrainingFailed, nearest, too_seldom
+from kd.registry import parameters
 
 BUG, INPUT, FAILED = 1, 2, 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +45,7 @@ def judge(error: BaseException) -> tuple[int, str | None]:
                 return 128 + signal.SIGINT, "stopped by SIGINT"
     if line := next(filter(None, map(_shortage, chain)), None):
         return FAILED, line
-    if line := next(filter(None, map(_stray_label, chain)), None) or _of_configuration(chain):
+    if line := next(filter(None, map(_of_data, chain)), None) or _of_configuration(chain):
         return INPUT, line
     return BUG, None
 
@@ -79,9 +81,21 @@ def _shortage(cause: BaseException) -> str | None:
     return None
 
 
-def _stray_label(cause: BaseException) -> str | None:
-    stray = re.search(r"Target (-?\d+) is out of bounds", str(cause))
-    return f"the data has the label {stray[1]}, which is none of its classes, counted from 0" if stray else None
+def _of_data(cause: BaseException) -> str | None:
+    """What is wrong with the data or the number of its batches, where only torch or Lightning noticed."""
+    text = _line(cause)
+    if stray := re.search(r"Target (-?\d+) is out of bounds", text):
+        return f"the data has the label {stray[1]}, which is none of its classes, counted from 0"
+    if sizes := re.search(r"stack expects each tensor to be equal size, but got (\[.*?\]) .*? and (\[.*?\])", text):
+        return f"the data's images are of several shapes, {sizes[1]} and {sizes[2]}: bring them to one, by resizing say"
+    if kind := re.search(r"default_collate: batch must contain .*; found <class '(?:\w+\.)*(\w+)'>", text):
+        return (
+            f"a data set gives samples with a {kind[1]}, of which no batch can be made: end its transform with "
+            "torchvision.transforms.v2.PILToTensor(), or give the loader a collate_fn"
+        )
+    if every := re.search(r"`val_check_interval` \((\d+)\) must be less .* training batches \((\d+)\)", text):
+        return too_seldom(int(every[1]), int(every[2]))
+    return None
 
 
 def _of_configuration(chain: list[BaseException]) -> str | None:
@@ -114,11 +128,32 @@ def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> s
     known = _siblings(cause.parent_node)
     if re.match(r"Key '.*' (is not in struct|not in )", first):
         parent, _, name = key.rpartition(".")
-        near = nearest(name, known)
-        hint = f"; did you mean {f'{parent}.{near}' if parent else near}?" if near else ""
+        addable = _addable(cause.parent_node, parent)
+        if name in addable:
+            return f"{key} is not a key of the configuration as it is; write {addable[name]}{_value(chain)}"
+        near = nearest(name, [*known, *(addable if parent else ())])
+        right = addable.get(near or "", f"{parent}.{near}" if parent else near)
+        hint = f"; did you mean {right}?" if near else ""
         return f"unknown key {key}{hint} (there is: {', '.join(sorted(known))})"
     override = next((m.group(1) for e in chain if (m := re.match(r"Error merging override (.+)", str(e)))), None)
     return f"{override or key}: {first}{_example(cause)}" if override or key else first
+
+
+def _addable(node: Any, parent: str) -> dict[str, str]:
+    """What else a node takes, by name, and how to write it; of the root the arguments of Lightning's Trainer."""
+    place, around = (parent, node) if parent else ("trainer", node.get("trainer") or {})
+    try:
+        names = parameters(get_object(str(around["_target_"])))
+    except Exception:  # no node of a class, or none that can be imported
+        return {}
+    words = {name: f"{place}.{name}" if name in around else f"+{place}.{name}" for name in names}
+    return {name: word for name, word in words.items() if not parent or word.startswith("+")}
+
+
+def _value(chain: list[BaseException]) -> str:
+    """``=value`` as it was typed."""
+    typed = (re.search(r"To append to your config use \+[^=]+(=.*)", str(error)) for error in chain)
+    return next((match[1] for match in typed if match), "=...")
 
 
 def _example(cause: OmegaConfBaseException) -> str:

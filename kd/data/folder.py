@@ -16,6 +16,7 @@ from kd.data.augment import RULE
 from kd.data.batch import Batch
 from kd.data.decode import File
 from kd.data.listing import listed
+from kd.data.module import overfits
 from kd.data.pictures import Decoded, Pictures, Views, training_transform
 from kd.data.split import Subset, split
 from kd.errors import InputError
@@ -135,11 +136,14 @@ class Folder(pl.LightningDataModule):
 
     def _loader(self, part: str, start: int = 0) -> Decoded:
         trainer, train = self.trainer, part == "train"
-        epoch = (lambda: trainer.current_epoch) if trainer else int
+        epoch = (lambda: trainer.current_epoch) if trainer and not overfits(trainer) else int
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         views = self._views if train else None
+        pictures = self.parts[part]
+        if train and overfits(trainer):  # a view of them could not be counted, as they are not augmented
+            pictures, views = Pictures(pictures.files, self.parts["val"].recipe), Views(0, random=True)
         place = (self.seed, epoch, rank, world, start)
-        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place)
+        return Decoded(pictures, self.batch_size, self.workers, views, *place)
 
     def train_dataloader(self) -> Decoded:
         start, self.start = self.start, 0

@@ -36,8 +36,8 @@ def adopted(module: pl.LightningDataModule, seed: int) -> pl.LightningDataModule
     ``classes`` may be called ``num_classes``, or be the list of the classes' names; the shape is that of the first
     training image where the module does not say it. The module is prepared and set up for that.
 
-    Each pass over the training data is a function of (seed, epoch), whatever was drawn before, so that two runs with
-    the same seed see the same batches; each pass over the other parts is the same, and so is what ``setup`` draws.
+    Each pass over a part is a function of (seed, epoch), whatever was drawn before, so that two runs with the same seed
+    see the same batches; what ``setup`` draws is a function of the seed.
 
     Raises:
         InputError: the module does not say how many classes there are, or what it says does not fit together.
@@ -131,13 +131,14 @@ def _loader(make: Callable[[], Any], module: pl.LightningDataModule, part: str, 
         raise InputError(f"train_dataloader gives {len(several)} loaders; give one, of a ConcatDataset for example")
     if hasattr(loader, "__next__"):
         raise InputError(f"{part}_dataloader gives an iterator, which can be read once; give what can be iterated anew")
-    trainer = module.trainer
-    epoch = partial(_epoch, trainer) if part == "train" else int
+    epoch, trainer = partial(_epoch, module), module.trainer
     if several is None and isinstance(loader, DataLoader):
         return _as_seeded(loader, seed, epoch)
     world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
     if several is None and not isinstance(loader, (list, tuple)):
         return Passes([loader], seed, epoch)  # divides itself among processes, if at all
+    if several:
+        log.info("data: %s_dataloader gives %d loaders: measured as one", part, len(several))
     return Passes(several or [loader], seed, epoch, rank, world, part == "train")
 
 
@@ -152,8 +153,9 @@ def _several(loader: Any) -> list[Any] | None:
     return list(each) if all(hasattr(one, "__iter__") and not isinstance(one, data) for one in each) else None
 
 
-def _epoch(trainer: pl.Trainer | None) -> int:
+def _epoch(module: pl.LightningDataModule) -> int:
     """The epoch whose order is due: the first one's in all of them where the same batches are to be overfitted."""
+    trainer = module.trainer
     return 0 if trainer is None or trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
 
 
@@ -193,11 +195,15 @@ def _as_seeded(loader: DataLoader[Any], seed: int, epoch: Callable[[], int]) -> 
     It stays of its class, so that Lightning can make it anew with a sampler for several processes.
     """
     kind, generators = type(loader), _generators(loader)
+    if hasattr(kind, "passes_of"):
+        return loader  # it was asked for before
 
     def passes(self: DataLoader[Any]) -> Iterator[Any]:
         return apart(partial(kind.__iter__, self), seed, epoch(), generators)
 
-    loader.__class__ = type(kind.__name__, (kind,), {"__iter__": passes, "__module__": kind.__module__})
+    loader.__class__ = type(
+        kind.__name__, (kind,), {"__iter__": passes, "passes_of": kind, "__module__": kind.__module__}
+    )
     return loader
 
 
