@@ -125,7 +125,7 @@ class Distiller(pl.LightningModule):
         if self.optim is None:
             raise InputError("this distiller has no optim and cannot train")
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
+        if math.isinf(steps) or steps < 0:  # Lightning's -1 stands for no limit
             raise InputError(
                 "the training data has no length, so that the schedule has no end: set trainer.max_steps=N, or "
                 "trainer.limit_train_batches=N for the batches of an epoch"
