@@ -304,3 +304,15 @@ def test_scores_take_the_likeliest_class_of_probabilities() -> None:
     torch.testing.assert_close(scores.named()["acc"].compute(), share)
     expected = torch.nn.functional.cross_entropy(student, soft)
     torch.testing.assert_close(scores.named()["nll"].compute(), expected)
+
+
+def test_labels_of_the_hub_may_be_numbers_or_words() -> None:
+    from kd.data.hub import _label_column
+
+    kinds = {name: type(name, (), {}) for name in ("ClassLabel", "Value", "Image")}
+    columns = {"image": kinds["Image"](), "id": kinds["Value"](), "label": kinds["Value"]()}
+    assert _label_column(columns, "") == "label"
+    assert _label_column(columns, "id") == "id"
+    assert _label_column({**columns, "fine": kinds["ClassLabel"]()}, "") == "fine"
+    with pytest.raises(InputError, match=r"data\.label: none of the columns"):
+        _label_column({"image": kinds["Image"](), "id": kinds["Value"]()}, "")
