@@ -38,7 +38,7 @@ class Preparation(NamedTuple):
     """
 
     resize: int
-    crop: tuple[int, int]
+    crop: list[int]
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.crop))
@@ -49,8 +49,8 @@ def preparation_of(data: Mapping[str, Any]) -> Preparation | None:
     """How a run's data, as its summary describes it, prepares pictures; None where that is a matter of its own."""
     target, (_, height, width) = str(data["config"].get("_target_")), data["shape"]
     if modules.name_of(target):  # as kd.data.pictures does in evaluation
-        return Preparation(height * 8 // 7, (height, width))
-    return Preparation(min(height, width), (height, width)) if sources.name_of(target) else None
+        return Preparation(height * 8 // 7, [height, width])
+    return Preparation(min(height, width), [height, width]) if sources.name_of(target) else None
 
 
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
@@ -139,7 +139,7 @@ class Predictor:
             )
         image = self._decoded(picture)
         resized = F.resize(image, [self.preparation.resize], antialias=True)
-        return F.center_crop(resized, list(self.preparation.crop))
+        return F.center_crop(resized, self.preparation.crop)
 
     def _decoded(self, picture: Picture) -> Tensor:
         if isinstance(picture, Image.Image):

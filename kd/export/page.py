@@ -56,7 +56,7 @@ def _prepared(card: Mapping[str, Any]) -> str:
     about = card["input"]["preparation"]
     if about is None:
         return ""
-    return f"Of pictures of other sizes, {Preparation(about['resize'], tuple(about['crop']))}. "
+    return f"Of pictures of other sizes, {Preparation(about['resize'], about['crop'])}. "
 
 
 def _training(card: Mapping[str, Any]) -> str:
