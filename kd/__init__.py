@@ -30,7 +30,7 @@ _PUBLIC = {
     "Optim": "kd.optim",
     "Taps": "kd.taps",
     "Term": "kd.objective",
-    "load": "kd.run",
+    "load": "kd.loaded",
 }
 _PACKAGES = ("data", "losses", "models")
 

@@ -20,6 +20,7 @@ from kd.checkpoints import WholeFiles
 from kd.curves import continued
 from kd.data.memory import Memory
 from kd.data.module import Data
+from kd.data.own import adopted
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed, unknown
@@ -47,13 +48,13 @@ def data(config: Config) -> Any:
     """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
     node = config["data"]
     own, around = split(node, "data", Memory)
+    pl.seed_everything(config["seed"], workers=True, verbose=False)  # a source of one's own may draw a split
     source = build(own, "data", seed=config["seed"])
     if isinstance(source, pl.LightningDataModule):
-        if not hasattr(source, "classes") or not hasattr(source, "shape"):
-            raise InputError(f"data: {type(source).__name__} must say `classes` and `shape` ([C, H, W])")
         if unused := sorted(around):
             raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
-        return source
+        with placed("data"):
+            return source if getattr(source, "checked", False) else adopted(source, config["seed"])
     with placed("data"):
         return Data(Memory(source, **around), config["seed"])
 

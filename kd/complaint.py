@@ -17,12 +17,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 import kd
-from kd.errors import InputError, Stopped, TrainingFailed, nearest
+from kd.errors import InputError, Stopped, TrainingFailed, nearest, too_seldom
 from kd.objective import Term
-from kd.registry import defaults_of
+from kd.registry import defaults_of, parameters
 
 BUG, INPUT, FAILED = 1, 2, 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,10 +47,9 @@ def judge(error: BaseException) -> tuple[int, str | None]:
                 return 128 + signal.SIGINT, "stopped by SIGINT"
     if line := next(filter(None, map(_shortage, chain)), None):
         return FAILED, line
-    known = (_stray_label, _layout)
-    if line := next((said for cause in chain for say in known if (said := say(cause))), None) or _of_configuration(
-        chain
-    ):
+    known = (_of_data, _layout)
+    line = next((line for cause in chain for ask in known if (line := ask(cause))), None) or _of_configuration(chain)
+    if line:
         return INPUT, line
     return BUG, None
 
@@ -85,9 +85,21 @@ def _shortage(cause: BaseException) -> str | None:
     return None
 
 
-def _stray_label(cause: BaseException) -> str | None:
-    stray = re.search(r"Target (-?\d+) is out of bounds", str(cause))
-    return f"the data has the label {stray[1]}, which is none of its classes, counted from 0" if stray else None
+def _of_data(cause: BaseException) -> str | None:
+    """What is wrong with the data or the number of its batches, where only torch or Lightning noticed."""
+    text = _line(cause)
+    if stray := re.search(r"Target (-?\d+) is out of bounds", text):
+        return f"the data has the label {stray[1]}, which is none of its classes, counted from 0"
+    if sizes := re.search(r"stack expects each tensor to be equal size, but got (\[.*?\]) .*? and (\[.*?\])", text):
+        return f"the data's images are of several shapes, {sizes[1]} and {sizes[2]}: bring them to one, by resizing say"
+    if kind := re.search(r"default_collate: batch must contain .*; found <class '(?:\w+\.)*(\w+)'>", text):
+        return (
+            f"a data set gives samples with a {kind[1]}, of which no batch can be made: end its transform with "
+            "torchvision.transforms.v2.PILToTensor(), or give the loader a collate_fn"
+        )
+    if every := re.search(r"`val_check_interval` \((\d+)\) must be less .* training batches \((\d+)\)", text):
+        return too_seldom(int(every[1]), int(every[2]))
+    return None
 
 
 def _layout(cause: BaseException) -> str | None:
@@ -129,12 +141,33 @@ def _config_line(cause: OmegaConfBaseException, chain: list[BaseException]) -> s
     known = _siblings(cause.parent_node)
     if re.match(r"Key '.*' (is not in struct|not in )", first):
         parent, _, name = key.rpartition(".")
-        near = nearest(name, known)
-        hint = f"; did you mean {f'{parent}.{near}' if parent else near}?" if near else ""
+        addable = _addable(cause.parent_node, parent)
+        if name in addable:
+            return f"{key} is not a key of the configuration as it is; write {addable[name]}{_value(chain)}"
+        near = nearest(name, [*known, *(addable if parent else ())])
+        right = addable.get(near or "", f"{parent}.{near}" if parent else near)
+        hint = f"; did you mean {right}?" if near else ""
         return f"unknown key {key}{hint} (there is: {', '.join(sorted(known))})"
     override = next((m.group(1) for e in chain if (m := re.match(r"Error merging override (.+)", str(e)))), None)
     override = override and override.removeprefix("++")
     return f"{override or key}: {first}{_example(cause)}" if override or key else first
+
+
+def _addable(node: Any, parent: str) -> dict[str, str]:
+    """What else a node takes, by name, and how to write it; of the root the arguments of Lightning's Trainer."""
+    place, around = (parent, node) if parent else ("trainer", node.get("trainer") or {})
+    try:
+        names = parameters(get_object(str(around["_target_"])))
+    except Exception:  # no node of a class, or none that can be imported
+        return {}
+    words = {name: f"{place}.{name}" if name in around else f"+{place}.{name}" for name in names}
+    return {name: word for name, word in words.items() if not parent or word.startswith("+")}
+
+
+def _value(chain: list[BaseException]) -> str:
+    """``=value`` as it was typed."""
+    typed = (re.search(r"To append to your config use \+[^=]+(=.*)", str(error)) for error in chain)
+    return next((match[1] for match in typed if match), "=...")
 
 
 def _example(cause: OmegaConfBaseException) -> str:
@@ -188,7 +221,7 @@ def check_words() -> list[Override]:
     parsed = {word: _parsed(word) for word in given.overrides if not word.startswith("+variants.")}
     _check_choices(list(parsed.values()))
     words = [word for override in given.overrides for word in _teachers(override, parsed)]
-    sys.argv[1:] = flags + [_addable(word) for word in words]
+    sys.argv[1:] = flags + [_with_plus(word) for word in words]
     return list(parsed.values())
 
 
@@ -215,7 +248,7 @@ def _choices() -> list[str]:
     return stored + [path.stem for path in (kd.CONFIG_DIR / "teacher").glob("*.yaml")]
 
 
-def _addable(word: str) -> str:
+def _with_plus(word: str) -> str:
     """A term's key with ++, as a yaml of the user's own need not list what every term has."""
     return f"++{word}" if re.match(rf"objective\.[^.=]+\.({'|'.join(defaults_of(Term))})=", word) else word
 

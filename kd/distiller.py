@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from kd.cached import Cached
 from kd.checkpoints import FORMAT
+from kd.data.adapt import Adapter
 from kd.data.batch import Batch
 from kd.data.streams import STEP
 from kd.errors import InputError
 from kd.hashing import hashed
-from kd.losses.hard import entropy, labelled
+from kd.losses.hard import class_of, entropy, labelled
 from kd.losses.logits import kl, soft_cross_entropy
 from kd.metrics import Predictions, Scores
-from kd.models.check import untouched
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
+from kd.parts import objective_of, optim_of, teacher_of
 from kd.place import begin_average, go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
 from kd.pretraining import Stage, begin_anew, stage_of
 from kd.run import versions
-from kd.taps import Taps
+from kd.taps import Taps, tried
 from kd.teacher import Ensemble, Frozen, Hidden, fingerprints
 from kd.term_check import check_terms
+
+log = logging.getLogger(__name__)
 
 
 class Distiller(pl.LightningModule):
@@ -35,9 +41,10 @@ class Distiller(pl.LightningModule):
 
     Args:
         student: images [B, C, H, W] to logits [B, classes].
-        teacher: answers ``teacher(batch)``; None if no term names it.
-        objective: the weighted terms; built here, with one example batch.
-        optim: the optimiser and its schedule; None for a distiller that only evaluates.
+        teacher: answers ``teacher(batch)``, or a network, which is then frozen; None if no term names it.
+        objective: the weighted terms, also a dict of terms or losses, or one loss; built here, with one example batch.
+        optim: the optimiser and its schedule, or what makes an optimiser of parameters, with the default schedule;
+            None for a distiller that only evaluates.
         shape: [C, H, W] of the images.
         classes: how many there are.
         T: the temperature of the logged ``train/kl``, ``train/soft_ce`` and ``teacher/entropy``, for which
@@ -56,9 +63,9 @@ class Distiller(pl.LightningModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Frozen | Cached | Ensemble | None,
-        objective: Objective,
-        optim: Optim | None = None,
+        teacher: Frozen | Cached | Ensemble | nn.Module | None,
+        objective: Objective | Mapping[str, nn.Module] | nn.Module,
+        optim: Optim | Callable[[Any], Optimizer] | None = None,
         shape: Sequence[int] = (3, 32, 32),
         classes: int = 10,
         T: float = 4.0,
@@ -68,18 +75,20 @@ class Distiller(pl.LightningModule):
         super().__init__()
         self.shuffle_teacher = shuffle_teacher
         self.save_hyperparameters(dict(config or {}), logger=False)
-        self.student, self.teacher, self.objective = student, teacher, objective
-        self.optim, self.T, self.classes = optim, T, classes
-        self.taps = Taps(student, objective.layers("student"))
+        self.student, self.teacher, self.objective = student, teacher_of(teacher), objective_of(objective)
+        self.optim, self.T, self.classes = optim_of(optim), T, classes
+        self.taps = Taps(student, self.objective.layers("student"))
+        self.adapt = Adapter(classes, shape)
         self._build(shape, classes)
-        self.scores = nn.ModuleDict({part: Scores(classes, teacher is not None) for part in ("val", "test")})
+        self.scores = nn.ModuleDict({part: Scores(classes, self.teacher is not None) for part in ("val", "test")})
         self._teacher_logits: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.predictions = Predictions()
         self.parts: dict[str, Tensor] = {}
         self.stage = Stage()
-        self.seed = int(dict(config or {}).get("seed", 0))
-        self.teacher_sha256 = None if teacher is None else teacher.fingerprint()
-        frozen = teacher.networks() if isinstance(teacher, Hidden) else {}
+        settings = dict(config or {})
+        self.seed = int((settings.get("config") or settings).get("seed", 0))
+        self.teacher_sha256 = None if self.teacher is None else self.teacher.fingerprint()
+        frozen = self.teacher.networks() if isinstance(self.teacher, Hidden) else {}
         # as they were loaded: training in float64 takes them there
         self.members_sha256 = {name: fingerprints({"": network}) for name, network in frozen.items()}
 
@@ -90,17 +99,13 @@ class Distiller(pl.LightningModule):
             names = [name for name, term in self.objective.named_terms() if "teacher" in term.needs]
             raise InputError(f"teacher=none, but the term {names[0]!r} needs a teacher; try objective=ce")
         images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-        self.student.eval()
         try:
-            tapped = self.taps(images)
-        except InputError:  # of layers that run in training alone, auxiliary heads say
-            with untouched(self.student):
-                self.student.train()
-                tapped = self.taps(images)
+            tapped = tried(self.taps, images)
+        except RuntimeError as error:
+            line = str(error).splitlines()[0]
+            raise InputError(f"the student does not take images {list(shape)}, the data's shape: {line}") from error
         self.check_output("student", tapped[""], classes)
         self.student.train()
-        if self.taps.layers:
-            self._try_training(images)
         answer = None
         if self.teacher is not None:
             self.teacher.tap(self.objective.layers("teacher"))
@@ -110,15 +115,6 @@ class Distiller(pl.LightningModule):
         self.objective.tell("attach", bare(self.student), bare(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
         check_terms(self.objective, tapped, answer)
-
-    @torch.random.fork_rng(devices=[])
-    def _try_training(self, images: Tensor) -> None:
-        """Whether the tapped layers run in training mode, too; leaves the student as it was."""
-        kept = [buffer.clone() for buffer in self.student.buffers()]
-        with torch.enable_grad():
-            self.taps(images)
-        for buffer, before in zip(self.student.buffers(), kept):
-            buffer.copy_(before)
 
     def check_output(self, side: str, output: Any, classes: int) -> None:
         """Whether a network's output for two images is what the task asks for: logits [2, classes]."""
@@ -135,13 +131,35 @@ class Distiller(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.optim is None:
             raise InputError("this distiller has no optim and cannot train")
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total) or total < 0:  # Lightning's -1 stands for no limit
+            raise InputError(
+                "the training data has no length, so that the schedule has no end: set trainer.max_steps=N, or "
+                "trainer.limit_train_batches=N for the batches of an epoch"
+            )
         self.stage = stage_of(self.objective, self.optim, self.trainer)
-        return self.optim.configure(self, total, self.stage.steps, self.objective.init_rate())
+        return self.optim.configure(self, int(total), self.stage.steps, self.objective.init_rate())
 
     def on_fit_start(self) -> None:
         self.objective.check_epochs(self.trainer.max_epochs)
         self.student.train()
+
+    def batch(self, raw: Any, part: str) -> Batch:
+        """What a loader gave for ``part``, ``train``, ``val`` or ``test``, as a batch on this device.
+
+        Raises:
+            InputError: what is no batch of images and labels, or labels that a term cannot use.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(raw, Batch) and getattr(data, "checked", False):
+            return raw
+        self.adapt.names = [str(name) for name in getattr(data, "names", None) or ()]
+        batch = self.adapt(raw, part, self.device)
+        if part == "train":
+            self.objective.check_labels(self.adapt.unlabelled, self.adapt.mixed)
+            if self.adapt.without_labels and all("labels" in term.needs for _, term in self.objective.named_terms()):
+                raise InputError("the training batches have no labels, and every term of the objective needs them")
+        return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.teacher is not None:
@@ -188,7 +206,7 @@ class Distiller(pl.LightningModule):
             self.teacher.settle()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        batch = Batch(*batch)
+        batch = self.batch(batch, "train")
         student = self.taps(batch.images)
         teacher = self.teacher(batch) if self.teacher is not None and self.asks_teacher() else None
         if teacher is not None and self.shuffle_teacher:
@@ -219,8 +237,7 @@ class Distiller(pl.LightningModule):
             return  # the student's own output is not its answer
         known = labelled(batch.labels)
         if known.any():
-            labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
-            right = ((student.argmax(-1) == labels) & known).sum()
+            right = ((student.argmax(-1) == class_of(batch.labels)) & known).sum()
             self.log("train/acc", right / known.sum(), prog_bar=True)
         if teacher is not None:
             identity = self._identity(student.float(), teacher[""].float())
@@ -236,10 +253,10 @@ class Distiller(pl.LightningModule):
         }
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate("val", Batch(*batch), batch_idx)
+        self._evaluate("val", self.batch(batch, "val"), batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate("test", Batch(*batch), batch_idx)
+        self._evaluate("test", self.batch(batch, "test"), batch_idx)
 
     def _evaluate(self, part: str, batch: Batch, batch_idx: int) -> None:
         scores = self.scores[part]
@@ -275,3 +292,8 @@ class Distiller(pl.LightningModule):
         assert isinstance(scores, Scores)
         self.confusion = scores.confusion.compute()
         scores.confusion.reset()
+        if self.trainer.sanity_checking or self.confusion.sum():
+            return
+        if part == "val":
+            raise InputError("no validation image has a label, and the best epoch is chosen by them")
+        log.warning("no test image has a label: scores that need one are left out")

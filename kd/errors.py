@@ -62,3 +62,11 @@ def unknown(what: str, name: str, choices: Iterable[str], shown: int = 20) -> In
     rest = f", ... ({len(known)} in all)" if len(known) > shown else ""
     listed = ", ".join(known[:shown]) or "nothing"
     return InputError(f"unknown {what} {name!r}{hint} (there is: {listed}{rest})")
+
+
+def too_seldom(interval: int, batches: int) -> str:
+    """What is said of a validation that no epoch would come to."""
+    return (
+        f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: set it to {batches} at "
+        "most, or trainer.check_val_every_n_epoch=null to count batches over epochs"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def finish(
 ) -> dict[str, Any]:
     """Goes back to the best epoch, writes what is left behind, and touches the test set once; the summary."""
     config = {**config, "data": distiller.hparams["config"]["data"]}  # with the batch size that was looked for
-    course = _course(config, trainer, data, record.seconds)  # before a validation of averaged weights
+    course = _course(config, trainer, record)  # before a validation of averaged weights
     chosen = choose(trainer, distiller, data, record)
     if chosen.weights is not None:
         distiller.load_state_dict(chosen.weights)
@@ -56,15 +57,14 @@ def finish(
     return summary
 
 
-def _course(config: Config, trainer: pl.Trainer, data: Any, seconds: float) -> dict[str, Any]:
+def _course(config: Config, trainer: pl.Trainer, record: Record) -> dict[str, Any]:
     """How long the training was, and how fast."""
     steps, begun = trainer.global_step, trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
-    images = steps * trainer.accumulate_grad_batches * getattr(data, "batch_size", 0) * trainer.world_size
     return {
         "epochs": min(begun, config["trainer"]["max_epochs"]),  # without SWA's pass for batch norms
         "steps": steps,
-        "seconds": round(seconds, 2),
-        "images_per_s": round(images / seconds, 1),
+        "seconds": round(record.seconds, 2),
+        "images_per_s": round(record.images / record.seconds, 1),
         "limits": limits_of(config),
     }
 
@@ -92,7 +92,8 @@ def measure(folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, 
             _failed(error, folder, trainer, summary)
             raise
         del metrics["untested"]
-        metrics["test"] = {key.removeprefix("test/"): value for key, value in (tested or [{}])[0].items()}
+        scores = (tested or [{}])[0].items()  # without those that no label was there for
+        metrics["test"] = {key.removeprefix("test/"): value for key, value in scores if not math.isnan(value)}
     predictions = distiller.predictions.compute()
     if trainer.is_global_zero:
         if predictions:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.errors import InputError
+from kd.losses.hard import class_of
 from kd.models.normalized import bare
+from kd.place import validation_batches
 from kd.teacher import Ensemble, Hidden
 
 log = logging.getLogger(__name__)
@@ -44,11 +46,7 @@ class Gate(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not isinstance(pl_module.teacher, Hidden):
             return  # there is none, or it is yet to learn
-        trainer.validating = True  # else the data would augment these images
-        try:
-            tally = self._tally(trainer, pl_module)
-        finally:
-            trainer.training = True
+        tally = self._tally(trainer, pl_module)
         counted = {name: trainer.strategy.reduce(numbers, reduce_op="sum").tolist() for name, numbers in tally.items()}
         self._conclude(pl_module.teacher, counted, trainer.is_global_zero)
 
@@ -62,11 +60,11 @@ class Gate(Callback):
     def _tally(trainer: pl.Trainer, module: Any) -> dict[str, Tensor]:
         """For each name of a teacher the count of right answers, of answers that are not finite, and of each class."""
         tally: dict[str, Tensor] = {}
-        for step, raw in enumerate(trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
-            batch = Batch(*trainer.strategy.batch_to_device(raw, dataloader_idx=0))
-            classes = torch.bincount(batch.labels, minlength=module.classes)
+        for step, batch in enumerate(validation_batches(trainer, module)):
+            labels = class_of(batch.labels)
+            classes = torch.bincount(labels[labels >= 0], minlength=module.classes)
             for name, logits in _answers(module, batch, step).items():
-                right = (logits.argmax(-1) == batch.labels).sum()
+                right = (logits.argmax(-1) == labels).sum()
                 bad = (~logits.isfinite().all(-1)).sum()
                 tally[name] = tally.get(name, 0) + torch.cat([torch.stack([right, bad]), classes])
         return tally
@@ -76,6 +74,8 @@ class Gate(Callback):
             who, count = f"teacher {name}".strip(), sum(classes)
             if bad:
                 raise InputError(f"the {who} gives logits that are not finite for {bad} of {count} validation images")
+            if not count:
+                raise InputError(f"no validation image has a label, and the {who} cannot be measured without")
             self.accuracy[name] = right / count
             if aloud:
                 log.info("%s: %.2f %% of %d validation images right", who, 100 * right / count, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import CatMetric, MeanMetric, Metric
@@ -11,7 +12,19 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from kd.losses.logits import kl
+from kd.errors import InputError
+from kd.losses.hard import class_of, labelled
+from kd.losses.logits import kl, soft_cross_entropy
+
+UNKNOWN = -1
+
+
+class Accuracy(MulticlassAccuracy):
+    """The share of right answers among the samples with a label; nan, not 0, where there is none."""
+
+    def compute(self) -> Tensor:
+        counted = torch.as_tensor(self.tp + self.fn).sum()  # type: ignore[operator]
+        return torch.where(counted > 0, super().compute(), torch.nan)
 
 
 class Scores(nn.Module):
@@ -20,36 +33,51 @@ class Scores(nn.Module):
     ``acc`` and ``top5`` (with more than 10 classes) are shares in [0, 1]; ``nll`` mean nats; ``ece`` the expected
     calibration error in 15 equal bins (Guo et al. 2017, arXiv:1706.04599); with a teacher ``teacher_acc`` and
     ``teacher_nll``, ``agreement`` the share of equal predictions and ``kl`` the mean KL(teacher || student) at
-    T = 1 in nats.
+    T = 1 in nats. What needs labels is of the samples that have one, nan if there are none; of probabilities the
+    likeliest class is the right one.
+
+    Raises:
+        InputError: fewer than two classes.
     """
 
     def __init__(self, classes: int, with_teacher: bool) -> None:
         super().__init__()
-        self.student = nn.ModuleDict({"acc": MulticlassAccuracy(classes, average="micro"), "nll": MeanMetric()})
+        if classes < 2:
+            raise InputError(f"the data has {classes} class; there must be two at least to tell apart")
+        self.student = nn.ModuleDict(
+            {"acc": Accuracy(classes, average="micro", ignore_index=UNKNOWN), "nll": MeanMetric()}
+        )
         if classes > 10:
-            self.student["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
-        self.student["ece"] = MulticlassCalibrationError(classes, n_bins=15)
-        self.confusion = MulticlassConfusionMatrix(classes)
+            self.student["top5"] = Accuracy(classes, average="micro", top_k=5, ignore_index=UNKNOWN)
+        self.student["ece"] = MulticlassCalibrationError(classes, n_bins=15, ignore_index=UNKNOWN)
+        self.confusion = MulticlassConfusionMatrix(classes, ignore_index=UNKNOWN)
         self.teacher = nn.ModuleDict()
         if with_teacher:
-            self.teacher["teacher_acc"] = MulticlassAccuracy(classes, average="micro")
+            self.teacher["teacher_acc"] = Accuracy(classes, average="micro", ignore_index=UNKNOWN)
             for name in ("teacher_nll", "agreement", "kl"):
                 self.teacher[name] = MeanMetric()
 
     def update(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> None:
-        """Adds logits [B, C] and labels [B]."""
-        student = student.float()
+        """Adds logits [B, C] and labels: class numbers [B], -1 where not known, or probabilities [B, C]."""
+        student, classes = student.float(), class_of(labels)
         for name in ("acc", "top5", "ece"):
             if name in self.student:
-                self._metric(name).update(student.softmax(-1), labels)
-        self._metric("nll").update(F.cross_entropy(student, labels, reduction="none"))
-        self.confusion.update(student, labels)
+                self._metric(name).update(student.softmax(-1), classes)
+        self._add_nll("nll", student, labels)
+        self.confusion.update(student, classes)
         if teacher is not None:
             teacher = teacher.float()
-            self._metric("teacher_acc").update(teacher, labels)
-            self._metric("teacher_nll").update(F.cross_entropy(teacher, labels, reduction="none"))
+            self._metric("teacher_acc").update(teacher, classes)
+            self._add_nll("teacher_nll", teacher, labels)
             self._metric("agreement").update((student.argmax(-1) == teacher.argmax(-1)).float())
             self._metric("kl").update(kl(student, teacher, T=1.0, reduction="none").sum(-1))
+
+    def _add_nll(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        if labels.is_floating_point():
+            each = soft_cross_entropy(logits, labels, reduction="none").sum(-1)
+        else:
+            each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+        self._metric(name).update(each, labelled(labels).to(each))
 
     def named(self) -> dict[str, Metric]:
         """The metrics by name, without the confusion matrix."""
@@ -70,12 +98,12 @@ class Predictions(nn.Module):
         self.parts = nn.ModuleDict()
 
     def update(self, index: Tensor | None, labels: Tensor, student: Tensor, teacher: Tensor | None) -> None:
-        """Adds positions [B], labels [B] and logits [B, C]."""
+        """Adds positions [B], labels and logits [B, C]."""
         self.count += student.numel()
         if self.count > self.most:
             self.parts.clear()
             return
-        given = {"index": index, "labels": labels, "student": student, "teacher": teacher}
+        given = {"index": index, "labels": class_of(labels), "student": student, "teacher": teacher}
         for name, values in given.items():
             if values is not None:
                 if name not in self.parts:

@@ -16,8 +16,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd.board import board
-from kd.data.batch import Batch
+from kd.data.adapt import images_in
 from kd.errors import InputError
+from kd.losses.hard import class_of
+from kd.place import validation_batches
 from kd.run import write
 
 LAYOUT = {
@@ -35,7 +37,10 @@ LAYOUT = {
 
 
 class Record(Callback):
-    """Keeps every validation's scores and the time taken; they travel with checkpoints.
+    """Keeps every validation's scores, the time taken and the count of images; they travel with checkpoints.
+
+    Attributes:
+        images: training images over all processes, each as often as it was seen.
 
     Args:
         file: where the scores are also written as CSV, after each validation; None for nowhere.
@@ -44,6 +49,7 @@ class Record(Callback):
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
         self.epochs: list[dict[str, float]] = []
+        self.images = 0
         self._before = 0.0
         self._since: float | None = None
 
@@ -59,6 +65,11 @@ class Record(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before, self._since = self.seconds, None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += images_in(batch) * trainer.world_size
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -87,10 +98,11 @@ class Record(Callback):
         write(self.file, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "seconds": self.seconds}
+        return {"epochs": self.epochs, "seconds": self.seconds, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs, self._before = list(state_dict["epochs"]), float(state_dict["seconds"])
+        self.images = int(state_dict.get("images", 0))
 
 
 class Charts(Callback):
@@ -143,7 +155,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += images_in(batch) * trainer.world_size
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             rate = self._images / max(now - self._since, 1e-9)
@@ -181,12 +193,11 @@ class Pictures(Callback):
         """The images with the largest KL, and for each [label, teacher's, student's class]."""
         images, words, scores = [], [], []
         module.eval()
-        for raw in trainer.val_dataloaders:  # type: ignore[union-attr]
-            batch = Batch(*(part.to(module.device) if isinstance(part, Tensor) else part for part in raw))
+        for batch in validation_batches(trainer, module):
             student, teacher = module(batch.images).float(), module.teacher(batch)[""].float()
             p, q = teacher.softmax(-1), student.softmax(-1)
             scores.append((p * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum(-1).cpu())
-            words.append(torch.stack([batch.labels, p.argmax(-1), q.argmax(-1)], 1).cpu())
+            words.append(torch.stack([class_of(batch.labels), p.argmax(-1), q.argmax(-1)], 1).cpu())
             images.append(batch.images.cpu())
         if not scores:
             return None
@@ -232,7 +243,7 @@ def grid(images: Tensor, columns: int = 8, scale: int = 56) -> Tensor:
 
 def caption(words: Tensor, names: tuple[str, ...] | None, columns: int = 8) -> str:
     """A markdown table for the grid: label, teacher's and student's answer for each picture."""
-    name = (lambda c: names[c]) if names else str
+    name = lambda c: "?" if c < 0 else names[c] if names else str(c)  # noqa: E731 (-1 is not known)
     cells = [f"**{name(y)}** teacher {name(t)}, student {name(s)}" for y, t, s in words.tolist()]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     head = "|" + " |" * columns + "\n|" + "---|" * columns + "\n"

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from kd.data.batch import Batch
 from kd.distiller import Distiller
 from kd.errors import InputError, at_place
+from kd.losses.hard import class_of
+from kd.metrics import UNKNOWN, Accuracy
 from kd.moving import Living
 from kd.registry import models, target_of
 
@@ -74,7 +75,9 @@ class MutualDistiller(Distiller):
             raise InputError("students that teach each other need a term with a teacher; try objective=dml")
         names = list(self.teacher.networks())
         self.others = nn.ModuleList(copy.deepcopy(self.objective) for _ in names)
-        self.right = nn.ModuleDict({name: MulticlassAccuracy(self.classes, average="micro") for name in names})
+        self.right = nn.ModuleDict(
+            {name: Accuracy(self.classes, average="micro", ignore_index=UNKNOWN) for name in names}
+        )
         self.teacher_sha256 = None  # its state is the checkpoint's own
 
     def on_fit_start(self) -> None:
@@ -106,7 +109,7 @@ class MutualDistiller(Distiller):
         logits = self.teacher(batch)
         if part == "val":
             for name, metric in self.right.items():
-                metric.update(logits[name], batch.labels)  # type: ignore[operator]
+                metric.update(logits[name], class_of(batch.labels))  # type: ignore[operator]
                 self.log(f"val/peer_{name}/acc", metric, on_step=False, on_epoch=True)  # type: ignore[arg-type]
         return logits[""]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Generator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging, Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kd.checkpoints import Saved
+from kd.data.batch import Batch
 from kd.data.loader import batches_of
 from kd.errors import InputError
 from kd.run import versions
@@ -43,6 +45,18 @@ def check(found: Saved, data: Any, teacher: str | None, changed: bool = False) -
 def sha256_of(data: Any) -> str | None:
     """The data's sha256, where it can say it."""
     return data.describe()["sha256"] if hasattr(data, "describe") else None
+
+
+def validation_batches(trainer: pl.Trainer, module: Any) -> Generator[Batch]:
+    """The validation set's batches on the device, without augmentation, in the midst of training."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    loader = trainer.val_dataloaders if data is None else data.val_dataloader()
+    trainer.validating = True  # else the data would augment these images
+    try:
+        for raw in loader or ():
+            yield module.batch(trainer.strategy.batch_to_device(raw, dataloader_idx=0), "val")
+    finally:
+        trainer.training = True
 
 
 def place_of(trainer: pl.Trainer) -> dict[str, Any]:

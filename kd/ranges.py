@@ -14,7 +14,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from kd.cached import Store
-from kd.errors import InputError, placed, unknown
+from kd.errors import InputError, placed, too_seldom, unknown
 from kd.metrics import Scores
 from kd.modes import mode_of
 from kd.mutual import nodes_of
@@ -85,6 +85,11 @@ def check_batches(config: Config, data: Any, processes: int) -> None:
         raise InputError(f"data.batch_size={size} on {processes} processes is more than the {images} training images")
     if isinstance(share, float) and int(batches * share) < 1:
         raise InputError(f"trainer.limit_train_batches={share} of {batches} batches is none; {1 / batches:.2g} is one")
+    batches = min(batches, share) if isinstance(share, int) else int(batches * (1.0 if share is None else share))
+    interval = config["trainer"].get("val_check_interval")
+    whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
+    if whole and interval > batches:
+        raise InputError(too_seldom(interval, batches))
 
 
 def check_monitors(config: Config, classes: int) -> None:

@@ -137,7 +137,7 @@ class ReSSLDistiller(Distiller):
         return batch.images, weak
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        batch = Batch(*batch)
+        batch = self.batch(batch, "train")
         strong, weak = self.views(batch)
         student, teacher = self.head(self.embed(strong)[EMBEDDING].flatten(1)), self.momentum(weak)
         total, self.parts = self.objective({"": student}, batch.labels, {"": teacher}, batch.index, self.current_epoch)

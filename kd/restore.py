@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd import assemble, classes
+from kd.data.adapt import Adapter
 from kd.data.batch import Batch
 from kd.data.folder import Folder, text
 from kd.data.layout import NONE, WORDS, layout
@@ -20,6 +21,7 @@ from kd.data.listing import lacks_training
 from kd.data.memory import Loader
 from kd.data.module import Data
 from kd.errors import InputError, unknown
+from kd.losses.hard import class_of
 from kd.registry import check_registered, modules, named_by, sources, target_of
 from kd.run import load, names_in, read_summary, require
 from kd.teacher import Ensemble
@@ -171,5 +173,15 @@ def batches(data: Any, part: str) -> Iterator[Batch]:
         data.trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
-    for batch in data.test_dataloader() if part == "test" else data.val_dataloader():
-        yield Batch(*data.on_after_batch_transfer(batch, 0))
+    adapt = Adapter(data.classes, data.shape, getattr(data, "names", None))
+    for raw in data.test_dataloader() if part == "test" else data.val_dataloader():
+        batch = data.on_after_batch_transfer(raw, 0)
+        checked = isinstance(batch, Batch) and getattr(data, "checked", False)
+        yield batch if checked else _measurable(adapt(batch, part), part)
+
+
+def _measurable(batch: Batch, part: str) -> Batch:
+    labels = class_of(batch.labels)
+    if (labels < 0).any():
+        raise InputError(f"part={part}: some images have no label to be measured by")
+    return batch._replace(labels=labels)

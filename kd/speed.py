@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from kd.data.batch import Batch
 from kd.errors import InputError, unknown
 from kd.models.faster import CLOSE, faster, takes_channels_last
 from kd.models.recompute import recompute
+from kd.place import validation_batches
 from kd.teacher import Asked, Ensemble, Frozen, Hidden
 
 log = logging.getLogger(__name__)
@@ -161,12 +162,11 @@ class Quick(Callback):
             return
         for frozen in quick.values():  # by now a finder of batch sizes has chosen
             frozen.compiled_for = getattr(trainer.datamodule, "batch_size", None) if self.speed.compile else None  # type: ignore[attr-defined]
-        trainer.validating = True  # else the data would augment these images
-        try:
-            batch = next(iter(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
-            images = Batch(*trainer.strategy.batch_to_device(batch, dataloader_idx=0)).images
-        finally:
-            trainer.training = True
+        with closing(validation_batches(trainer, pl_module)) as batches:
+            first = next(batches, None)
+        if first is None:
+            return
+        images = first.images
         for name, frozen in quick.items():
             shown = images[:IMAGES]
             if frozen.compiled_for:  # compiled code is proven on the one batch size for which it is made

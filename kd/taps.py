@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd.errors import InputError, unknown
+from kd.models.check import untouched
 from kd.models.normalized import bare
 from kd.models.recompute import still
 from kd.models.stages import taps_of
@@ -106,6 +107,25 @@ class Taps:
         if names := self._caught.overwritten():
             raise InputError(f"the output of layer {names[0]!r} is overwritten in place by the network itself")
         return output
+
+
+def tried(taps: Taps, images: Tensor) -> dict[str, Tensor]:
+    """What a network answers to ``images`` in eval mode; it is left as it was.
+
+    Tapped layers must also run in training mode. Those that run in no other, such as auxiliary heads, are answered so.
+    """
+    with untouched(taps.network):
+        taps.network.eval()
+        try:
+            tapped = taps(images)
+        except InputError:
+            taps.network.train()
+            tapped = taps(images)
+        if taps.layers:
+            taps.network.train()
+            with torch.enable_grad():
+                taps(images)
+    return tapped
 
 
 class Caught(dict[str, tuple[Tensor, int]]):

@@ -32,12 +32,13 @@ class Batch(NamedTuple):
 class Arrays:
     """An image data set in memory: uint8 images [N, C, H, W] and int64 labels [N], for training and for test.
 
-    A training label is -1 where it is not known. ``names`` are the classes; ``mean`` and ``std`` per channel on the
+    What is as clear is taken too; see :func:`kd.data.arrays.adapted`. A training label is -1 where it is not known.
+    ``names`` are the classes, the labels' own words or numbers where absent; ``mean`` and ``std`` per channel on the
     [0, 1] scale, computed from the training images where absent.
     """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -19,6 +19,7 @@ from kd.data.decode import Reading
 from kd.data.division import divided
 from kd.data.listing import Listing, listed
 from kd.data.loader import check_last
+from kd.data.module import overfits
 from kd.data.pictures import Decoded, Pictures, Views, training_transform
 from kd.data.sampler import check_sampler
 from kd.data.split import Subset
@@ -76,6 +77,7 @@ class Folder(pl.LightningDataModule):
     """
 
     mixed = False
+    checked = True  # batches come as they must be, and need not be looked at
 
     def __init__(
         self,
@@ -202,12 +204,15 @@ class Folder(pl.LightningDataModule):
         if not self.parts[part].files:
             raise InputError(f"data.root={self.root} has no part {part}: it is a test part alone")
         trainer, train = self.trainer, part == "train"
-        epoch = (lambda: trainer.current_epoch) if trainer else int
+        epoch = (lambda: trainer.current_epoch) if trainer and not overfits(trainer) else int
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         views = self._views if train else None
+        pictures = self.parts[part]
+        if train and overfits(trainer):  # a view of them could not be counted, as they are not augmented
+            pictures, views = Pictures(pictures.files, self.parts["val"].recipe, self.reading), Views(0, random=True)
         place = (self.seed, epoch, rank, world, start)
-        balance = self.train_labels if train and self.sampler else None
-        return Decoded(self.parts[part], self.batch_size, self.workers, views, *place, self.drop_last, balance)
+        balance = self.train_labels if train and self.sampler and not overfits(trainer) else None
+        return Decoded(pictures, self.batch_size, self.workers, views, *place, self.drop_last, balance)
 
     def train_dataloader(self) -> Decoded:
         start, self.start = self.start, 0

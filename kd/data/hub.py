@@ -37,7 +37,8 @@ def huggingface(
         train: the split that trains.
         test: the split that tests.
         image: the column of images; the first one of that type where empty.
-        label: the column of class numbers; the first one of that type where empty.
+        label: the column of class numbers, or of whole numbers or names; the first one of class numbers where empty,
+            else ``label`` or ``labels``.
         size: images are resized and cropped to so many pixels; 0 where all are of one size already.
 
     Raises:
@@ -53,10 +54,10 @@ def huggingface(
             raise unknown(f"split of {name}", part, getattr(found, "keys", list)())
     columns = found[train].features
     image = _column(columns, image, "Image", "image")
-    label = _column(columns, label, "ClassLabel", "label")
+    label = _label_column(columns, label)
     resize = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)]) if size else None
     parts = [_read(found[part], image, label, resize, f"{name} ({part})") for part in (train, test)]
-    return Arrays(parts[0], parts[1], tuple(columns[label].names))
+    return Arrays(parts[0], parts[1], tuple(getattr(columns[label], "names", ())))
 
 
 def _loaded(name: str, subset: str | None) -> Any:
@@ -72,8 +73,21 @@ def _loaded(name: str, subset: str | None) -> Any:
         raise InputError(f"data.name={name} cannot be loaded: {line}") from error
 
 
+def _label_column(columns: Any, asked: str) -> str:
+    """The column of labels: one of class numbers if there is any, else one that says so by its name."""
+    plain = _of_type(columns, "Value")
+    named = next((name for name in ("label", "labels") if name in plain), "")
+    if asked in plain or (not asked and named and not _of_type(columns, "ClassLabel")):
+        return asked or named
+    return _column(columns, asked, "ClassLabel", "label")
+
+
+def _of_type(columns: Any, kind: str) -> list[str]:
+    return [name for name, feature in columns.items() if type(feature).__name__ == kind]
+
+
 def _column(columns: Any, asked: str, kind: str, option: str) -> str:
-    fitting = [name for name, feature in columns.items() if type(feature).__name__ == kind]
+    fitting = _of_type(columns, kind)
     if asked and asked not in fitting:
         raise unknown(f"data.{option} of type {kind}", asked, fitting)
     if not fitting:
@@ -81,7 +95,7 @@ def _column(columns: Any, asked: str, kind: str, option: str) -> str:
     return asked or fitting[0]
 
 
-def _read(rows: Any, image: str, label: str, resize: v2.Transform | None, where: str) -> tuple[Tensor, Tensor]:
+def _read(rows: Any, image: str, label: str, resize: v2.Transform | None, where: str) -> tuple[Tensor, Any]:
     images: list[Tensor] = []
     grey = True
     for row in range(len(rows)):
@@ -97,4 +111,4 @@ def _read(rows: Any, image: str, label: str, resize: v2.Transform | None, where:
             raise InputError(f"images of {where} differ in shape, {sizes}: give data.size")
     if not images:
         raise InputError(f"{where} holds no images")
-    return torch.stack(images)[:, : 1 if grey else 3], torch.tensor(rows[label][:], dtype=torch.int64)
+    return torch.stack(images)[:, : 1 if grey else 3], list(rows[label][:])

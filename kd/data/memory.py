@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd.data.arrays import adapted
 from kd.data.augment import Augment, crop_flip, view_count
 from kd.data.batch import Arrays, Batch
 from kd.data.loader import Loader, check_last
@@ -26,7 +27,7 @@ class Memory:
     """Resident uint8 tensors.
 
     Args:
-        arrays: the data set.
+        arrays: the data set; what is not uint8 images and class numbers is converted where it is clear.
         batch_size: images per step and process in training.
         eval_batch_size: the same in validation and test.
         val: the share of the training images held out for validation, drawn by class; or ``"test"``, which
@@ -55,7 +56,7 @@ class Memory:
         split_seed: draws the validation split and the subset; apart from the run's seed, so that seeds share them.
 
     Raises:
-        InputError: sizes or shares out of range, or fewer images than one batch.
+        InputError: sizes or shares out of range, fewer images than one batch, or what is no images or no labels.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Memory:
         if repeats < 1:
             raise InputError(f"repeats must be at least 1, got {repeats}")
         check_sampler(sampler, repeats)
-        _check(arrays)
+        arrays = adapted(arrays)
         self.repeats, self.drop_last, self.sampler = repeats, drop_last, sampler
         self.batch_size, self.eval_batch_size, self.val, self.resident = batch_size, eval_batch_size, val, resident
         self.names, self.classes, self.shape = arrays.names, len(arrays.names), tuple(arrays.train[0].shape[1:])
@@ -218,16 +219,3 @@ class Memory:
         images = self.parts["train"][0]
         head = f"{images.dtype} {list(images.shape)} ".encode()
         return hashlib.sha256(head + images.numpy().tobytes()).hexdigest()
-
-
-def _check(arrays: Arrays) -> None:
-    for part, (images, labels) in (("training", arrays.train), ("test", arrays.test)):
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels) or not len(labels):
-            shapes = f"{images.dtype} {list(images.shape)} and {list(labels.shape)}"
-            raise InputError(f"the {part} set needs uint8 images [N, C, H, W] and labels [N], got {shapes}")
-        least = -1 if part == "training" else 0  # -1 where the label is not known
-        if labels.min() < least or labels.max() >= len(arrays.names):
-            raise InputError(f"the {part} labels leave the range of the {len(arrays.names)} classes")
-    if arrays.train[0].shape[1:] != arrays.test[0].shape[1:]:
-        shapes = f"{list(arrays.train[0].shape[1:])} and {list(arrays.test[0].shape[1:])}"
-        raise InputError(f"training and test images differ in shape: {shapes}")

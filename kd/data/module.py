@@ -24,6 +24,8 @@ class Data(pl.LightningDataModule):
             set it before a run goes on in the middle of an epoch.
     """
 
+    checked = True  # batches come as they must be, and need not be looked at
+
     def __init__(self, memory: Memory, seed: int = 0) -> None:
         super().__init__()
         self.memory, self.seed, self.start = memory, seed, 0
@@ -79,7 +81,7 @@ class Data(pl.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return self.memory.loader(part, self.seed, start=start)
-        epoch = lambda: trainer.current_epoch  # noqa: E731
+        epoch = (lambda: 0) if overfits(trainer) else (lambda: trainer.current_epoch)
         where = trainer.strategy.root_device
         return self.memory.loader(part, self.seed, epoch, trainer.global_rank, trainer.world_size, start, where)
 
@@ -104,6 +106,11 @@ class Data(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         batch = Batch(*batch)
-        if self.trainer is not None and self.trainer.training:
+        if self.trainer is not None and self.trainer.training and not overfits(self.trainer):
             return self.memory.augment(batch, self.seed, self.trainer.current_epoch)
         return batch
+
+
+def overfits(trainer: pl.Trainer | None) -> bool:
+    """Whether the same batches are trained on in each epoch, without augmentation (``trainer.overfit_batches``)."""
+    return trainer is not None and bool(trainer.overfit_batches)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from torch import nn
 
 from kd.announce import shown
 from kd.export.formats import INPUT, Format
+from kd.loaded import preparation_of
 from kd.restore import Restored, data_name
 from kd.run import FORMAT, names_in, size_of, versions
 
@@ -32,6 +33,7 @@ def describe(found: Restored, network: nn.Module, made: Format, about: Mapping[s
             "dtype": "float32",
             "shape": ["batch", *data["shape"]],
             "range": [0, 1],
+            "preparation": (prepared := preparation_of(data)) and prepared._asdict(),
             "normalisation": {"inside": made.graph, **{key: student.get(key) for key in ("mean", "std", "size")}},
         },
         "output": {

@@ -8,6 +8,7 @@ from typing import Any
 
 from kd.export.card import checked, milliseconds, percent
 from kd.export.formats import Format
+from kd.loaded import Preparation
 
 
 def markdown(card: Mapping[str, Any], made: Format) -> str:
@@ -44,11 +45,18 @@ def _usage(card: Mapping[str, Any], made: Format) -> str:
     more = ", ... (all in card.json)" if len(classes) > 10 else ""
     named = f" for the classes {', '.join(classes[:10])}{more}" if classes else ""
     return (
-        f"Images are {taken}, of any batch size; bytes are divided by 255 first. "
+        f"Images are {taken}, of any batch size; bytes are divided by 255 first. {_prepared(card)}"
         f"Normalisation (mean {pixels['mean']}, std {pixels['std']}) {inside}. "
         f"It gives {card['output']['name']} [B, {count}]{named}.\n\n"
         f"```python\n{program}\n```"
     )
+
+
+def _prepared(card: Mapping[str, Any]) -> str:
+    about = card["input"]["preparation"]
+    if about is None:
+        return ""
+    return f"Of pictures of other sizes, {Preparation(about['resize'], about['crop'])}. "
 
 
 def _training(card: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses.hard import cross_entropy
+from kd.losses.hard import OfLabels, cross_entropy
 from kd.losses.logits import kl
 from kd.losses.maps import BatchNorm, as_map, conv_bn, pool
 from kd.losses.reduce import check
@@ -36,7 +36,7 @@ class Branch(nn.Module):
 
 
 @losses.register("byot")
-class BYOT(nn.Module):
+class BYOT(OfLabels):
     """Sum over shallow heads of (1 - alpha) * CE + alpha * T^2 * KL(output || head) + hint * |f_head - f_last|.
 
     Zhang et al. 2019, "Be Your Own Teacher" (arXiv:1905.08094), beside CE on the output. The student's layers
@@ -79,7 +79,7 @@ class BYOT(nn.Module):
         hints = self.hints * len(maps) if len(self.hints) == 1 else self.hints
         for branch, features, hint in zip(self.branches, maps, hints):
             seen, answer = branch(features)
-            parts.append((1 - self.alpha) * cross_entropy(answer, labels))
+            parts.append((1 - self.alpha) * cross_entropy(answer, labels, shared=self.shared))
             parts.append(self.alpha * kl(answer, target, self.T))
             parts.append(hint * torch.linalg.vector_norm(seen - deepest))
         return torch.stack(parts).sum()

@@ -13,7 +13,9 @@ from kd.losses.hard import Weighted, labelled, samples_of
 from kd.registry import losses
 
 
-def focal_loss(student: Tensor, labels: Tensor, gamma: float = 2.0, weight: Tensor | None = None) -> Tensor:
+def focal_loss(
+    student: Tensor, labels: Tensor, gamma: float = 2.0, weight: Tensor | None = None, shared: bool = False
+) -> Tensor:
     """Mean over the labelled samples of -sum_c y_c (1 - q_c)^gamma log q_c, q = softmax(student), in nats; 0 for none.
 
     Lin et al. 2017, "Focal Loss for Dense Object Detection" (arXiv:1708.02002), equations 4 and 5, over the classes of
@@ -25,6 +27,7 @@ def focal_loss(student: Tensor, labels: Tensor, gamma: float = 2.0, weight: Tens
         gamma: at least 0; how little sure samples count.
         weight: of each class [C], the paper's alpha; the mean is then the weighted one of
             :func:`~kd.losses.hard.cross_entropy`.
+        shared: as of :func:`~kd.losses.hard.cross_entropy`.
     """
     known = labelled(labels)
     log_q = F.log_softmax(student, -1)
@@ -34,7 +37,7 @@ def focal_loss(student: Tensor, labels: Tensor, gamma: float = 2.0, weight: Tens
     # at q = 1 the power's gradient is infinite for gamma < 1, while the term's own is 0
     terms = -shares * rest.clamp(min=1e-12) ** gamma * log_q
     each = terms.sum(-1) if weight is None else terms @ weight
-    return (each * known).sum() / samples_of(labels, known, weight)
+    return (each * known).sum() / samples_of(labels, known, weight, shared)
 
 
 @losses.register("focal")
@@ -52,7 +55,7 @@ class Focal(Weighted):
         self.gamma = gamma
 
     def forward(self, student: Tensor, labels: Tensor) -> Tensor:
-        return focal_loss(student, labels, self.gamma, self.class_weights.value)
+        return focal_loss(student, labels, self.gamma, self.class_weights.value, self.shared)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, [f"gamma={self.gamma:g}", self.class_weights.extra_repr()]))

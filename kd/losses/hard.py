@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,38 +16,89 @@ from kd.registry import losses
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """Which samples [B] have a label: class numbers [B] of at least 0, or probabilities [B, C] that are not all 0."""
-    return labels >= 0 if labels.ndim == 1 else labels.sum(dim=-1) > 0
+    """Which samples [B] have a label: class numbers [B] of at least 0, or probabilities [B, C] that are not all 0.
+
+    Further dimensions, as those of pixels, stay: [B, H, W] for class numbers [B, H, W] or probabilities [B, C, H, W].
+    """
+    return labels.sum(dim=1) > 0 if labels.is_floating_point() else labels >= 0
+
+
+def class_of(labels: Tensor) -> Tensor:
+    """The class number [B] of labels [B], or the likeliest one of probabilities [B, C]; -1 where not known."""
+    return torch.where(labelled(labels), labels.argmax(1), -1) if labels.is_floating_point() else labels
 
 
 def cross_entropy(
-    student: Tensor, labels: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None
+    student: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """Mean over the labelled samples of the batch of -sum_c y_c log softmax(student)_c, in nats; 0 if there are none.
 
     Args:
-        student: logits [B, C].
-        labels: class numbers [B], -1 where not known, or class probabilities [B, C], all 0 where not known.
+        student: logits [B, C], or [B, C, H, W] of pixels.
+        labels: class numbers [B], -1 where not known, or class probabilities [B, C], all 0 where not known; of pixels
+            [B, H, W] or [B, C, H, W].
         label_smoothing: eps; the target becomes (1 - eps) * y + eps / C (Szegedy et al. 2016,
             arXiv:1512.00567, section 7).
         weight: of each class [C]: sample i then has w_i = sum_c y_c weight_c, and the mean is torch's weighted one,
             sum_i w_i loss_i / sum_i w_i. (For probabilities as labels torch itself divides by the batch's size.)
+        shared: whether processes have different numbers of labelled samples, or weights of them: the mean over
+            processes of what each gets, which is what they train by, is then the mean over the samples of all of them.
+
+    Raises:
+        InputError: logits of one class, or labels that are neither class numbers nor probabilities.
     """
+    _check(student, labels)
     known = labelled(labels)
-    if labels.is_floating_point():
-        labels = labels.to(student.dtype)
+    labels = labels.to(student.dtype) if labels.is_floating_point() else labels.long()
     if weight is not None:
         weight = weight.to(student)
     each = F.cross_entropy(student, labels, weight, ignore_index=-1, reduction="none", label_smoothing=label_smoothing)
-    return (each * known).sum() / samples_of(labels, known, weight)
+    return (each * known).sum() / samples_of(labels, known, weight, shared)
 
 
-def samples_of(labels: Tensor, known: Tensor, weight: Tensor | None) -> Tensor:
+def samples_of(labels: Tensor, known: Tensor, weight: Tensor | None, shared: bool = False) -> Tensor:
     """What a sum over the labelled samples is divided by for their mean: their count, or their classes' weights."""
     if weight is None:
-        return known.sum().clamp(min=1)
-    each = weight[labels.clamp(min=0)] if labels.ndim == 1 else labels.to(weight) @ weight
-    return (each * known).sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        total, least = known.sum(), 1.0
+    else:
+        dense = labels.is_floating_point()
+        each = labels.to(weight).movedim(1, -1) @ weight if dense else weight[labels.clamp(min=0)]
+        total, least = (each * known).sum(), torch.finfo(weight.dtype).tiny
+    return _mean_over_processes(total) if shared else total.clamp(min=least)
+
+
+def _mean_over_processes(total: Tensor) -> Tensor:
+    """The mean over processes of a count, or 1 if it is 0 in each of them."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    total = total.clone()
+    if world > 1:
+        dist.all_reduce(total)
+    return torch.where(total > 0, total, world) / world
+
+
+def _check(student: Tensor, labels: Tensor) -> None:
+    if student.ndim < 2 or student.shape[1] < 2:
+        raise InputError(f"cross-entropy needs logits [B, C] of at least 2 classes, got {list(student.shape)}")
+    dense = labels.is_floating_point()
+    wanted = list(student.shape) if dense else [len(student), *student.shape[2:]]
+    if list(labels.shape) != wanted:
+        what = "probabilities [B, C]" if dense else "class numbers [B]"
+        raise InputError(
+            f"cross-entropy takes {what} as {str(labels.dtype).removeprefix('torch.')} labels: for logits "
+            f"{list(student.shape)} {wanted}, got {list(labels.shape)}"
+        )
+    if dense and not labels.is_cuda:  # a GPU would have to wait, in each step
+        sums = labels.detach().sum(1)
+        if not bool((((sums - 1).abs() < 1e-2) | (sums == 0)).all()):
+            odd = float(sums.flatten()[(sums - 1).abs().argmax()])
+            raise InputError(
+                f"cross-entropy takes class probabilities, but a row of the labels sums to {odd:.4g}: "
+                "labels of several classes (multi-hot) are no distribution"
+            )
 
 
 class ClassWeights(nn.Module):
@@ -90,7 +142,17 @@ class ClassWeights(nn.Module):
         return "" if self.stated is None else f"class_weights={self.stated}"
 
 
-class Weighted(nn.Module):
+class OfLabels(nn.Module):
+    """A loss on labels: it learns from the data whether processes have to count their labelled samples together."""
+
+    shared = True
+
+    def attach_data(self, samples: int, labels: Tensor) -> None:
+        """Takes the training labels [N]: where all are known, each process has as many as any other."""
+        self.shared = bool((labels < 0).any())
+
+
+class Weighted(OfLabels):
     """A loss on labels with weights of classes."""
 
     takes_unlabelled = True
@@ -101,7 +163,8 @@ class Weighted(nn.Module):
         self.class_weights = ClassWeights(class_weights)
 
     def attach_data(self, samples: int, labels: Tensor) -> None:
-        """Takes the training labels [N]."""
+        super().attach_data(samples, labels)
+        self.shared = self.shared or self.class_weights.stated is not None
         self.class_weights.labels = labels if self.class_weights.stated == "balanced" else None
 
     def build(self, student: Tensor) -> None:
@@ -113,8 +176,9 @@ class Weighted(nn.Module):
 class CE(Weighted):
     """CE(student, labels), natural log, mean over the batch.
 
-    Labels are class numbers [B] or probabilities [B, C]; samples without one do not count. ``class_weights``, a number
-    for each class or ``balanced`` (N / (C * n_c)), makes it torch's weighted mean. See :func:`cross_entropy`.
+    Labels are class numbers [B] or probabilities [B, C]; samples without one do not count: with several processes it is
+    the mean over the labelled samples of all of them. ``class_weights``, a number for each class or ``balanced``
+    (N / (C * n_c)), makes it torch's weighted mean. See :func:`cross_entropy`.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | str | None = None) -> None:
@@ -124,7 +188,7 @@ class CE(Weighted):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(student, labels, self.label_smoothing, self.class_weights.value)
+        return cross_entropy(student, labels, self.label_smoothing, self.class_weights.value, self.shared)
 
     def extra_repr(self) -> str:
         smoothing = f"label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
@@ -150,6 +214,8 @@ class Entropy(nn.Module):
         self.T, self.maximise, self.unit = T, maximise, unit
 
     def forward(self, student: Tensor) -> Tensor:
+        if student.ndim < 2 or student.shape[1] < 2:
+            raise InputError(f"entropy needs logits [B, C] of at least 2 classes, got {list(student.shape)}")
         value = entropy(student, self.T, unit=self.unit)
         return -value if self.maximise else value
 

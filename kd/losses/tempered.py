@@ -53,6 +53,10 @@ def logit_pair(
         dims: the shape expected, in words.
     """
     student, teacher = checked_logits(loss, "student", student, dims), checked_logits(loss, "teacher", teacher, dims)
+    if student.shape[1] < 2:
+        raise InputError(
+            f"{loss} compares distributions over classes and needs two at least, got {list(student.shape)}"
+        )
     if student.shape[:2] != teacher.shape[:2]:
         shapes = f"{list(student.shape)} and {list(teacher.shape)}"
         raise InputError(f"{loss} compares the same classes of the same samples, got {shapes} of student and teacher")

@@ -1,0 +1,109 @@
+"""The distiller in Python: what stands for a teacher, an objective, an optimiser and a batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import kd
+from kd import Distiller, Frozen, InputError, Objective, Optim, Term
+from kd.losses import CE, KL
+
+SHAPE = (1, 8, 8)
+OPTIM = partial(torch.optim.SGD, lr=0.1)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
+def distiller(**changed: Any) -> Distiller:
+    given = {"student": network(), "teacher": network(), "objective": {"ce": CE(), "kd": Term(KL(), 0.9)}}
+    return Distiller(**{**given, "optim": OPTIM, "shape": SHAPE, "classes": 4, **changed})
+
+
+def rows(kind: str) -> list[Any]:
+    images, labels = torch.rand(32, *SHAPE), [i % 4 for i in range(32)]
+    if kind == "dict":
+        return [{"pixel_values": image, "label": label} for image, label in zip(images, labels)]
+    return list(zip(images, labels))
+
+
+def fit(module: Distiller, kind: str, folder: Path) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", callbacks=[kd.Gate({"": 0.0})], default_root_dir=str(folder), **quiet
+    )
+    loader = DataLoader(rows(kind), batch_size=8)  # type: ignore[arg-type]
+    trainer.fit(module, loader, loader)
+    trainer.test(module, loader, verbose=False)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["pair", "dict"])
+def test_networks_losses_and_a_function_for_the_optimiser_are_enough(kind: str, tmp_path: Path) -> None:
+    trainer = fit(distiller(), kind, tmp_path)
+    assert trainer.global_step == 4
+    assert 0 <= float(trainer.callback_metrics["test/acc"]) <= 1
+
+
+def test_a_network_as_teacher_is_frozen() -> None:
+    module = distiller()
+    assert isinstance(module.teacher, Frozen)
+    assert not any(p.requires_grad for p in module.teacher.network.parameters())
+    assert not any("teacher" in name for name, _ in module.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "objective", [{"ce": CE()}, {"ce": Term(CE())}, CE(), Term(CE()), Objective({"ce": Term(CE())})]
+)
+def test_losses_without_terms_have_weight_1(objective: Any) -> None:
+    (term,) = (term for _, term in distiller(objective=objective, teacher=None).objective.named_terms())
+    assert isinstance(term, Term)
+    assert term.weight == 1
+
+
+BAD = {
+    "optimiser": (
+        {"optim": torch.optim.SGD(network().parameters(), lr=0.1)},
+        r"optim is a SGD of parameters chosen already.* kd\.Optim\(functools\.partial\(torch\.optim\.SGD, lr=0\.1\)\)",
+    ),
+    "rate": ({"optim": 0.1}, r"optim must say how an optimiser is made, kd\.Optim"),
+    "teacher": ({"teacher": "resnet56"}, r"teacher must be a network, kd\.Frozen\(network\) or None, got a str"),
+    "list": ({"objective": [CE()]}, r"objective must be terms by name, kd\.Objective.*got a list"),
+    "words": ({"objective": {"ce": "ce"}}, r"objective must be terms by name"),
+    "shape": ({"student": nn.Conv2d(1, 4, 8), "shape": (3, 32, 32)}, r"does not take images \[3, 32, 32\], the data's"),
+    "classes": ({"classes": 5}, r"the student must give logits \[B, 5\]"),
+    "one class": ({"classes": 1, "student": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "teacher": None}, "1 class"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_stand_for_a_part_is_one_line(kind: str) -> None:
+    changed, said = BAD[kind]
+    if kind == "one class":
+        changed = {**changed, "objective": CE()}
+    with pytest.raises(InputError, match=said) as refused:
+        distiller(**changed)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_forgotten_shape_is_named_at_the_first_batch(tmp_path: Path) -> None:
+    student = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(InputError, match=r"the train images are \[1, 8, 8\].* said to be \[1, 32, 32\]; set shape="):
+        fit(distiller(student=student, teacher=None, objective=CE(), shape=(1, 32, 32)), "pair", tmp_path)
+
+
+def test_an_optim_stays_what_it_is() -> None:
+    optim = Optim(OPTIM, schedule="constant")
+    assert distiller(optim=optim).optim is optim
+    assert distiller(optim=None).optim is None
