@@ -105,13 +105,8 @@ def prepare(
     loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint, head, checkpoint_key)
     pixels = pixels_of(network, loaded)
     channels = len(data_mean)
-    fitted = Normalized(
-        network,
-        mean or _fitted(pixels.mean, channels) or data_mean,
-        std or _fitted(pixels.std, channels) or data_std,
-        size or pixels.size,
-        output,
-    )
+    front = mean or _fitted(pixels.mean, channels) or data_mean, std or _fitted(pixels.std, channels) or data_std
+    fitted = Normalized(network, *front, size or pixels.size, output)
     if freeze == "backbone":
         fitted.freeze(heads_of(network))
     return fitted
