@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import kd.data.folder  # noqa: F401 (registers what reads pictures from files)
 from kd import run
-from kd.data.arrays import images_of
 from kd.data.decode import File, decode, pixels
+from kd.data.images import images_of
 from kd.errors import InputError
 from kd.registry import modules, sources
 
