@@ -219,8 +219,8 @@ def check_words() -> list[Override]:
     flags = [word for word in sys.argv[1:] if word not in given.overrides]
     # kd-compare's variants are lists of overrides, which Hydra's grammar does not know
     parsed = {word: _parsed(word) for word in given.overrides if not word.startswith("+variants.")}
-    _check_choices(list(parsed.values()))
     words = [word for override in given.overrides for word in _teachers(override, parsed)]
+    _check_choices(list(parsed.values()))
     sys.argv[1:] = flags + [_with_plus(word) for word in words]
     return list(parsed.values())
 

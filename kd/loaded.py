@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import kd.data.folder  # noqa: F401 (registers what reads pictures from files)
 from kd import run
-from kd.data.arrays import images_of
 from kd.data.decode import PLAIN, File, Reading, decode, pixels
+from kd.data.images import images_of
 from kd.errors import InputError
 from kd.registry import modules, sources
 
@@ -55,7 +55,8 @@ def preparation_of(data: Mapping[str, Any]) -> Preparation | None:
 
 def reading_of(data: Mapping[str, Any]) -> Reading:
     """How a run's data, as its summary describes it, reads files."""
-    reading = Reading(**{key: data["config"][key] for key in Reading._fields if key in data["config"]})
+    config = data["config"] if modules.name_of(str(data["config"].get("_target_"))) else {}
+    reading = Reading(**{key: config[key] for key in Reading._fields if key in config})
     reading.check()
     return reading
 
@@ -63,8 +64,8 @@ def reading_of(data: Mapping[str, Any]) -> Reading:
 def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images [B, C, H, W] (uint8, or float in [0, 1]) to logits.
 
-    Its attribute ``net`` is the bare network, ``classes`` the names of the classes, and
-    ``predict(picture)`` answers for pictures of any size; see :class:`Predictor`.
+    Its attribute ``net`` is the bare network, ``classes`` the names of the classes, None where the run's data
+    named none, and ``predict(picture)`` answers for pictures of any size; see :class:`Predictor`.
 
     Args:
         folder: a run folder.
@@ -76,11 +77,10 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """
     student = run.load(folder, trust)
     data = run.read_summary(Path(folder))["data"]
-    names = data.get("names") or list(map(str, range(data["classes"])))
     student.register_forward_pre_hook(Pixels(list(data["shape"])))
-    student.classes = tuple(names)  # type: ignore[assignment]
+    names = student.classes or list(map(str, range(data["classes"])))
     preparation = preparation_of(data), reading_of(data)
-    student.predict = Predictor(student, names, data["shape"][0], *preparation)  # type: ignore[assignment]
+    student.predict = Predictor(student, names, data["shape"][0], *preparation)  # type: ignore[assignment, arg-type]
     return student
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from kd import assemble, predictor
+from kd.data.adapt import Adapter
 from kd.data.batch import Batch
 from kd.data.folder import Folder
 from kd.data.module import Data
@@ -145,9 +146,11 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
     """The first images of a part go through both networks and every score."""
     mend = "every part must give (images [B, C, H, W], labels [B])"
     with _proven(f"data: the first {part} batch cannot be measured", mend), torch.no_grad():
-        batch = _first(part, data, trainer)
-        if batch is None:
+        raw = _first(part, data, trainer)
+        if raw is None:
             return
+        with quietly():
+            batch = Adapter(distiller.classes, data.shape, getattr(data, "names", None))(raw, part)
         if (stray := batch.labels[batch.labels >= distiller.classes]).numel() and batch.labels.ndim == 1:
             raise InputError(
                 f"the data has the label {int(stray[0])} in {part}, which is none of its classes, counted from 0"
@@ -161,8 +164,8 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
         Scores(distiller.classes, teacher is not None).update(distiller(batch.images), batch.labels, teacher)
 
 
-def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Batch | None:
-    """The first batch of a part; None of a data module of the user's own that has no such part, or that several
+def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
+    """The first batch of a part, of whatever structure; None of a data module of the user's own that has no such part, or that several
     processes would prepare at once."""
     if isinstance(data, Data):
         return Batch(*next(iter(data.memory.loader(part, data.seed))))
@@ -179,4 +182,4 @@ def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Batch | None:
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
-    return Batch(*data.on_after_batch_transfer(raw, 0))
+    return data.on_after_batch_transfer(raw, 0)

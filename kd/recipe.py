@@ -17,6 +17,7 @@ from kd.identity import MACHINE, STEP, WATCHING
 from kd.models.check import quietly
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import Origin, fingerprint, prepare
+from kd.modes import mode_of
 from kd.origin import origin
 from kd.registry import models, split
 
@@ -123,4 +124,7 @@ def _same(asked: Any, node: Config) -> bool:
 @cache
 def _defaults(nan: str) -> dict[str, dict[str, Any]]:
     text = (Path(kd.CONFIG_DIR) / "callbacks/default.yaml").read_text()
-    return yaml.safe_load(text.replace("${nan}", nan))
+    nodes = yaml.safe_load(text.replace("${nan}", nan))
+    return {
+        key: {**node, "mode": mode_of(node["monitor"])} if "monitor" in node else node for key, node in nodes.items()
+    }

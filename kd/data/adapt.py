@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kd.data.arrays import UNKNOWN, images_of, labels_of
 from kd.data.batch import Batch
+from kd.data.images import images_of
+from kd.data.labels import UNKNOWN, labels_of
+from kd.data.tensors import kind
 from kd.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class Adapter:
 
     A batch is ``(images, labels, ...)``, or a mapping or named tuple with one of the usual names for each, or a list
     of samples. A third tensor of whole numbers [B] is the position in the training set; whatever else comes along is
-    left out. See :func:`~kd.data.arrays.images_of` and :func:`~kd.data.arrays.labels_of` for what is taken as what.
+    left out. See :func:`~kd.data.images.images_of` and :func:`~kd.data.labels.labels_of` for what is taken as what.
 
     Args:
         classes: how many there are.
@@ -71,7 +73,7 @@ class Adapter:
         labels = self._labels(parts.labels, len(images), part)
         index = parts.index if train and _positions(parts.index, len(images)) else None
         if parts.index is not None and index is None and train:
-            self._note(f"the {part} batches have more than images and labels: {_kind(parts.index)}, not used")
+            self._note(f"the {part} batches have more than images and labels: {kind(parts.index)}, not used")
         view = parts.view if isinstance(raw, Batch) else None
         return Batch(images, labels, index, view).each(lambda each: each.to(device or images.device))
 
@@ -122,7 +124,7 @@ def parts_of(raw: Any) -> Parts:
         return Parts(*raw[:3])
     if isinstance(raw, (Tensor, np.ndarray)):
         return Parts(raw)
-    raise InputError(f"a batch must be (images, labels) or a dict of them, got {_kind(raw)}")
+    raise InputError(f"a batch must be (images, labels) or a dict of them, got {kind(raw)}")
 
 
 def images_in(raw: Any) -> int:
@@ -159,9 +161,3 @@ def _is_image(raw: Any) -> bool:
 def _positions(given: Any, count: int) -> bool:
     whole = isinstance(given, Tensor) and not given.is_floating_point() and given.dtype != torch.bool
     return whole and given.shape == (count,)
-
-
-def _kind(given: Any) -> str:
-    if isinstance(given, (list, tuple)) and given:
-        return f"a {type(given).__name__} of {type(given[0]).__name__}"
-    return f"a {type(given).__name__}"
