@@ -40,6 +40,7 @@ INERT = (
 # Callbacks that change nothing of what is trained and kept.
 WATCHING = (
     *("kd.checkpoints.Last", "kd.monitor.Bar", "kd.monitor.Charts", "kd.monitor.Throughput", "kd.monitor.Pictures"),
+    "kd.batch_statistics.AtChance",
     *(
         f"pytorch_lightning.callbacks.{name}"
         for name in ("LearningRateMonitor", "DeviceStatsMonitor", "RichProgressBar", "TQDMProgressBar")

@@ -151,10 +151,6 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
             return
         with quietly():
             batch = Adapter(distiller.classes, data.shape, getattr(data, "names", None))(raw, part)
-        if (stray := batch.labels[batch.labels >= distiller.classes]).numel() and batch.labels.ndim == 1:
-            raise InputError(
-                f"the data has the label {int(stray[0])} in {part}, which is none of its classes, counted from 0"
-            )
         batch = batch.each(lambda tensor: tensor[:IMAGES])
         distiller.student.eval()
         if not distiller.classifies:
@@ -165,8 +161,10 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
 
 
 def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
-    """The first batch of a part, of whatever structure; None of a data module of the user's own that has no such part, or that several
-    processes would prepare at once."""
+    """The first batch of a part, of whatever structure.
+
+    None of a data module of the user's own that has no such part, or that several processes would prepare at once.
+    """
     if isinstance(data, Data):
         return Batch(*next(iter(data.memory.loader(part, data.seed))))
     if isinstance(data, Folder):
@@ -174,8 +172,6 @@ def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
     if trainer is not None and trainer.world_size > 1:
         return None
     if not is_overridden(f"{part}_dataloader", data, pl.LightningDataModule):
-        if part == "test":
-            raise InputError(f"data: {type(data).__name__} has no test_dataloader, by which a run ends")
         return None
     data.trainer = data.trainer or trainer
     data.prepare_data()

@@ -13,11 +13,15 @@ from pytorch_lightning.callbacks import (
     WeightAveraging,
 )
 
+from kd.batch_statistics import BatchStatistics
 from kd.errors import InputError
 from kd.modes import mode_of
 from kd.registry import locate
 
-SHAPING = (WeightAveraging, StochasticWeightAveraging, BaseFinetuning, ModelPruning, GradientAccumulationScheduler)
+SHAPING = (
+    *(WeightAveraging, StochasticWeightAveraging, BaseFinetuning, ModelPruning, GradientAccumulationScheduler),
+    BatchStatistics,
+)
 
 
 def checked(before: Mapping[str, Any], after: Mapping[str, Any], run: str) -> dict[str, Any]:

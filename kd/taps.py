@@ -48,6 +48,7 @@ class Taps:
         self._hooks: list[RemovableHandle] = []
         self._outputs: list[str] = []
         self._last: list[str] = []
+        self.training_only: set[str] = set()  # layers that evaluation may leave out, such as auxiliary heads
         inner = bare(network)
         modules = {name: module for name, module in inner.named_modules(remove_duplicate=False) if name}
         classifiers = [name for name, module in inner.named_modules() if isinstance(module, nn.Linear)]
@@ -82,13 +83,15 @@ class Taps:
                 output = self._again(images)
             tapped = {"": output, **{name: tensor for name, (tensor, _) in self._caught.items()}}
         tapped |= dict.fromkeys(self._outputs, output)
-        if missing := [layer for layer in self._keys if layer not in tapped]:
-            mode = "training" if self.network.training else "evaluation"
-            raise InputError(f"layer {missing[0]!r} of {type(bare(self.network)).__name__} did not run in {mode} mode")
+        missing = [layer for layer in self._keys if layer not in tapped]
+        if missing and (self.network.training or not self.training_only.issuperset(missing)):
+            raise NotRun(self.network, missing)
         for layer in self._last:
-            tapped[layer] = tapped[layer].movedim(-1, 1)
+            if layer in tapped:
+                tapped[layer] = tapped[layer].movedim(-1, 1)
         for layer, linear in self._linear.items():
-            tapped[layer] = _everywhere(linear, tapped[layer])
+            if layer in tapped:
+                tapped[layer] = _everywhere(linear, tapped[layer])
         return tapped
 
     def remove(self) -> None:
@@ -109,6 +112,15 @@ class Taps:
         return output
 
 
+class NotRun(InputError):
+    """Tapped layers that a forward pass left out."""
+
+    def __init__(self, network: nn.Module, layers: list[str]) -> None:
+        self.layers = layers
+        mode = "training" if network.training else "evaluation"
+        super().__init__(f"layer {layers[0]!r} of {type(bare(network)).__name__} did not run in {mode} mode")
+
+
 def tried(taps: Taps, images: Tensor) -> dict[str, Tensor]:
     """What a network answers to ``images`` in eval mode; it is left as it was.
 
@@ -118,7 +130,8 @@ def tried(taps: Taps, images: Tensor) -> dict[str, Tensor]:
         taps.network.eval()
         try:
             tapped = taps(images)
-        except InputError:
+        except NotRun as error:
+            taps.training_only = set(error.layers)
             taps.network.train()
             tapped = taps(images)
         if taps.layers:

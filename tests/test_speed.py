@@ -434,7 +434,7 @@ def steps(data: Data, teacher: Any, device: str = "cpu") -> Iterator[Callable[[]
     distiller = assemble.distiller(config, data, teacher).to(device).train()
     distiller.log = distiller.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = assemble.optim(config["optim"]).make(list(distiller.parameters()))
-    distiller.trainer = Away()  # type: ignore[assignment]
+    distiller.trainer = Away(data)  # type: ignore[assignment]
     for raw in data.train_dataloader():
         moved = Batch(*(part if part is None else part.to(device) for part in raw))
 
@@ -452,6 +452,9 @@ class Away:
 
     global_step, current_epoch, log_every_n_steps, training, barebones = 0, 0, 10, True, False
     strategy = None
+
+    def __init__(self, data: Data) -> None:
+        self.datamodule = data
 
 
 def test_no_step_between_logs_waits_for_the_device(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_loss_on_standardised_logits_of_two_classes_is_said_to_teach_nothing(
 
 @pytest.mark.parametrize("loss", [CE(), KL(), Entropy(), DIST()], ids=lambda loss: type(loss).__name__)
 def test_a_run_over_one_class_in_which_nothing_can_be_learned_is_refused(loss: nn.Module) -> None:
-    with pytest.raises(InputError, match=r"objective\.kd has no gradient on 1 classes"):
+    with pytest.raises(InputError, match=r"objective\.kd: .*(2 classes|two at least)"):
         check_terms(Objective({"kd": Term(loss)}), *logits(1))
 
 
