@@ -82,7 +82,10 @@ BAD = {
     "words": ({"objective": {"ce": "ce"}}, r"objective must be terms by name"),
     "shape": ({"student": nn.Conv2d(1, 4, 8), "shape": (3, 32, 32)}, r"does not take images \[3, 32, 32\], the data's"),
     "classes": ({"classes": 5}, r"the student must give logits \[B, 5\]"),
-    "one class": ({"classes": 1, "student": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "teacher": None}, "1 class"),
+    "one class": (
+        {"classes": 1, "student": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "teacher": None},
+        "at least 2 classes",
+    ),
 }
 
 

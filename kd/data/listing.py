@@ -62,6 +62,11 @@ def listed(
     if shards := _shards_of(folder, named):
         files, names = _shards(folder, shards, train == NONE)
         return _roles(files, names, (), validates, tuple(_lacking(files, names)))
+    return _folders(folder, named, validates)
+
+
+def _folders(folder: Path, named: Mapping[str, str | None], validates: bool) -> Listing:
+    """The files in folders or csv files."""
     found, left = layout(folder, named), LeftOut(folder)
     parts = _read(folder, found, left)
     names = _names(parts, found)
