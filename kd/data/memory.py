@@ -86,11 +86,7 @@ class Memory:
         split_seed: int = 0,
         drop_last: bool = True,
     ) -> None:
-        if batch_size < 1 or eval_batch_size < 1:
-            raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
-        if repeats < 1:
-            raise InputError(f"repeats must be at least 1, got {repeats}")
-        check_sampler(sampler, repeats)
+        _check_counts(batch_size, eval_batch_size, repeats, sampler)
         arrays = adapted(arrays)
         self.repeats, self.drop_last, self.sampler = repeats, drop_last, sampler
         self.batch_size, self.eval_batch_size, self.val, self.resident = batch_size, eval_batch_size, val, resident
@@ -219,3 +215,11 @@ class Memory:
         images = self.parts["train"][0]
         head = f"{images.dtype} {list(images.shape)} ".encode()
         return hashlib.sha256(head + images.numpy().tobytes()).hexdigest()
+
+
+def _check_counts(batch_size: int, eval_batch_size: int, repeats: int, sampler: str | None) -> None:
+    if batch_size < 1 or eval_batch_size < 1:
+        raise InputError(f"batch_size and eval_batch_size must be at least 1, got {batch_size}, {eval_batch_size}")
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, got {repeats}")
+    check_sampler(sampler, repeats)
