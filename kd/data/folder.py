@@ -16,7 +16,7 @@ from kd.data.augment import RULE
 from kd.data.batch import Batch
 from kd.data.content import Content
 from kd.data.decode import Reading
-from kd.data.division import divided
+from kd.data.division import Roles, divided
 from kd.data.listing import Listing, listed
 from kd.data.loader import check_last
 from kd.data.module import overfits
@@ -108,20 +108,19 @@ class Folder(pl.LightningDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__()
-        self.workers = scaled.workers() if workers is None else workers
-        if min(1 if number is None else number for number in (size, batch_size)) < 1 or self.workers < 0:
-            numbers = f"{size=} {batch_size=} {workers=}"
-            raise InputError(f"size and batch_size must be at least 1, workers at least 0: {numbers}")
-        check_sampler(sampler)
-        self.sampler, self.drop_last = sampler, drop_last
-        self.reading = Reading(exif, background, white)
-        self.reading.check()
+        _check(size, batch_size, workers, sampler)
+        self.sampler, self.drop_last, self.reading = sampler, drop_last, Reading(exif, background, white)
         self.root, self.mean, self.std, self.seed, self.start = root, mean, std, seed, 0
-        self.content = Content(root)
+        self.content, self.val, self.workers = Content(root), val, scaled.workers() if workers is None else workers
         found = self._found(train, val, test, damaged)
         roles = divided(found, val, test, Subset(fraction, per_class, unlabelled), split_seed)
-        self.names, self.classes, self.val = found.names, len(found.names), val
-        self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
+        self._scale(roles, size, batch_size)
+        self._augment = training_transform(self.shape[1], crop, scale, flip, transform)
+        self._views = Views(views, self._augment.random)
+        self._divide(roles, found.names)
+
+    def _scale(self, roles: Roles, size: int | None, batch_size: int | None) -> None:
+        """Size and batch size, of the data's own scale where they are not given."""
         some = roles.train or roles.test
         scaled.look(some, self.reading)
         self.resolved = {} if size else {"size": scaled.size_of(some)}
@@ -131,17 +130,19 @@ class Folder(pl.LightningDataModule):
         if roles.train and len(roles.train) < self.batch_size:
             raise InputError(f"batch_size={self.batch_size} is more than the {len(roles.train)} training images")
         if roles.train:
-            check_last(len(roles.train), self.batch_size, drop_last)
-        self.shares = roles.shares
-        self._augment = training_transform(size, crop, scale, flip, transform)
-        self._views = Views(views, self._augment.random)
-        centre = training_transform(size, "centre", [1, 1], False, None)
+            check_last(len(roles.train), self.batch_size, self.drop_last)
+
+    def _divide(self, roles: Roles, names: tuple[str, ...]) -> None:
+        self.names, self.classes, self.shares = names, len(names), roles.shares
+        self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
+        centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
         chosen = {"train": (roles.train, self._augment), "val": (roles.val, centre), "test": (roles.test, centre)}
         self.parts = {part: Pictures(of, how, self.reading) for part, (of, how) in chosen.items()}
         self._notes = roles.notes
 
     def _found(self, train: str | None, val: float | str | None, test: float | str | None, damaged: str) -> Listing:
         """The files below the root, without those that are damaged if these are to be skipped."""
+        self.reading.check()
         if damaged not in DAMAGED:
             raise unknown("data.damaged", damaged, DAMAGED)
         found = listed(self.root, train, text(val), text(test), validates=val is None or text(val) is not None)
@@ -231,3 +232,10 @@ class Folder(pl.LightningDataModule):
 def text(value: float | str | None) -> str | None:
     """The name of a part, if an option gives one and not a share or the word ``test``."""
     return value if isinstance(value, str) and value != "test" else None
+
+
+def _check(size: int | None, batch_size: int | None, workers: int | None, sampler: str | None) -> None:
+    check_sampler(sampler)
+    if min(1 if number is None else number for number in (size, batch_size)) < 1 or (workers or 0) < 0:
+        numbers = f"{size=} {batch_size=} {workers=}"
+        raise InputError(f"size and batch_size must be at least 1, workers at least 0: {numbers}")
