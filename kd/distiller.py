@@ -19,8 +19,8 @@ from kd.data.batch import Batch
 from kd.data.streams import STEP
 from kd.errors import InputError
 from kd.hashing import hashed
-from kd.losses.hard import class_of, entropy, labelled
-from kd.losses.logits import kl, soft_cross_entropy
+from kd.losses.cross_entropy import class_of, entropy, labelled
+from kd.losses.divergences import kl, soft_cross_entropy
 from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.errors import InputError
-from kd.losses.hard import class_of
+from kd.losses.cross_entropy import class_of
 from kd.models.normalized import bare
 from kd.place import validation_batches
 from kd.teacher import Ensemble, Hidden

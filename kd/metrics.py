@@ -13,8 +13,8 @@ from torchmetrics.classification import (
 )
 
 from kd.errors import InputError
-from kd.losses.hard import class_of, labelled
-from kd.losses.logits import kl, soft_cross_entropy
+from kd.losses.cross_entropy import class_of, labelled
+from kd.losses.divergences import kl, soft_cross_entropy
 
 UNKNOWN = -1
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from kd.board import board
 from kd.data.adapt import images_in
 from kd.errors import InputError
-from kd.losses.hard import class_of
+from kd.losses.cross_entropy import class_of
 from kd.place import validation_batches
 from kd.run import write
 

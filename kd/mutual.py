@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.distiller import Distiller
 from kd.errors import InputError, at_place
-from kd.losses.hard import class_of
+from kd.losses.cross_entropy import class_of
 from kd.metrics import UNKNOWN, Accuracy
 from kd.moving import Living
 from kd.registry import models, target_of

@@ -21,7 +21,7 @@ from kd.data.listing import lacks_training
 from kd.data.memory import Loader
 from kd.data.module import Data
 from kd.errors import InputError, unknown
-from kd.losses.hard import class_of
+from kd.losses.cross_entropy import class_of
 from kd.registry import check_registered, modules, named_by, sources, target_of
 from kd.run import load, names_in, read_summary, require
 from kd.teacher import Ensemble

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kd import Arrays, Data, Distiller, Memory, Objective, Optim, Term
 from kd.batch_statistics import AtChance, BatchStatistics, least_momentum
-from kd.losses.hard import CE
+from kd.losses.cross_entropy import CE
 
 
 class Net(nn.Module):

@@ -22,7 +22,7 @@ import kd
 from kd import Batch, Data, Frozen, InputError, Memory, Normalized
 from kd.cached import Cached, Store, cached
 from kd.data.cache import Table
-from kd.losses.logits import kl
+from kd.losses.divergences import kl
 
 KEY = {"teacher": "a" * 64, "data": "b" * 64, "augmentation": {"pad": 1, "flip": False}, "precision": "32-true"}
 

@@ -19,8 +19,8 @@ import kd
 from kd import Arrays, InputError, Memory, Objective, Term
 from kd.data.folder import Folder
 from kd.data.sampler import balanced, rounds
+from kd.losses.cross_entropy import CE, cross_entropy
 from kd.losses.focal import Focal, focal_loss
-from kd.losses.hard import CE, cross_entropy
 
 WEIGHT = torch.tensor([1.0, 3.0, 0.5, 0.0])
 

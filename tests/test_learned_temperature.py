@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd import Distiller, Frozen, Objective, Optim, Term
-from kd.losses.tempered import CTKD, ctkd, ctkd_temperature
+from kd.losses.ctkd import CTKD, ctkd, ctkd_temperature
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trained import trained
 
 from kd import Arrays, Batch, Memory, Objective, Optim, Term
-from kd.losses.contrast import ReSSL
+from kd.losses.ressl import ReSSL
 from kd.ressl import Momentum, ReSSLDistiller, knn
 
 LR, DECAY, SIZE, T, T_TEACHER = 0.1, 0.7, 20, 0.1, 0.04

@@ -24,7 +24,7 @@ import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps, assemble
 from kd.cached import Cached, Store, cached
 from kd.losses import fused
-from kd.losses.logits import kl, kl_div
+from kd.losses.divergences import kl, kl_div
 from kd.models.faster import faster
 from kd.models.recompute import recompute
 from kd.speed import Speed, bf16_on_cpu

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import kd
 from kd import Distiller, Frozen, Objective, Taps, Term
 from kd.errors import InputError
-from kd.losses.features import FitNets
+from kd.losses.fitnets import FitNets
 from kd.models.recompute import recompute
 
 

@@ -18,10 +18,12 @@ import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, Memory, Normalized, Objective, Optim, Term
 from kd.dot import DOTDistiller
 from kd.errors import InputError
-from kd.losses.decoupled import DKD, NKD
-from kd.losses.hard import CE, Entropy
-from kd.losses.logits import JS, KL, TV
-from kd.losses.matching import DIST, MLKD
+from kd.losses.cross_entropy import CE, Entropy
+from kd.losses.dist import DIST
+from kd.losses.divergences import JS, KL, TV
+from kd.losses.dkd import DKD
+from kd.losses.mlkd import MLKD
+from kd.losses.nkd import NKD
 from kd.models.recompute import recompute
 from kd.optim import DOT
 from kd.term_check import check_terms

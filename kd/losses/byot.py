@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses.hard import OfLabels, cross_entropy
-from kd.losses.logits import kl
-from kd.losses.maps import BatchNorm, as_map, conv_bn, pool
-from kd.losses.reduce import check
-from kd.losses.tempered import checked_logits
+from kd.losses._logits import checked_logits
+from kd.losses._maps import BatchNorm, as_map, conv_bn, pool
+from kd.losses._reduce import check
+from kd.losses.cross_entropy import OfLabels, cross_entropy
+from kd.losses.divergences import kl
 from kd.registry import losses
 
 

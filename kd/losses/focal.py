@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.errors import InputError
-from kd.losses.hard import Weighted, labelled, samples_of
+from kd.losses.cross_entropy import Weighted, labelled, samples_of
 from kd.registry import losses
 
 

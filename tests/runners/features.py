@@ -9,10 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kd.losses.classifier import CATKD, SRRL, SimKD, ThroughTeacher
-from kd.losses.features import AT, CWD, PKD, FitNets, srd
-from kd.losses.fusion import ReviewKD, hcl, semckd
-from kd.losses.transfer import AB, FT, OFD, VID, factor_transfer, ofd, ofd_margin
+from kd.losses._through_teacher import ThroughTeacher
+from kd.losses.ab import AB
+from kd.losses.at import AT
+from kd.losses.catkd import CATKD
+from kd.losses.cwd import CWD
+from kd.losses.fitnets import FitNets
+from kd.losses.ft import FT, factor_transfer
+from kd.losses.ofd import OFD, ofd, ofd_margin
+from kd.losses.pkd import PKD
+from kd.losses.reviewkd import ReviewKD, hcl
+from kd.losses.semckd import semckd
+from kd.losses.simkd import SimKD
+from kd.losses.srd import srd
+from kd.losses.srrl import SRRL
+from kd.losses.vid import VID
 from runners import Inputs, runs
 
 

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from kd.losses.decoupled import DKD, NKD, WSLD, dkd_terms
-from kd.losses.hard import cross_entropy
-from kd.losses.logits import kl
-from kd.losses.matching import DIST, DeiTHard, dist_terms, mlkd_terms, mlkd_two_views
-from kd.losses.tempered import CTKD, ctkd_lambda, ctkd_temperature, standardise
+from kd.losses._logits import standardise
+from kd.losses.cross_entropy import cross_entropy
+from kd.losses.ctkd import CTKD, ctkd_lambda, ctkd_temperature
+from kd.losses.deit import DeiTHard
+from kd.losses.dist import DIST, dist_terms
+from kd.losses.divergences import kl
+from kd.losses.dkd import DKD, dkd_terms
+from kd.losses.mlkd import mlkd_terms, mlkd_two_views
+from kd.losses.nkd import NKD
+from kd.losses.wsld import WSLD
 from runners import Inputs, runs
 
 

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from kd.losses.contrast import CRD, ReSSL, ressl
-from kd.losses.relations import PKT, RKD, SP, cc, cc_kernel, rkd_angle, rkd_distance
-from kd.losses.statistics import FSP, KDSVD, NST, ickd
+from kd.losses.cc import cc, cc_kernel
+from kd.losses.crd import CRD
+from kd.losses.fsp import FSP
+from kd.losses.ickd import ickd
+from kd.losses.kdsvd import KDSVD
+from kd.losses.nst import NST
+from kd.losses.pkt import PKT
+from kd.losses.ressl import ReSSL, ressl
+from kd.losses.rkd import RKD, rkd_angle, rkd_distance
+from kd.losses.sp import SP
 from runners import Inputs, runs
 
 

@@ -11,9 +11,14 @@ from torch import Tensor
 from kd.errors import InputError, unknown
 
 Reduction = Literal["batchmean", "mean", "sum", "none"]
+
+
 Unit = Literal["nats", "bits"]
 
+
 REDUCTIONS = ("batchmean", "mean", "sum", "none")
+
+
 UNITS = ("nats", "bits")
 
 

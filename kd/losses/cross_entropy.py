@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses.reduce import check, reduce
+from kd.losses._reduce import check, reduce
 from kd.registry import losses
 
 

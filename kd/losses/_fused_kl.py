@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 NUMBERS = {"cpu": 2**18}  # a chunk that stays in the cache of two cores
+
+
 ELSEWHERE = 2**20  # one that keeps a GPU busy
 
 

@@ -1,4 +1,4 @@
-"""Losses that match what logits say together: correlations over classes and batch, Gram matrices, the top class."""
+"""MLKD: instances, batches and classes at several temperatures (Jin et al. 2023)."""
 
 from __future__ import annotations
 
@@ -9,47 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses.logits import kl
-from kd.losses.reduce import check
-from kd.losses.tempered import check_not_negative, logit_pair, standardise
+from kd.losses._logits import logit_pair, standardise
+from kd.losses._reduce import check
+from kd.losses.divergences import kl
 from kd.registry import losses
-
-
-def pearson(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
-    """Correlation of the rows of two matrices, <a, b> / (|a| |b| + eps) after centring; 0 for a constant row."""
-    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    lengths = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return (a * b).sum(dim=1) / (lengths + eps)
-
-
-def dist_terms(student: Tensor, teacher: Tensor, T: float = 1.0) -> tuple[Tensor, Tensor]:
-    """T^2 * (1 - mean correlation) of the probabilities' rows, inter, and of their columns, intra."""
-    p_s, p_t = F.softmax(student / T, dim=1), F.softmax(teacher / T, dim=1)
-    return T**2 * (1 - pearson(p_s, p_t).mean()), T**2 * (1 - pearson(p_s.T, p_t.T).mean())
-
-
-@losses.register("dist")
-class DIST(nn.Module):
-    """T^2 * [beta * (1 - mean correlation over classes, per sample) + gamma * (1 - the same over samples, per class)].
-
-    Logits [B, C]; a batch of one has no correlation of samples, its term is T^2 with gradient 0. Huang et al.
-    2022 (arXiv:2205.10536), section 3; the factor T^2 is the authors' code's. Published: CE + 2 * this, T 4 on
-    CIFAR-100 and 1 on ImageNet.
-    """
-
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, T: float = 1.0, standardise: bool = False) -> None:
-        super().__init__()
-        check("batchmean", T=T)
-        check_not_negative(beta=beta, gamma=gamma)
-        self.beta, self.gamma, self.T, self.standardise = beta, gamma, T, standardise
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        inter, intra = dist_terms(*logit_pair("dist", student, teacher, self.standardise), self.T)
-        return self.beta * inter + self.gamma * intra
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta:g}, gamma={self.gamma:g}, T={self.T:g}" + ", standardise" * self.standardise
-
 
 Terms = tuple[Tensor, Tensor, Tensor]
 
@@ -126,17 +89,3 @@ class MLKD(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperatures=[{', '.join(f'{T:g}' for T in self.temperatures)}]" + ", standardise" * self.standardise
-
-
-@losses.register("deit_hard")
-class DeiTHard(nn.Module):
-    """CE(student, argmax of the teacher), mean over the batch.
-
-    Logits [B, C]; the student's are those of the distillation head where it has one. Touvron et al. 2021
-    (arXiv:2012.12877), eq. 3: 0.5 * CE on the class head + 0.5 * this. The soft variant, eq. 2, is the loss
-    ``kl`` with ``reduction=mean``, the scale of the authors' code, or without it, the paper's.
-    """
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = logit_pair("deit_hard", student, teacher)
-        return F.cross_entropy(student, teacher.argmax(dim=1))

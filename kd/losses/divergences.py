@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses.fused import can_fuse, fused_kl
-from kd.losses.reduce import check, reduce, reduce_sum
-from kd.losses.tempered import logit_pair
+from kd.losses._fused_kl import can_fuse, fused_kl
+from kd.losses._logits import logit_pair
+from kd.losses._reduce import check, reduce, reduce_sum
 from kd.registry import losses
 
 

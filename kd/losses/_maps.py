@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._pairs import matched
 
 Layers = Tensor | Sequence[Tensor]
 
@@ -123,3 +125,74 @@ class LayerLoss(nn.Module, ABC):
 
     def forward(self, student: Layers, teacher: Layers) -> Tensor:
         return torch.stack(self.parts(student, teacher)).sum()
+
+
+VARIANTS = ("code", "paper")
+
+
+def regressor(student: Tensor, teacher: Tensor, relu: bool = True) -> nn.Sequential:
+    """Convolution, batch normalisation and ReLU from the student's map shape to the teacher's.
+
+    3x3 with stride 2 halves the map, transposed 4x4 with stride 2 doubles it, and a kernel of one more than
+    the difference in size brings a map of the same or a larger size down without padding.
+    """
+    inputs, (outputs, *size) = student.shape[1], teacher.shape[1:]
+    have = list(student.shape[2:])
+    conv: nn.Module
+    if have == [2 * side for side in size]:
+        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+    elif [2 * side for side in have] == size:
+        conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+    elif have[0] >= size[0] and have[1] >= size[1]:
+        conv = nn.Conv2d(inputs, outputs, (1 + have[0] - size[0], 1 + have[1] - size[1]))
+    else:
+        raise InputError(f"a student map of size {have} reaches the teacher's {size} only if as large, larger or half")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=BatchNorm(outputs))
+    if relu:
+        layers["relu"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+Pool = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+def _same_size(a: Tensor, b: Tensor, pool: Pool = F.adaptive_avg_pool2d) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller of their sizes."""
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
+    a, b = (x if x.shape[2:] == size else pool(x, size) for x in (a, b))
+    return a, b
+
+
+def _chain(name: str, student: Layers, teacher: Layers) -> list[tuple[Tensor, Tensor]]:
+    """The layers of a method that relates consecutive ones: two at least."""
+    layers = matched(name, student, teacher, maps=True)
+    if len(layers) < 2:
+        raise InputError(f"{name} relates consecutive layers and needs a list of at least two, got {len(layers)}")
+    return layers
+
+
+class Chained(nn.Module):
+    """Relates consecutive layers. The methods are defined for equal channels; where they differ, the student's map
+    passes a trained 1x1 convolution first, which ``build`` makes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connectors = nn.ModuleList()
+
+    def build(self, student: list[Tensor], teacher: list[Tensor]) -> None:
+        layers = _chain(type(self).__name__, student, teacher)
+        self.connectors = nn.ModuleList(projection(s, t) for s, t in layers)
+        self.to(layers[0][0].device, layers[0][0].dtype)
+
+    def layers(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The layers side by side, with equal channels."""
+        name = type(self).__name__
+        layers = _chain(name, student, teacher)
+        if len(self.connectors) == len(layers):
+            layers = [(connect(s), t) for connect, (s, t) in zip(self.connectors, layers)]
+        for s, t in layers:
+            if s.shape[1] != t.shape[1]:
+                channels = f"{s.shape[1]} and {t.shape[1]}"
+                raise InputError(f"{name} needs equal channels, got {channels}: call build with example maps first")
+        return layers
