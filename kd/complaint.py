@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 import kd
 from kd.errors import InputError, Stopped, TrainingFailed, nearest, too_seldom
 from kd.objective import Term
-from kd.registry import defaults_of, parameters
+from kd.registry import current, defaults_of, parameters
 
 BUG, INPUT, FAILED = 1, 2, 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -157,7 +157,7 @@ def _addable(node: Any, parent: str) -> dict[str, str]:
     """What else a node takes, by name, and how to write it; of the root the arguments of Lightning's Trainer."""
     place, around = (parent, node) if parent else ("trainer", node.get("trainer") or {})
     try:
-        names = parameters(get_object(str(around["_target_"])))
+        names = parameters(get_object(current(str(around["_target_"]))))
     except Exception:  # no node of a class, or none that can be imported
         return {}
     words = {name: f"{place}.{name}" if name in around else f"+{place}.{name}" for name in names}

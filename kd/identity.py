@@ -18,7 +18,7 @@ from torch import nn
 from kd.errors import InputError
 from kd.models.normalized import Pixels
 from kd.models.weights import Origin, prepare
-from kd.registry import split
+from kd.registry import split, with_current
 from kd.source import code_of, code_of_classes, content_of, with_content
 
 Config = Mapping[str, Any]
@@ -159,6 +159,7 @@ def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
         config: a run's configuration.
         free: further keys, or groups of keys, that are left out; ``*`` stands for anything.
     """
+    config = with_current(config)
     callbacks = config.get("callbacks") or {}
     if isinstance(callbacks, Mapping):
         watching = {

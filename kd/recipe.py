@@ -89,7 +89,7 @@ def recipe_of(config: Config) -> dict[str, Any]:
         "student": network,
         "teacher": None,
         "data": {**config["data"], **(options.get("data") or {})},
-        "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
+        "objective": {"ce": {"_target_": "kd.losses.CE", "weight": 1.0}},
         "optim": optim,
         "callbacks": _callbacks(config),
         "seed": options.get("seed") or 0,

@@ -14,7 +14,7 @@ import kd
 from kd.announce import conclude
 from kd.errors import InputError, unknown
 from kd.identity import INERT, RESUMABLE, matches
-from kd.registry import check_registered, target_of
+from kd.registry import check_registered, target_of, with_current
 from kd.run import CONFIG, SUMMARY, is_tested, read_summary, require
 from kd.shaping import checked
 from kd.summary import limits_of
@@ -48,7 +48,7 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
     if not trust:
         for key, node in config.items():
             check_registered(node, key, known=targets())
-    return config
+    return with_current(config)
 
 
 def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str = "same") -> dict[str, Any]:

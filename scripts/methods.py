@@ -9,6 +9,7 @@ published figures, and a line ``# Choose it ...``.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -87,6 +88,13 @@ def published(lines: list[str]) -> str:
     return "-"
 
 
+def source(objective: Objective) -> str:
+    """The file of the loss that makes the method: the last term's."""
+    path = inspect.getsourcefile(type(objective.named_terms()[-1][1].loss))
+    assert path is not None
+    return f"../{Path(path).resolve().relative_to(ROOT).as_posix()}"
+
+
 def row(name: str, costs: dict[str, dict[str, float]]) -> str:
     """One line of the table."""
     lines = comments(name)
@@ -97,7 +105,7 @@ def row(name: str, costs: dict[str, dict[str, float]]) -> str:
     choose = next((line.removeprefix("Choose it ").rstrip(".") for line in lines if line.startswith("Choose it ")), "-")
     title = lines[0].replace("|", "\\|")
     trains = f"{trained:,}" if trained else "no"
-    cells = (f"`{name}`", title, needs(objective), trains, weights, published(lines), cost, choose)
+    cells = (f"[`{name}`]({source(objective)})", title, needs(objective), trains, weights, published(lines), cost, choose)
     return "| " + " | ".join(cells) + " |"
 
 

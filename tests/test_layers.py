@@ -26,7 +26,6 @@ HYDRA = ("registry", "process", "compare", "cli")
 # the room of each module that still lies loose in kd/
 LOOSE = {
     "rng": "hashing",
-    "registry": "schema",
     "optim": "decay",
     "process": "complaint ending processes command",
     "distill": "cached distiller dot identity living metrics moving mutual objective origin parts pretraining ressl "

@@ -64,3 +64,18 @@ def test_a_trained_teacher_is_found_where_it_was() -> None:
 
     config = composed()
     assert teacher_key(recipe_of(config), assemble.data(config)) == "26914d9141f5acb5"
+
+
+def test_a_path_of_an_earlier_version_is_the_same_loss() -> None:
+    from kd.identity import differing
+    from kd.registry import current, target_of
+
+    assert target_of(losses["ce"]) == "kd.losses.CE" == current("kd.losses.hard.CE")
+    old, new = ({"objective": {"ce": {"_target_": path}}} for path in ("kd.losses.hard.CE", "kd.losses.CE"))
+    assert not differing(old, new)
+
+
+def test_a_function_stands_before_the_file_of_its_name() -> None:
+    import kd.losses
+
+    assert all(callable(getattr(kd.losses, name)) for name in ("at", "vid", "crd", "sp", "ofd"))

@@ -30,7 +30,7 @@ def test_names_answer_and_near_misses_are_named() -> None:
 def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
     node = ConfigStore.instance().load("loss/kl.yaml").node
     assert OmegaConf.to_container(node) == {
-        "_target_": "kd.losses.logits.KL",
+        "_target_": "kd.losses.KL",
         "T": 4.0,
         "reduction": "batchmean",
         "unit": "nats",

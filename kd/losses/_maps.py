@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses._pairs import matched
-
-Layers = Tensor | Sequence[Tensor]
+from kd.losses._pairs import Layers, matched
 
 
 def as_map(name: str, tensor: Tensor, vectors: bool = False) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from kd.errors import InputError
 from kd.losses._reduce import check
 
-Layers = Tensor | list[Tensor]
+Layers = Tensor | Sequence[Tensor]
 
 
 def matched(name: str, student: Layers, teacher: Layers, maps: bool = False) -> list[tuple[Tensor, Tensor]]:

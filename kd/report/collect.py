@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from kd.errors import InputError
+from kd.registry import with_current
 from kd.run import HISTORY, SUMMARY, read_summary
 
 CONFIG = "config.yaml"
@@ -263,7 +264,7 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return with_current(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
 

@@ -1,0 +1,48 @@
+"""Names, typed configuration nodes, and objects made from nodes.
+
+:mod:`~kd.registry.core` has the registries, :mod:`~kd.registry.schema` makes nodes from signatures,
+:mod:`~kd.registry.instantiate` builds objects from nodes, and :mod:`~kd.registry.aliases` knows where the dotted paths
+of earlier versions lead.
+"""
+
+from kd.registry.aliases import current, with_current
+from kd.registry.core import (
+    Registry,
+    RegistryPackage,
+    load_plugins,
+    locate,
+    losses,
+    models,
+    modules,
+    optimisers,
+    sources,
+    target_of,
+)
+from kd.registry.instantiate import build, check_registered, named_by, shadowed, split
+from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
+
+__all__ = [
+    "MISSING",
+    "Registry",
+    "RegistryPackage",
+    "build",
+    "check_registered",
+    "current",
+    "dataclass_of",
+    "defaults_of",
+    "fields_of",
+    "load_plugins",
+    "locate",
+    "losses",
+    "models",
+    "modules",
+    "named_by",
+    "node_of",
+    "optimisers",
+    "parameters",
+    "shadowed",
+    "sources",
+    "split",
+    "target_of",
+    "with_current",
+]

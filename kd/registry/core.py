@@ -1,0 +1,152 @@
+"""The registry: one decorator gives a name in Python and a typed Hydra node made from the signature.
+
+A class or function registered in a group can be written ``group=name`` on the command line. Its node holds
+``_target_``, every parameter with its type and default, and the parameters with defaults of whatever goes
+*around* it: a loss sits in a ``Term``, so its node also has ``weight``, ``student``, ``teacher`` and so on.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from kd.errors import InputError, unknown
+from kd.registry.aliases import current
+from kd.registry.schema import MISSING, dataclass_of, fields_of
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """Names of one kind of thing.
+
+    Args:
+        kind: what its entries are called in messages.
+        groups: Hydra group to the dotted path ``module:name`` of what goes around an entry there, or "".
+        given: parameters that kd supplies itself, so that they are no configuration keys.
+    """
+
+    def __init__(self, kind: str, groups: dict[str, str], given: tuple[str, ...] = ()) -> None:
+        self.kind, self.groups, self.given = kind, groups, given
+        self._entries: dict[str, Callable[..., Any]] = {}
+        self._importing: set[str] = set()
+
+    def register(self, name: str, imports: bool = False, **defaults: Any) -> Callable[[Callable[..., Any]], Any]:
+        """Decorator: the class or function is ``registry[name]`` and the Hydra choice ``group=name``.
+
+        ``imports`` says that its arguments name code, so that it is made only for whom is trusted; ``defaults`` are
+        its node's for parameters of what goes around it, where they differ.
+        """
+
+        def keep(entry: Callable[..., Any]) -> Callable[..., Any]:
+            known = self._entries.get(name)
+            if known is not None and target_of(known) != target_of(entry):
+                raise InputError(f"{self.kind} {name!r} is registered already, by {target_of(known)}")
+            self._entries[name] = entry
+            if imports:
+                self._importing.add(name)
+            for group, around in self.groups.items():
+                _store(group, name, self._node(entry, around, defaults))
+            return entry
+
+        return keep
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def name_of(self, target: str | None) -> str | None:
+        """The name under which a dotted path is registered."""
+        path = None if target is None else current(target)
+        return next((name for name, entry in self._entries.items() if target_of(entry) == path), None)
+
+    def offers(self, target: str) -> bool:
+        """Whether a dotted path is registered and may be made from a node that nobody vouches for."""
+        name = self.name_of(target)
+        return name is not None and name not in self._importing
+
+    def _node(self, entry: Callable[..., Any], around: str, defaults: Mapping[str, Any]) -> type:
+        fields = {"_target_": (str, target_of(entry)), **fields_of(entry, skip=self.given)}
+        if around:
+            extra = fields_of(locate(around))
+            extra |= {key: (extra[key][0], default) for key, default in defaults.items()}
+            fields = {**{key: field for key, field in extra.items() if field[1] != MISSING}, **fields}
+        return dataclass_of(entry.__name__, fields)
+
+
+class RegistryPackage(types.ModuleType):
+    """A package that answers ``package["name"]`` from its ``registry``."""
+
+    registry: Registry
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.registry[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.registry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry)
+
+    def __len__(self) -> int:
+        return len(self.registry)
+
+    def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
+        """The registry's decorator."""
+        return self.registry.register(name)
+
+
+losses = Registry("loss", {"loss": "kd.objective:Term"})
+
+
+models = Registry(
+    "model",
+    {"student": "kd.models.weights:prepare", "teacher": "kd.models.weights:Origin"},
+    given=("classes", "num_classes", "channels", "in_channels", "shape"),
+)
+
+
+sources = Registry("data set", {"source": "kd.data.memory:Memory"})
+
+
+modules = Registry("data module", {"module": ""}, given=("seed",))
+
+
+optimisers = Registry("optimiser", {"optim": "kd.optim:Optim"}, given=("parameters",))
+
+
+def load_plugins() -> None:
+    """Imports every installed package that names an entry point in the group ``kd.plugins``."""
+    for plugin in entry_points(group="kd.plugins"):
+        try:
+            plugin.load()
+        except Exception as error:
+            raise InputError(f"the plugin {plugin.name!r} ({plugin.value}) cannot be loaded: {error}") from error
+
+
+def target_of(entry: Callable[..., Any]) -> str:
+    """The dotted path of a class or function."""
+    return current(f"{entry.__module__}.{entry.__qualname__}")
+
+
+def locate(path: str) -> Callable[..., Any]:
+    """What ``module:name`` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _store(group: str, name: str, node: Any) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group=group, name=name, node=node, provider="kd")
