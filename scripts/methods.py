@@ -105,7 +105,16 @@ def row(name: str, costs: dict[str, dict[str, float]]) -> str:
     choose = next((line.removeprefix("Choose it ").rstrip(".") for line in lines if line.startswith("Choose it ")), "-")
     title = lines[0].replace("|", "\\|")
     trains = f"{trained:,}" if trained else "no"
-    cells = (f"[`{name}`]({source(objective)})", title, needs(objective), trains, weights, published(lines), cost, choose)
+    cells = (
+        f"[`{name}`]({source(objective)})",
+        title,
+        needs(objective),
+        trains,
+        weights,
+        published(lines),
+        cost,
+        choose,
+    )
     return "| " + " | ".join(cells) + " |"
 
 
