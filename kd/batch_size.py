@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import BatchSizeFinder
 
+from kd.checkpoints import WholeFiles
 from kd.run import CONFIG, write
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
     if "batch_size" not in config["data"]:
         log.warning("batch size: it is no option of data, so a run of another process would not know it")
         return
-    module.hparams["config"] = {**config, "data": {**config["data"], "batch_size": size}}
+    config = {**config, "data": {**config["data"], "batch_size": size}}
+    module.hparams["config"] = config
+    if isinstance(files := trainer.strategy.checkpoint_io, WholeFiles):
+        files.config = config
     path = Path(trainer.default_root_dir) / CONFIG
     if trainer.is_global_zero and path.is_file():
         known = yaml.safe_load(path.read_text())

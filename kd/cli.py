@@ -30,9 +30,9 @@ import kd.losses
 import kd.models
 import kd.optim
 from kd import processes
-from kd.complaint import NO_SPACE, check_words
+from kd.complaint import check_words
 from kd.ending import Ended, say, told
-from kd.errors import InputError
+from kd.errors import NO_SPACE, InputError
 from kd.models.weights import Origin
 from kd.modes import mode_of
 from kd.processes import Job

@@ -21,12 +21,11 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 import kd
-from kd.errors import InputError, Stopped, TrainingFailed, nearest, too_seldom
+from kd.errors import NO_SPACE, InputError, Stopped, TrainingFailed, nearest, too_seldom
 from kd.objective import Term
 from kd.registry import current, defaults_of, parameters
 
 BUG, INPUT, FAILED = 1, 2, 3
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LESS = "a smaller data.batch_size needs less"
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from kd import predictor
 from kd.command import override
-from kd.errors import InputError, placed
+from kd.errors import NO_SPACE, InputError, TrainingFailed, placed
 from kd.models.check import usable
 from kd.models.containers import read
 from kd.models.cost import size_of as size_of
@@ -49,10 +49,20 @@ def shown(folder: Path) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file whole or not at all.
+
+    Raises:
+        TrainingFailed: no space, or another fault of the disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in NO_SPACE:
+            raise
+        raise TrainingFailed(f"{path} cannot be written: {os.strerror(error.errno)}") from error
 
 
 @contextmanager
