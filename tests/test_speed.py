@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps, assemble
 from kd.cached import Cached, Store, cached
-from kd.losses import fused
+from kd.losses import _fused_kl
 from kd.losses.divergences import kl, kl_div
 from kd.models.faster import faster
 from kd.models.recompute import recompute
@@ -58,7 +58,7 @@ def plain_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 def test_the_fused_kl_is_the_plain_one_for_every_chunk(rows: int, classes: int, T: float, numbers: int) -> None:
     generator = torch.Generator().manual_seed(rows * 100 + classes)
     student, teacher = (5 * torch.randn(rows, classes, generator=generator).double() for _ in range(2))
-    before, fused.NUMBERS["cpu"] = fused.NUMBERS["cpu"], numbers
+    before, _fused_kl.NUMBERS["cpu"] = _fused_kl.NUMBERS["cpu"], numbers
     try:
         gradients = []
         for function in (kl, plain_kl):
@@ -67,7 +67,7 @@ def test_the_fused_kl_is_the_plain_one_for_every_chunk(rows: int, classes: int, 
             value.backward()
             gradients.append((value.detach(), leaf.grad))
     finally:
-        fused.NUMBERS["cpu"] = before
+        _fused_kl.NUMBERS["cpu"] = before
     torch.testing.assert_close(gradients[0][0], gradients[1][0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-9, atol=1e-12)
 
