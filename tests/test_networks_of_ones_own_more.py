@@ -14,6 +14,7 @@ from trained import trained
 
 import kd
 import kd.cli
+from kd.announce import conclude
 from kd.from_run import network_of
 from kd.run import read_summary
 
@@ -72,6 +73,9 @@ class Counting(Net):
 class Kept(Net):
     """A random projection in the state dict, and a constant one outside of it."""
 
+    projection: Tensor
+    constant: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("projection", torch.randn(64, 64))
@@ -125,3 +129,17 @@ def test_a_run_folder_as_teacher_brings_the_choice_of_its_output(
     monkeypatch.setattr(sys, "argv", ["kd-train", *words, f"hydra.run.dir={run}"])
     kd.cli.train()
     assert read_summary(run)["teacher"]["output"] == "scores"
+
+
+def test_no_number_of_the_closing_table_is_cut_where_names_are_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    part = {"val/acc": 0.7535, "teacher/acc": 0.993, "acc": 0.7632, "nll": 0.6922, "ece": 0.0512}
+    about: dict[str, Any] = {"name": "[a]_mobilenet_v3_small_of_a_long_name", "parameters": 1_527_816}
+    metrics = {"best": part, "last": part, "test": part | {"teacher_acc": 0.9833, "teacher_nll": 0.0688}}
+    training = {"epochs": 1, "steps": 1, "seconds": 1.0, "images_per_s": 1.0}
+    conclude({"task": "train", "student": about, "teacher": about, "metrics": metrics, "training": training}, tmp_path)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert all(number in said for number in (about["name"], "1,527,816", "98.33 %", "0.0512"))
