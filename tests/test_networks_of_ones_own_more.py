@@ -15,6 +15,7 @@ from trained import trained
 import kd
 import kd.cli
 from kd.announce import conclude
+from kd.complaint import judge
 from kd.from_run import network_of
 from kd.run import read_summary
 
@@ -38,6 +39,8 @@ class Net(nn.Module):
 class DrawnAttribute(Net):
     """A random projection that is a plain attribute."""
 
+    projection: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.projection = torch.randn(64, 64)
@@ -48,6 +51,8 @@ class DrawnAttribute(Net):
 
 class DrawnBuffer(Net):
     """A random projection that is a buffer, but is not kept."""
+
+    projection: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,3 +148,25 @@ def test_no_number_of_the_closing_table_is_cut_where_names_are_long(
     said = capsys.readouterr().out
     assert "…" not in said
     assert all(number in said for number in (about["name"], "1,527,816", "98.33 %", "0.0512"))
+
+
+class Overflowing(Net):
+    """Its logits are finite in training alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return logits if self.training or x.shape[0] <= 2 else logits * float("inf")
+
+
+def test_logits_that_are_not_finite_in_validation_and_test_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, *ALONE, *student("Overflowing"), "epochs=2")
+    for part in ("validation", "test"):
+        assert caplog.text.count(f"the student's logits on {part} images are not finite in eval mode") == 1
+
+
+def test_an_auxiliary_head_without_a_gradient_on_two_processes_names_the_strategy() -> None:
+    said = "It looks like your LightningModule has parameters that were not used in producing the loss returned by"
+    code, line = judge(RuntimeError(f"{said} training_step. If this is intentional, ..."))
+    assert (code, "trainer.strategy=ddp_find_unused_parameters_true" in str(line)) == (2, True)
