@@ -170,3 +170,23 @@ def test_an_auxiliary_head_without_a_gradient_on_two_processes_names_the_strateg
     said = "It looks like your LightningModule has parameters that were not used in producing the loss returned by"
     code, line = judge(RuntimeError(f"{said} training_step. If this is intentional, ..."))
     assert (code, "trainer.strategy=ddp_find_unused_parameters_true" in str(line)) == (2, True)
+
+
+class Auxiliary(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.hidden(x.flatten(1))
+        return [self.aux(hidden), self.fc(hidden)] if self.training else self.fc(hidden)
+
+
+@pytest.mark.parametrize(("output", "warned"), [(0, True), (1, False), (-1, False)])
+def test_a_chosen_output_that_eval_mode_does_not_give_is_warned_of(
+    output: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(tmp_path, *ALONE, *student("Auxiliary"), f"+student.output={output}")
+    said = f"student.output={output} trains another head than eval mode gives, which is 1"
+    assert (said in caplog.text) == warned
+    assert read_summary(run)["student"]["output"] == output
