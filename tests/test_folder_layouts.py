@@ -283,7 +283,7 @@ def test_pipes_and_devices_are_left_out_and_said(tmp_path: Path) -> None:
 LINKS = {
     "to the folder above": ("train/ant/up", "..", "links to a folder above"),
     "to itself": ("train/ant/loop", ".", "links to a folder above"),
-    "to the root": ("train/ant/root", "../..", "links to a folder above"),
+    "to the top": ("train/ant/top", "../..", "links to a folder above"),
     "to a sibling class": ("train/ant/other", "../bee", "links into the class bee of train"),
     "to a sibling part": ("train/ant/other", "../../test/bee", "links into the class bee of test"),
     "of a class to another": ("train/cow", "bee", "links to the class bee"),

@@ -1,0 +1,66 @@
+"""What files and folders of earlier runs hold of the code's own structure keeps its meaning when modules move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.callbacks import Callback
+
+import kd.data.folder  # noqa: F401 (registers it)
+from kd import assemble
+from kd.averaging import EMA
+from kd.best import Best
+from kd.cli import _register
+from kd.finite import Finite
+from kd.gate import Gate
+from kd.monitor import Record
+from kd.registry import build, losses, models, modules, optimisers, sources
+
+PATHS = (Path(__file__).parent / "formats/dotted_paths.txt").read_text().split()
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    _register()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_dotted_path_that_run_folders_hold_still_leads_to_its_class(path: str) -> None:
+    made = build({"_target_": path}, "here", partial=True)
+    assert made.func.__name__ == path.rpartition(".")[2]
+
+
+def test_the_paths_are_those_of_everything_that_is_registered() -> None:
+    registered = {entry for registry in (losses, models, sources, modules, optimisers) for entry in registry.values()}
+    known = {build({"_target_": path}, "here", partial=True).func for path in PATHS}
+    assert {entry for entry in registered if entry.__module__.startswith("kd.")} <= known
+
+
+@pytest.mark.parametrize(
+    ("callback", "key"),
+    [
+        (Record(), "Record"),
+        (Gate(), "Gate"),
+        (Finite(), "Finite"),
+        (EMA(), "EMA"),
+        (
+            Best(monitor="val/acc", mode="max"),
+            "Best{'monitor': 'val/acc', 'mode': 'max', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
+            "'train_time_interval': None}",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Callback) else "",
+)
+def test_a_callback_finds_its_state_in_checkpoints_under_the_same_name(callback: Callback, key: str) -> None:
+    assert callback.state_key == key
+
+
+def test_a_trained_teacher_is_found_where_it_was() -> None:
+    from test_identity import composed
+
+    from kd.identity import teacher_key
+    from kd.recipe import recipe_of
+
+    config = composed()
+    assert teacher_key(recipe_of(config), assemble.data(config)) == "26914d9141f5acb5"
