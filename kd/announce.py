@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from torch import nn
 
@@ -92,6 +93,13 @@ def _network(who: str, name: str, network: nn.Module, shape: list[int], note: st
     log.info("%s: %s, %s%s%s", who, name, counts, resized, note)
 
 
+def console_for(table: Table) -> Console:
+    """A console as wide as the table needs, so that no number is cut where there are 80 columns."""
+    wide = Console(markup=False, width=1000)
+    needed = Measurement.get(wide, wide.options, table).maximum
+    return Console(highlight=False, soft_wrap=True, markup=False, width=max(Console().width, needed))
+
+
 def conclude(summary: dict[str, Any], folder: Path) -> None:
     """Prints the closing table: teacher, student, agreement, time."""
     metrics = summary["metrics"]
@@ -109,7 +117,7 @@ def conclude(summary: dict[str, Any], folder: Path) -> None:
             rest = [_number(test.get(f"{prefix}nll")), _number(test.get(f"{prefix}ece"))]
             table.add_row(f"{side} {about['name']}", f"{about['parameters']:,}", *scores, *rest)
     training = summary["training"]
-    console = Console(highlight=False, soft_wrap=True)
+    console = console_for(table)
     console.print(table)
     if "agreement" in test:
         agreement = _percent(test["agreement"])

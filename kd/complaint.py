@@ -46,7 +46,7 @@ def judge(error: BaseException) -> tuple[int, str | None]:
                 return 128 + signal.SIGINT, "stopped by SIGINT"
     if line := next(filter(None, map(_shortage, chain)), None):
         return FAILED, line
-    known = (_of_data, _layout)
+    known = (_of_data, _of_network)
     line = next((line for cause in chain for ask in known if (line := ask(cause))), None) or _of_configuration(chain)
     if line:
         return INPUT, line
@@ -101,12 +101,14 @@ def _of_data(cause: BaseException) -> str | None:
     return None
 
 
-def _layout(cause: BaseException) -> str | None:
-    """Code of one's own that asks maps for another layout in memory than they have."""
-    if isinstance(cause, RuntimeError) and "view size is not compatible" in str(cause):
-        return (
-            "view() is called on maps in channels-last layout: call reshape() there, or set speed.channels_last=false"
-        )
+def _of_network(cause: BaseException) -> str | None:
+    """What a network of one's own does, where only torch noticed."""
+    text = str(cause) if isinstance(cause, RuntimeError) else ""
+    if "view size is not compatible" in text:
+        return "view() is called on maps in channels-last layout: use reshape() there, or set speed.channels_last=false"
+    if "parameters that were not used in producing the loss" in text:
+        unused = "some parameters get no gradient, as an auxiliary head's do that no term looks at"
+        return f"{unused}, and processes wait for them: set trainer.strategy=ddp_find_unused_parameters_true"
     return None
 
 

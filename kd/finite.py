@@ -21,6 +21,8 @@ CHOICES = ("stop", "skip")
 class Finite(Callback):
     """Looks at the gradient's norm before each update, after processes have shared it, so that all of them agree.
 
+    Logits that are not finite in validation or in the test are warned of.
+
     Args:
         nan: ``stop`` ends the run before the update; ``skip`` leaves the update out.
         most: how many updates may be left out in all.
@@ -35,7 +37,7 @@ class Finite(Callback):
             raise unknown("nan", nan, CHOICES)
         if most < 1:
             raise InputError(f"most must be at least 1, got {most}")
-        self.nan, self.most, self.skipped = nan, most, 0
+        self.nan, self.most, self.skipped, self.warned = nan, most, 0, False
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -57,6 +59,25 @@ class Finite(Callback):
         raise TrainingFailed(
             f"{what} at step {step}{spent}; nothing after step {trainer.global_step} was kept. "
             "A lower optim.lr or a higher T often helps; nan=skip leaves such updates out"
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._look_at_logits(trainer, "val", "validation")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.warned = False
+        self._look_at_logits(trainer, "test", "test")
+
+    def _look_at_logits(self, trainer: pl.Trainer, part: str, name: str) -> None:
+        """Warns once where scores are of logits that are not finite, as eval mode may give them alone."""
+        nll = trainer.callback_metrics.get(f"{part}/nll")
+        if nll is None or nll.isfinite() or trainer.sanity_checking or self.warned or not trainer.is_global_zero:
+            return
+        self.warned = True
+        log.warning(
+            "the student's logits on %s images are not finite in eval mode, so that its scores mean nothing: a lower "
+            "optim.lr or a larger data.batch_size often helps; see the running statistics of its batch norms",
+            name,
         )
 
     def state_dict(self) -> dict[str, Any]:

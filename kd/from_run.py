@@ -34,7 +34,9 @@ def network_of(run: str, trust: bool = False) -> dict[str, Any]:
         raise InputError(f"{folder / SUMMARY} is damaged: student.config names no network")
     if not trust:
         check_registered(node, "teacher")
-    return {**node, **{key: value for key, value in FROM_A_LIBRARY.items() if key in node}}
+    output = summary["student"].get("output")
+    chosen = {"output": output} if output is not None and "output" not in node else {}
+    return {**node, **chosen, **{key: value for key, value in FROM_A_LIBRARY.items() if key in node}}
 
 
 def check_network(node: Mapping[str, Any], at: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from kd.data.pictures import Decoded
 from kd.distiller import Distiller
 from kd.errors import InputError, placed
 from kd.metrics import Scores
-from kd.models.check import KNOWN, copied, explained, quietly, untouched
+from kd.models.check import KNOWN, alike, copied, explained, quietly, untouched
 from kd.models.containers import Weights
 from kd.models.cost import size_of
 from kd.models.normalized import Normalized, bare
@@ -53,6 +53,7 @@ def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Train
         with quietly():
             fresh = assemble.untried(unfilled(config["student"], "student"), "student", data)
         _returns(distiller.student, fresh, who)
+        _answers_alike(distiller.student, fresh, who, data.shape)
         with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
             size_of(distiller.student, list(data.shape))
         if config["callbacks"].get("ema"):
@@ -127,6 +128,19 @@ def _returns(student: nn.Module, fresh: Normalized, who: str) -> None:
     if fingerprint(bare(fresh)) != fingerprint(bare(student)):
         raise InputError(
             f"student: the weights of {who} are others when written and read back: see its load_state_dict"
+        )
+
+
+@torch.no_grad()
+def _answers_alike(student: nn.Module, fresh: Normalized, who: str, shape: Sequence[int]) -> None:
+    """What was made anew around the same weights gives the same logits."""
+    images = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    fresh.eval()
+    first, again = student.eval()(images), student(images)
+    if alike(first, again) and not alike(first, fresh(images)):
+        raise InputError(
+            f"student: {who} gives other logits when it is made anew around the same weights: it draws or counts "
+            "numbers that are not in its state dict; keep them by register_buffer(name, tensor)"
         )
 
 

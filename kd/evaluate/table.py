@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from kd.announce import shown
+from kd.announce import console_for, shown
 from kd.evaluate.measure import BINS
 
 
 def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
     """Prints the table: the measures, the classes the student knows least, and what it takes for what."""
-    about, metrics, console = result["data"], result["metrics"], Console(highlight=False, soft_wrap=True)
+    about, metrics = result["data"], result["metrics"]
     where = f"{about['images']:,} images of {about['name']} ({about['part']})"
     table = Table(title=f"{shown(Path(result['run']))} on {where}", title_justify="left", box=box.SIMPLE)
     table.add_column("", no_wrap=True)
@@ -28,9 +27,10 @@ def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
         if key in metrics:
             own = f"teacher_{key}"
             table.add_row(label, form(metrics[key]), *([form(metrics[own]) if own in metrics else ""] * with_teacher))
+    console = console_for(table)
     console.print(table)
     for note in about["notes"]:
-        console.print(f"data: {note}", markup=False)
+        console.print(f"data: {note}")
     if result["teacher"]["name"] and not with_teacher:
         console.print(f"teacher {result['teacher']['name']} not measured: {result['teacher']['about']}")
     if about["chosen_on_test"]:

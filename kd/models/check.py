@@ -118,12 +118,11 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], classes:
         network.eval()
         with explained(network, at, who, shape, classes):
             first, again, single = network(images), network(images), network(images[:1])
-        if network.output is None:
-            network.output = _main(network, images, first, at)
+        network.output = _main(network, images, first, at)
     if not first.ndim or single.shape != (1, *first.shape[1:]):
         shapes = f"{list(first.shape)} for two images, {list(single.shape)} for one"
         raise InputError(f"{at}: {who} gives {shapes}: keep the dimension of the batch, which squeeze() takes away")
-    if not _alike(first, again):
+    if not alike(first, again):
         said = f"{at}: {who} gives other logits for the same images at each call, in eval mode too"
         mend = (
             "its forward draws random numbers (F.dropout without training=self.training?), which must be mended there"
@@ -131,17 +130,17 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], classes:
         if frozen:
             raise InputError(f"{said}: {mend}; a frozen teacher's answers may not change, and no option allows it")
         log.warning("%s, so that no validation repeats: %s", said, mend)
-    elif not _alike(first[:1], single):
+    elif not alike(first[:1], single):
         log.warning("%s: %s gives an image other logits beside other images, in eval mode too", at, who)
-    if first.ndim == 2 and first.shape[1] > 1 and (first >= 0).all() and _alike(first.sum(1), torch.ones(2)):
+    if first.ndim == 2 and first.shape[1] > 1 and (first >= 0).all() and alike(first.sum(1), torch.ones(2)):
         log.warning("%s: %s gives probabilities, not logits; losses apply softmax, so take it off its end", at, who)
 
 
-def _main(network: Normalized, images: Tensor, logits: Tensor, at: str) -> str | None:
+def _main(network: Normalized, images: Tensor, logits: Tensor, at: str) -> str | int | None:
     """The entry that is the main one of what a network gives in training mode, where auxiliary heads answer too.
 
     It is the one that equals the ``logits`` of eval mode while only the layers, which dropout and batch norms are, stay
-    in eval mode.
+    in eval mode. Where the network's output is chosen it stays, and a word is said if it is not that one.
     """
     for module in network.modules():
         module.training = any(True for _ in module.children())
@@ -149,13 +148,18 @@ def _main(network: Normalized, images: Tensor, logits: Tensor, at: str) -> str |
         answer = network.net(network.pixels(images))
         logits_of(answer)
     except OutputError:
-        same = [n for n, t in tensors_of(answer).items() if t.shape == logits.shape and _alike(t, logits)]
-        if len(same) == 1:
+        heads = tensors_of(answer)
+        same = [n for n, t in heads.items() if t.shape == logits.shape and alike(t, logits)]
+        if network.output is not None:
+            if same and str(network.output) in heads.keys() - same:
+                words = f"{at}.output={network.output} trains another head than eval mode gives, which is {same[0]}"
+                log.warning("%s: validation and the finished student are of that one", words)
+        elif len(same) == 1:
             log.info("%s: in training gives %s, of which %s.output=%s is taken", at, described(answer), at, same[0])
             return same[0]
-    except Exception:  # a dry run in training mode says what that is
-        return None
-    return None
+    except Exception as error:  # a dry run in training mode says what that is
+        log.debug("%s: %s", at, error)
+    return network.output
 
 
 @contextmanager
@@ -206,7 +210,7 @@ def _runs(network: nn.Module, shape: Sequence[int]) -> bool:
     return True
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def alike(one: Tensor, other: Tensor) -> bool:
     most = one.detach().nan_to_num(0, 0, 0).abs().max().clamp(min=1e-6)
     return torch.allclose(one, other, rtol=0, atol=CLOSE * float(most), equal_nan=True)
 

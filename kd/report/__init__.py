@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from kd import run
-from kd.announce import shown
+from kd.announce import console_for, shown
 from kd.report import tables
 from kd.report.page import render
 from kd.report.study import Study, commands, study
@@ -43,9 +41,7 @@ class Report:
 
     def say(self) -> None:
         """Prints the main table, the verdicts and where the page is."""
-        wide = Console(width=1000)
-        needed = Measurement.get(wide, wide.options, self._main().rich(notes=False)).maximum
-        console = Console(highlight=False, soft_wrap=True, markup=False, width=max(Console().width, needed))
+        console = console_for(self._main().rich(notes=False))
         console.print(self.table())
         for verdict in self.verdicts:
             console.print(verdict)
