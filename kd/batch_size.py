@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import BatchSizeFinder
 
+from kd.checkpoints import WholeFiles
 from kd.run import CONFIG, write
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,15 @@ class BatchSize(BatchSizeFinder):
 
 
 def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
-    """Writes the size into the configuration: that of the run folder, and that which checkpoints carry."""
+    """Writes the size into the configuration: of the run folder, and of the checkpoints that are written and read."""
     config = module.hparams["config"]
     if "batch_size" not in config["data"]:
         log.warning("batch size: it is no option of data, so a run of another process would not know it")
         return
     module.hparams["config"] = {**config, "data": {**config["data"], "batch_size": size}}
+    files = trainer.strategy.checkpoint_io
+    if isinstance(files, WholeFiles) and files.config is not None:
+        files.config = module.hparams["config"]
     path = Path(trainer.default_root_dir) / CONFIG
     if trainer.is_global_zero and path.is_file():
         known = yaml.safe_load(path.read_text())

@@ -120,6 +120,8 @@ def fit(
     about: Config,
 ) -> dict[str, Any]:
     """Trains, and writes what is left behind."""
+    if trainer.precision == "64-true":  # before callbacks copy the weights, and before those of a checkpoint are read
+        distiller.double()
     trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.global_step:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
