@@ -55,7 +55,7 @@ class Best(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, here = state_dict["dirpath"], self.dirpath
-        moved = partial(_moved, before=before, here=here)
+        moved = partial(moved_to, before=before, here=here)
         state = dict(state_dict) | {"dirpath": here} if before != here else dict(state_dict)
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = moved(state[key])
@@ -113,7 +113,7 @@ class Best(ModelCheckpoint):
         return float(score) * (1 if self.mode == "max" else -1), -nll, step
 
 
-def _moved(path: str, before: str | None, here: str | Path | None) -> str:
+def moved_to(path: str, before: str | None, here: str | Path | None) -> str:
     """A checkpoint's path in the folder where its run lies now."""
     if not path or not here:
         return path

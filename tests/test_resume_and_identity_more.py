@@ -16,6 +16,9 @@ from stopping import HERE, launched
 from test_compare import start
 from test_resume import as_if_nothing_happened, interrupted, whole
 
+import kd
+from kd.distiller import Distiller
+
 SMALL = ("data.pad=1", "callbacks.pictures=null")
 EXACT = (
     *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=140", "data.test=60", "data.batch_size=16"),
@@ -109,6 +112,37 @@ def test_a_run_that_was_ended_before_its_first_checkpoint_says_that_it_begins_an
 def test_the_best_checkpoint_has_not_the_name_of_the_last(complain: Complain, name: str) -> None:
     words = ("data=digits", "teacher=none", "objective=ce", f"callbacks.best.filename={name}")
     assert f"callbacks.best.filename={name} is the name of the checkpoint" in complain(*words)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_damaged_best_checkpoint_of_any_name_is_said_before_training(
+    tmp_path: Path, complain: Complain, moved: bool
+) -> None:
+    place = "first" if moved else "run"
+    assert launched(tmp_path, *SMALL, "callbacks.best.filename=mine", f"hydra.run.dir={place}").returncode == 0
+    if moved:
+        shutil.move(tmp_path / "first", tmp_path / "run")
+    best = tmp_path / "run/checkpoints/mine.ckpt"
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 1
+    best.write_bytes(content)
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+    assert "mine.ckpt is damaged" in complain("resume=run", "epochs=3")
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("config", "seed"),
+    [
+        (None, 0),
+        ({"seed": 3}, 3),
+        ({"config": {"seed": 4}, "files": {}}, 4),
+        ({"config": "mine.yaml", "seed": None}, 0),
+    ],
+)
+def test_dropout_is_drawn_from_the_seed_of_the_run(config: dict[str, Any] | None, seed: int) -> None:
+    student, loss = kd.models["cnn"](3, 1), kd.losses["ce"]()
+    assert Distiller(student, None, loss, shape=[1, 8, 8], classes=3, config=config).seed == seed
 
 
 def test_a_best_checkpoint_in_a_folder_below_is_the_best_of_a_resumed_run(tmp_path: Path) -> None:
