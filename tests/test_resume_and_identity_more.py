@@ -14,7 +14,7 @@ from forked import kd_train_in
 from safetensors.torch import load_file
 from stopping import HERE, launched
 from test_compare import start
-from test_resume import as_if_nothing_happened, interrupted, whole
+from test_resume import FOLDER, as_if_nothing_happened, interrupted, pictures, whole
 
 import kd
 from kd.distiller import Distiller
@@ -196,3 +196,20 @@ def test_a_study_of_another_configuration_is_refused_before_its_teacher_is_train
     shutil.rmtree(teachers)
     assert compare()[0] == 0
     assert not teachers.exists()
+
+
+def test_a_run_is_resumed_where_its_pictures_were_moved_to(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    taught = [word for word in FOLDER if not word.startswith(("teacher", "epochs"))]
+    begun = [*taught, "teacher=none", "objective=ce", "epochs=1", "hydra.run.dir=run"]
+    assert kd_train_in(tmp_path, begun, {}).returncode == 0
+    shutil.move(tmp_path / "pictures", tmp_path / "elsewhere")
+    on = resume(tmp_path, "epochs=2", "data.root=elsewhere", "data.workers=0")
+    assert on.returncode == 0, on.stderr
+    assert summary_of(tmp_path / "run")["training"]["epochs"] == 2
+    assert summary_of(tmp_path / "run")["data"]["config"]["root"] == "elsewhere"
+
+
+@pytest.mark.parametrize("word", ["data.size=24", "data.rot=x", "optim.lr=1", "objective.ce.weight=2"])
+def test_an_option_of_another_experiment_is_refused_by_its_name(copy: Path, complain: Complain, word: str) -> None:
+    assert f"another experiment: {word.partition('=')[0]} (" in complain("resume=run", word)
