@@ -98,7 +98,7 @@ def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     most = limits_of(config).get("max_steps", -1)
     if not 0 < most <= summary["training"]["steps"]:
         return "epochs=N goes on for longer"
-    return f"trainer.max_steps={most} is reached, a higher number goes on for longer"
+    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, goes on for longer"
 
 
 @cache
