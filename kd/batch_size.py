@@ -46,7 +46,7 @@ class BatchSize(BatchSizeFinder):
 
 
 def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
-    """Writes the size into the configuration: that of the run folder, and that which checkpoints carry."""
+    """Writes the size into the configuration: of the run folder, and of the checkpoints that are written and read."""
     config = module.hparams["config"]
     if "batch_size" not in config["data"]:
         log.warning("batch size: it is no option of data, so a run of another process would not know it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Best(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, here = state_dict["dirpath"], self.dirpath
-        moved = lambda path: str(Path(here) / Path(path).name) if path and here else path  # noqa: E731
+        moved = partial(moved_to, before=before, here=here)
         state = dict(state_dict) | {"dirpath": here} if before != here else dict(state_dict)
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = moved(state[key])
@@ -110,6 +111,14 @@ class Best(ModelCheckpoint):
 
     def _rank(self, score: Tensor, nll: float, step: int) -> tuple[float, float, int]:
         return float(score) * (1 if self.mode == "max" else -1), -nll, step
+
+
+def moved_to(path: str, before: str | None, here: str | Path | None) -> str:
+    """A checkpoint's path in the folder where its run lies now."""
+    if not path or not here:
+        return path
+    inside = before and Path(path).is_relative_to(before)
+    return str(Path(here) / (Path(path).relative_to(before) if inside else Path(path).name))  # type: ignore[arg-type]
 
 
 def _tie(trainer: pl.Trainer) -> tuple[float, int]:

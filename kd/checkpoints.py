@@ -245,13 +245,18 @@ class Saved(NamedTuple):
     content: dict[str, Any]
 
 
+def resumable(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder from which a run can be resumed, the newest first, whatever they hold."""
+    return [path for name in (LAST, PREVIOUS) if (path := folder / CHECKPOINTS / name).is_file()]
+
+
 def latest(folder: Path) -> Saved | None:
     """The newest whole checkpoint of a run folder; None if there never was one.
 
     Raises:
         InputError: none of those there can be read, or it is none of kd's, or of a later version of kd.
     """
-    found = [path for name in (LAST, PREVIOUS) if (path := folder / CHECKPOINTS / name).is_file()]
+    found = resumable(folder)
     for path in found:
         try:
             content = integrity.read(path)

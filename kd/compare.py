@@ -84,7 +84,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> Prepared:
-    """Checks each label's configuration and trains the teacher if it has to be, and one process can do it.
+    """Checks each label's configuration.
 
     What comes back is a name for the study, the same for the same configuration apart from objectives and seeds;
     ``words`` are the overrides that all of them share.
@@ -92,7 +92,7 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> P
     Raises:
         InputError: anything in them that cannot work.
     """
-    first = next(config for label, config in configs.items() if label != SCRATCH)
+    first = _first(configs)
     if not assemble.members(first["teacher"]):
         raise InputError("teacher=none: a comparison needs a teacher")
     contents: dict[str, str | None] = {}
@@ -101,10 +101,19 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> P
         data = assemble.data(config)
         contents[label] = sha256_of(data)
         assemble.distiller(config, data, assemble.teacher(config, data, weights=False))
-    if first["trainer"].get("devices", 1) == 1:  # else by the processes of the first run that it teaches
-        with_weights(first, assemble.data(first))
     content = next(contents[label] for label, config in configs.items() if config is first)
     return Prepared(f"{run.name_of(first['student'])}-{study_key(first, words, content)}", contents)
+
+
+def teach(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Trains the teacher of a comparison if it has to be, and one process can do it."""
+    first = _first(configs)
+    if first["trainer"].get("devices", 1) == 1:  # else by the processes of the first run that it teaches
+        with_weights(first, assemble.data(first))
+
+
+def _first(configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next(config for label, config in configs.items() if label != SCRATCH)
 
 
 def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger
@@ -19,6 +20,7 @@ def continued(logger: CSVLogger, step: int) -> None:
         return
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    path.unlink()  # else the logger warns that it is about to
-    logger.experiment.metrics.extend(rows)
+    with warnings.catch_warnings():  # of files that it is about to delete, whose rows are kept here
+        warnings.filterwarnings("ignore", message=".*exists and is not empty")
+        logger.experiment.metrics.extend(rows)
     logger.save()

@@ -25,7 +25,7 @@ from kd.metrics import Predictions, Scores
 from kd.models.normalized import bare
 from kd.objective import Objective
 from kd.optim import Optim
-from kd.parts import objective_of, optim_of, teacher_of
+from kd.parts import objective_of, optim_of, seed_of, teacher_of
 from kd.place import begin_average, go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
 from kd.pretraining import Stage, begin_anew, stage_of
 from kd.run import versions
@@ -85,8 +85,7 @@ class Distiller(pl.LightningModule):
         self.predictions = Predictions()
         self.parts: dict[str, Tensor] = {}
         self.stage = Stage()
-        settings = dict(config or {})
-        self.seed = int((settings.get("config") or settings).get("seed", 0))
+        self.seed = seed_of(config or {})
         self.teacher_sha256 = None if self.teacher is None else self.teacher.fingerprint()
         frozen = self.teacher.networks() if isinstance(self.teacher, Hidden) else {}
         # as they were loaded: training in float64 takes them there

@@ -27,6 +27,14 @@ class Accuracy(MulticlassAccuracy):
         return torch.where(counted > 0, super().compute(), torch.nan)
 
 
+class Mean(MeanMetric):
+    """A mean whose sum is rounded alike at each validation of a run in float64, where torchmetrics changes its mind."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.as_tensor(self.mean_value).dtype
+
+
 class Scores(nn.Module):
     """Accumulates over a data set, over all processes, without counting any sample twice.
 
@@ -44,9 +52,7 @@ class Scores(nn.Module):
         super().__init__()
         if classes < 2:
             raise InputError(f"the data has {classes} class; there must be two at least to tell apart")
-        self.student = nn.ModuleDict(
-            {"acc": Accuracy(classes, average="micro", ignore_index=UNKNOWN), "nll": MeanMetric()}
-        )
+        self.student = nn.ModuleDict({"acc": Accuracy(classes, average="micro", ignore_index=UNKNOWN), "nll": Mean()})
         if classes > 10:
             self.student["top5"] = Accuracy(classes, average="micro", top_k=5, ignore_index=UNKNOWN)
         self.student["ece"] = MulticlassCalibrationError(classes, n_bins=15, ignore_index=UNKNOWN)
@@ -55,7 +61,7 @@ class Scores(nn.Module):
         if with_teacher:
             self.teacher["teacher_acc"] = Accuracy(classes, average="micro", ignore_index=UNKNOWN)
             for name in ("teacher_nll", "agreement", "kl"):
-                self.teacher[name] = MeanMetric()
+                self.teacher[name] = Mean()
 
     def update(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> None:
         """Adds logits [B, C] and labels: class numbers [B], -1 where not known, or probabilities [B, C]."""

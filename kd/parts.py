@@ -60,3 +60,9 @@ def optim_of(given: Any) -> Optim | None:
     if callable(given):
         return Optim(given)
     raise InputError(f"optim must say how an optimiser is made, {example} for example, got a {type(given).__name__}")
+
+
+def seed_of(config: Mapping[str, Any]) -> int:
+    """The seed of a run, from its configuration or from what its checkpoints keep of it; 0 where it names none."""
+    inner = config.get("config")
+    return int((inner if isinstance(inner, Mapping) else config).get("seed") or 0)

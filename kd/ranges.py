@@ -14,6 +14,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from kd.cached import Store
+from kd.checkpoints import LAST, PREVIOUS
 from kd.errors import InputError, placed, too_seldom, unknown
 from kd.metrics import Scores
 from kd.modes import mode_of
@@ -107,6 +108,7 @@ def check_monitors(config: Config, classes: int) -> None:
     names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
     names += ["val/knn"] if teacher.get("_target_") == target_of(Momentum) else []
     for key, node in nodes.items():
+        _check_filename(key, node)
         monitor, mode = node.get("monitor"), node.get("mode")
         if mode not in ("min", "max", None) and "monitor" in node:
             raise InputError(f"callbacks.{key}.mode={mode}: {unknown('mode', str(mode), ('min', 'max'))}")
@@ -116,6 +118,15 @@ def check_monitors(config: Config, classes: int) -> None:
             raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
         if monitor is not None and "mode" in node:
             _check_mode(key, str(monitor), mode)
+
+
+def _check_filename(key: str, node: Config) -> None:
+    """Whether a callback's checkpoints have names of their own."""
+    if f"{node.get('filename')}.ckpt" in (LAST, PREVIOUS):
+        raise InputError(
+            f"callbacks.{key}.filename={node['filename']} is the name of the checkpoint from which a run is resumed; "
+            "give another one"
+        )
 
 
 def _check_mode(key: str, monitor: str, mode: str | None) -> None:

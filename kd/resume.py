@@ -12,8 +12,10 @@ import yaml
 
 import kd
 from kd.announce import conclude
+from kd.checkpoints import LAST, resumable
 from kd.errors import InputError, unknown
 from kd.identity import INERT, RESUMABLE, matches
+from kd.ranges import check
 from kd.registry import check_registered, target_of, with_current
 from kd.run import CONFIG, SUMMARY, is_tested, read_summary, require
 from kd.shaping import checked
@@ -67,13 +69,20 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
         raise InputError(f"resume_data={data}: {unknown('choice', data, DATA)}")
     folder, config = Path(run), changed(config_of(run, trust), typed, run)
     about = config.pop("about", None) or {}
-    if (folder / SUMMARY).is_file():
+    trained = (folder / SUMMARY).is_file()
+    if trained:
         summary = read_summary(folder)
         require(summary, folder, "metrics.best", "training.epochs", "training.steps")
+        if summary["training"].get("limits") != limits_of(config):
+            check(config)
         if is_over(summary, config):
-            log.info("resume: %s is finished already; epochs=N goes on for longer", run)
+            log.info("resume: %s is finished already; %s", run, _longer(summary, config))
             conclude(summary, folder)
             return summary
+    if not resumable(folder):
+        if trained:
+            raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
+        log.info("resume: no checkpoint was written in %s yet, so its training begins anew", run)
     return train(config, folder, go_on=True, data_changed=data == "changed", **about)
 
 
@@ -82,6 +91,14 @@ def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     training, limits = summary["training"], limits_of(config)
     reached = limits["max_epochs"] <= training["epochs"] or 0 < limits.get("max_steps", -1) <= training["steps"]
     return is_tested(summary) and (reached or training.get("limits") == limits)
+
+
+def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """How a finished run is resumed for longer, in words."""
+    most = limits_of(config).get("max_steps", -1)
+    if not 0 < most <= summary["training"]["steps"]:
+        return "epochs=N goes on for longer"
+    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, goes on for longer"
 
 
 @cache
@@ -127,7 +144,7 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
             f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
         )
     config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
-    if typed.get("epochs"):
+    if typed.get("epochs") is not None and "trainer.max_epochs" not in typed:
         config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
     return config
 

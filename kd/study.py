@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kd
 from kd import run
-from kd.compare import Cell, check_same, fill, left_of, plan, prepare
+from kd.compare import Cell, check_same, fill, left_of, plan, prepare, teach
 from kd.complaint import judge
 from kd.ending import Failure, bug, told
 from kd.errors import InputError, Stopped
@@ -123,6 +123,9 @@ def compare(words: Sequence[str], plain: Any) -> Failure | None:
         folder = Path(own.study) if own.study else Path("runs/compare") / prepared.name
         for cell in {cell.label: cell for cell in cells if cell not in left_of(cells, folder)}.values():
             check_same(configs[cell.label], folder / cell.folder, prepared.contents[cell.label])
+        if left_of(cells, folder):
+            with _told():
+                teach(configs)  # once nothing is left that could be refused
         folder.mkdir(parents=True, exist_ok=True)
         planned = {"words": list(words), "cells": [asdict(cell) for cell in cells]}
         run.write(folder / "plan.json", json.dumps(planned, indent=1) + "\n")

@@ -13,6 +13,7 @@ import yaml
 from kd import assemble, integrity, place, run
 from kd.announce import announce
 from kd.assemble import Config, members
+from kd.best import moved_to
 from kd.checkpoints import Saved, latest
 from kd.classes import matched
 from kd.distiller import Distiller
@@ -99,13 +100,20 @@ def check_checkpoints(config: Config, folder: Path, found: Saved | None) -> None
     if found is None:
         return
     integrity.check(found.path, found.content, config, files_of(config))
-    best = folder / run.CHECKPOINTS / "best.ckpt"
-    if best.is_file():
+    for best in best_of(found, folder / run.CHECKPOINTS):
         try:
             content = integrity.read(best)
         except integrity.Damaged as error:
             raise InputError(f"{error}; put a copy of it back, or start the run anew") from error
         integrity.check(best, content, config, files_of(config))
+
+
+def best_of(found: Saved, folder: Path) -> list[Path]:
+    """The checkpoints of the best epoch in a folder, whatever their callbacks call them."""
+    states = (found.content.get("callbacks") or {}).values()
+    kept = [(state["best_model_path"], state.get("dirpath")) for state in states if state.get("best_model_path")]
+    paths = {folder / "best.ckpt", *(Path(moved_to(path, before, folder)) for path, before in kept)}
+    return sorted(path for path in paths if path.is_file())
 
 
 def fit(
@@ -120,6 +128,8 @@ def fit(
     about: Config,
 ) -> dict[str, Any]:
     """Trains, and writes what is left behind."""
+    if trainer.precision == "64-true":  # before callbacks copy the weights, and before those of a checkpoint are read
+        distiller.double()
     trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.global_step:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")

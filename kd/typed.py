@@ -9,13 +9,13 @@ from typing import Any
 from kd.errors import InputError
 
 RESUME = ("resume", "resume_data", "trust")
-ADDED = ("callbacks.", "logger.", "trainer.")
+ADDED = ("callbacks.", "logger.", "trainer.", "data.", "student.", "teacher.", "objective.", "optim.")
 
 
 def added(words: Sequence[str]) -> list[str]:
     """The words of a command line, in which an option beside ``resume=`` need not be one of a new run.
 
-    The callbacks of a run, say, are its own; ``++`` lets Hydra take one that the defaults do not have.
+    The callbacks and the data of a run, say, are its own; ``++`` lets Hydra take what the defaults do not have.
     """
     return [_added(word) for word in words] if any(word.startswith("resume=") for word in words) else list(words)
 
