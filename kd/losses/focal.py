@@ -26,8 +26,8 @@ def focal_loss(
         labels: class numbers [B], -1 where not known, or class probabilities [B, C], all 0 where not known.
         gamma: at least 0; how little sure samples count.
         weight: of each class [C], the paper's alpha; the mean is then the weighted one of
-            :func:`~kd.losses.hard.cross_entropy`.
-        shared: as of :func:`~kd.losses.hard.cross_entropy`.
+            :func:`~kd.losses.cross_entropy`.
+        shared: as of :func:`~kd.losses.cross_entropy`.
     """
     known = labelled(labels)
     log_q = F.log_softmax(student, -1)
