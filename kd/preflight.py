@@ -135,6 +135,9 @@ def _returns(student: nn.Module, fresh: Normalized, who: str) -> None:
 def _answers_alike(student: nn.Module, fresh: Normalized, who: str, shape: Sequence[int]) -> None:
     """What was made anew around the same weights gives the same logits."""
     images = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    assert isinstance(student, Normalized)
+    fresh.mean, fresh.std = student.mean, student.std  # which the run folder states, as it does these:
+    fresh.size, fresh.output = student.size, student.output
     fresh.eval()
     first, again = student.eval()(images), student(images)
     if alike(first, again) and not alike(first, fresh(images)):
