@@ -76,3 +76,21 @@ def test_partly_labelled_data_train_on_two_processes_as_on_one(kd_train: Run, tm
     one, two = (load_file(tmp_path / f"{processes}/student.safetensors") for processes in (1, 2))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal"])
+def test_processes_with_unequal_class_weights_train_by_the_weighted_mean_over_all(
+    loss: str, two_processes: list[Tensor]
+) -> None:
+    from kd.losses import focal_loss
+
+    function = {"ce": lambda *args, **kw: cross_entropy(*args, 0.0, **kw), "focal": focal_loss}[loss]
+    torch.manual_seed(0)
+    weight = torch.tensor([1.0, 2.0, 5.0])
+    logits, labels = torch.randn(2, 8, 3), torch.randint(0, 3, (2, 8))
+    values = []
+    for rank in (0, 1):
+        two_processes[:] = [weight[labels[1 - rank]].sum()]
+        values.append(function(logits[rank], labels[rank], weight=weight, shared=True))
+    expected = function(logits.flatten(0, 1), labels.flatten(), weight=weight)
+    torch.testing.assert_close(torch.stack(values).mean(), expected)
