@@ -22,6 +22,7 @@ import kd
 from kd import Batch, Normalized, assemble
 from kd.cli import _register, plain
 from kd.gate import Gate
+from kd.models.weights import Origin
 from kd.monitor import Record
 
 T, ALPHA = 4.0, 0.9
@@ -54,7 +55,8 @@ class Bare:
         batch = next(iter(data.memory.loader("train")))
         images = batch.images.float() / 255 - 0.5
         self.images, self.labels = images.to(device), batch.labels.to(device)
-        teacher, student = (assemble.network(config[side], side, data).net for side in ("teacher", "student"))
+        teacher = assemble.network(config["teacher"], "teacher", data, None, Origin).net
+        student = assemble.network(config["student"], "student", data).net
         self.teacher = settled(teacher, images[:16]).eval().to(device)
         self.student = student.train().to(device)
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
