@@ -120,14 +120,14 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
             raise InputError("no training image has a label, and every term of the objective needs one")
         terms.tell("attach_data", len(labels), labels)
-    kept = {"config": dict(config), "files": files_of({"student": config["student"]})}
+    settings = {"config": dict(config), "files": files_of({"student": config["student"]})}
     shuffle = shuffled(config["teacher"])
     optimiser = optim(config["optim"])
     apart = terms.uses_teacher and config["optim"]["_target_"] == target_of(DOT)
     if apart:
         course = config["trainer"]
         check_trainer(course.get("gradient_clip_val"), course.get("precision"), speed(config).compile)
-    rest = (terms, optimiser, data.shape, data.classes, config["T"], kept, shuffle)
+    rest = (terms, optimiser, data.shape, data.classes, config["T"], settings, shuffle)
     if lives(node := config["teacher"]):
         if apart:
             raise InputError(f"optim=dot needs a teacher that does not change, not teacher={teacher_name(node)}")
@@ -137,9 +137,9 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
 
 def _living(node: Config, student: nn.Module, data: Any) -> nn.Module:
     """A teacher that changes with the student: made from it, or of other students."""
-    kept = ["name", "peers", "min_accuracy", "trainer"]  # the last two are said by debug= for any teacher
-    kept += ["shuffle"] if node["_target_"] == target_of(Moving) else []
-    made = build({key: value for key, value in node.items() if key not in kept}, "teacher", partial=True)
+    wrapper = ["name", "peers", "min_accuracy", "trainer"]  # the last two are said by debug= for any teacher
+    wrapper += ["shuffle"] if node["_target_"] == target_of(Moving) else []
+    made = build({key: value for key, value in node.items() if key not in wrapper}, "teacher", partial=True)
     with placed("teacher"):
         if "peers" not in node:
             return made(student)

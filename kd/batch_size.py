@@ -37,9 +37,9 @@ class BatchSize(BatchSizeFinder):
             return
         super().on_fit_start(trainer, pl_module)
         trainer.strategy.setup_optimizers(trainer)  # their schedule is as long as there are steps
-        found = int(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
-        log.info("batch size: %d, the largest that fits; data.batch_size=%d says so without looking", found, found)
-        _configure(trainer, pl_module, found)
+        size = int(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        log.info("batch size: %d, the largest that fits; data.batch_size=%d says so without looking", size, size)
+        _configure(trainer, pl_module, size)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Evaluation has a batch size of its own, which is not looked for."""

@@ -37,35 +37,35 @@ def choose(trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: R
             callback._copy_average_to_current(module)  # which a run that is resumed at its end has not done
         if isinstance(callback, StochasticWeightAveraging) and _is_averaged(trainer, callback):
             return Choice(None, _averaged(trainer, module, data, record, callback), _words_of_average(callback))
-    kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
-    path = Path(kept.best_model_path) if kept is not None and kept.best_model_path else None
-    if kept is None or path is None or not path.is_file():
-        return Choice(None, record.at(trainer.global_step), _words_of_last(trainer, record, kept))
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    path = Path(best.best_model_path) if best is not None and best.best_model_path else None
+    if best is None or path is None or not path.is_file():
+        return Choice(None, record.at(trainer.global_step), _words_of_last(trainer, record, best))
     content = trainer.strategy.load_checkpoint(path)  # and no more than its weights: callbacks would train on with them
     step = content["global_step"]
     scores = record.at(step)
-    words = _words_of_best(scores, step, record, kept, trainer)
-    return Choice(content["state_dict"], scores, words, kept.monitor)
+    words = _words_of_best(scores, step, record, best, trainer)
+    return Choice(content["state_dict"], scores, words, best.monitor)
 
 
-def _words_of_last(trainer: pl.Trainer, record: Record, kept: ModelCheckpoint | None) -> str:
+def _words_of_last(trainer: pl.Trainer, record: Record, best: ModelCheckpoint | None) -> str:
     if not record.epochs:
         return "of the last epoch; nothing was validated"
     unseen = "" if record.at(trainer.global_step) else ", which was not validated"
-    if kept is None:
+    if best is None:
         return f"of the last epoch{unseen}; no callback keeps the best"
     return f"of the last epoch{unseen}; there is no checkpoint of the best"
 
 
 def _words_of_best(
-    scores: Mapping[str, float], step: int, record: Record, kept: ModelCheckpoint, trainer: pl.Trainer
+    scores: Mapping[str, float], step: int, record: Record, best: ModelCheckpoint, trainer: pl.Trainer
 ) -> str:
-    monitor = str(kept.monitor)
+    monitor = str(best.monitor)
     words = BEST if monitor == "val/acc" else f"{BEST if validated(monitor) else 'at the best epoch'} by {monitor}"
     if not scores:
         words = f"of step {step}, kept by {monitor} and not validated"
     elif monitor in scores:
-        pick = min if kept.mode == "min" else max
+        pick = min if best.mode == "min" else max
         known = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
         top = pick(known, key=lambda row: row[monitor], default=scores)
         if top[monitor] != scores[monitor]:

@@ -60,13 +60,13 @@ def train(
 
 def _train(config: Config, folder: Path, about: Config, data_changed: bool = False) -> dict[str, Any]:
     check(config)
-    found = latest(folder)
+    saved = latest(folder)
     data = assemble.data(config)
     config = resolved(config, data)
-    check_checkpoints(config, folder, found)
+    check_checkpoints(config, folder, saved)
     check_monitors(config, data.classes)
     record, gate = Record(folder / run.HISTORY), Gate(assemble.min_accuracies(config["teacher"]))
-    trainer = assemble.trainer(config, folder, [gate, record], found.content["global_step"] if found else 0)
+    trainer = assemble.trainer(config, folder, [gate, record], saved.content["global_step"] if saved else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
     distiller = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
@@ -76,14 +76,14 @@ def _train(config: Config, folder: Path, about: Config, data_changed: bool = Fal
         teacher = assemble.teacher(config, data, cache=cacheable(distiller.objective))
         with quietly():
             distiller = assemble.distiller(config, data, teacher)
-    if found is not None:
-        place.check(found, data, distiller.teacher_sha256, data_changed)
+    if saved is not None:
+        place.check(saved, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
         about = {**about, "files": files_of(config)}
         run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     try:
-        return fit(config, folder, trainer, distiller, data, record, gate, found and found.path, about)
+        return fit(config, folder, trainer, distiller, data, record, gate, saved and saved.path, about)
     finally:
         for logger in trainer.loggers:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
@@ -91,16 +91,16 @@ def _train(config: Config, folder: Path, about: Config, data_changed: bool = Fal
                 close()  # else the next job of a sweep would go on writing into this one's W&B run
 
 
-def check_checkpoints(config: Config, folder: Path, found: Saved | None) -> None:
+def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None:
     """Whether what a stopped run left is whole and of this configuration, before anything else is done.
 
     Raises:
         InputError: a checkpoint of another run, or a best one that is damaged.
     """
-    if found is None:
+    if saved is None:
         return
-    integrity.check(found.path, found.content, config, files_of(config))
-    for best in best_of(found, folder / run.CHECKPOINTS):
+    integrity.check(saved.path, saved.content, config, files_of(config))
+    for best in best_of(saved, folder / run.CHECKPOINTS):
         try:
             content = integrity.read(best)
         except integrity.Damaged as error:
@@ -108,9 +108,9 @@ def check_checkpoints(config: Config, folder: Path, found: Saved | None) -> None
         integrity.check(best, content, config, files_of(config))
 
 
-def best_of(found: Saved, folder: Path) -> list[Path]:
+def best_of(saved: Saved, folder: Path) -> list[Path]:
     """The checkpoints of the best epoch in a folder, whatever their callbacks call them."""
-    states = (found.content.get("callbacks") or {}).values()
+    states = (saved.content.get("callbacks") or {}).values()
     kept = [(state["best_model_path"], state.get("dirpath")) for state in states if state.get("best_model_path")]
     paths = {folder / "best.ckpt", *(Path(moved_to(path, before, folder)) for path, before in kept)}
     return sorted(path for path in paths if path.is_file())
@@ -148,8 +148,8 @@ def resolved(config: Config, data: Any) -> Config:
     config = {**config, "data": {**config["data"], **getattr(data, "resolved", {})}}
     if lives(node := config["teacher"]):
         return config
-    found = {name: matched(member, assemble.place(name), data) for name, member in members(node).items()}
-    return {**config, "teacher": found.get("", {**node, "members": found} if found else node)}
+    networks = {name: matched(member, assemble.place(name), data) for name, member in members(node).items()}
+    return {**config, "teacher": networks.get("", {**node, "members": networks} if networks else node)}
 
 
 def with_weights(config: Config, data: Any) -> Config:
@@ -161,11 +161,11 @@ def with_weights(config: Config, data: Any) -> Config:
     if "members" in node and node.get("trainer"):
         known = {name: {"trainer": node["trainer"], **own} for name, own in known.items()}
     ready = {name: has_weights(own, assemble.place(name), data) for name, own in known.items()}  # before any is trained
-    found: dict[str, Config] = {}
+    networks: dict[str, Config] = {}
     for name, own in known.items():
         weights = own.get("checkpoint") if ready[name] else str(trained_teacher({**config, "teacher": own}, data))
-        found[name] = {**own, "checkpoint": weights}
-    return found.get("", {**node, "members": found})
+        networks[name] = {**own, "checkpoint": weights}
+    return networks.get("", {**node, "members": networks})
 
 
 def trained_teacher(config: Config, data: Any) -> Path:
