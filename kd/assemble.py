@@ -14,7 +14,6 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from kd import run
 from kd.cached import Cached, Store, cached
 from kd.checkpoints import WholeFiles
 from kd.curves import continued
@@ -37,6 +36,7 @@ from kd.objective import Objective, Term
 from kd.optim import DOT, Optim
 from kd.origin import origin, shuffled, unfilled
 from kd.registry import build, defaults_of, split, target_of
+from kd.run import name_of, network_of, title_of
 from kd.speed import Quick, Speed
 from kd.teacher import Ensemble, Frozen
 
@@ -67,7 +67,7 @@ def network(node: Config, at: str, data: Any, classes: int | None = None, *aroun
     ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
     """
     fitted = untried(node, at, data, classes, *around)
-    check(fitted, at, run.title_of(node), data.shape, classes or data.classes, frozen=Origin in around)
+    check(fitted, at, title_of(node), data.shape, classes or data.classes, frozen=Origin in around)
     return fitted
 
 
@@ -77,7 +77,7 @@ def untried(node: Config, at: str, data: Any, classes: int | None = None, *aroun
     std = getattr(data, "std", None) or [1.0] * data.shape[0]
     own, extra = split(node, at, prepare, *around)
     options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
-    return run.network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
+    return network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
 
 
 def objective(nodes: Config) -> Objective:
@@ -227,7 +227,7 @@ def _cached(config: Config, name: str, frozen: Frozen, data: Any) -> Frozen | Ca
         store = Store(**config["cache"])
     precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
     table = origin(node, place(name)).get("cache", "auto")
-    return cached(frozen, data, table, store, run.name_of(node), precision, answers_key(node))
+    return cached(frozen, data, table, store, name_of(node), precision, answers_key(node))
 
 
 def min_accuracies(node: Config | None) -> dict[str, float | None]:
@@ -262,7 +262,7 @@ def _frozen(node: Config, at: str, data: Any, asked: Config) -> Frozen:
 def hyperparameters(config: Config) -> dict[str, Any]:
     """What the HPARAMS tab shows: the root keys, the networks' names and the options of what shapes the result."""
     shown = {key: config[key] for key in ("T", "alpha", "seed")}
-    shown |= {"student": run.name_of(config["student"]), "teacher": teacher_name(config["teacher"]) or "none"}
+    shown |= {"student": name_of(config["student"]), "teacher": teacher_name(config["teacher"]) or "none"}
     for group in ("objective", "optim", "data"):
         shown |= _flat(config[group], f"{group}.")
     shown["trainer.max_epochs"] = config["trainer"].get("max_epochs")
@@ -271,7 +271,7 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 def teacher_name(node: Config | None) -> str:
     """What the teacher is called: an ensemble by its members."""
-    return "+".join(name or run.name_of(member) for name, member in members(node).items())
+    return "+".join(name or name_of(member) for name, member in members(node).items())
 
 
 def _flat(config: Config, prefix: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 from pytorch_lightning.callbacks import BatchSizeFinder
 
 from kd.checkpoints import WholeFiles
-from kd.run import CONFIG, write
+from kd.run import CONFIG, write_text
 
 log = logging.getLogger(__name__)
 
@@ -59,4 +59,4 @@ def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
     if trainer.is_global_zero and path.is_file():
         known = yaml.safe_load(path.read_text())
         known["data"]["batch_size"] = size
-        write(path, yaml.safe_dump(known, sort_keys=False))
+        write_text(path, yaml.safe_dump(known, sort_keys=False))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd import run
 from kd.errors import InputError, nearest
+from kd.run import STUDENT, names_in, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ def shown(names: Sequence[str], most: int = 8) -> str:
 def _known_to(checkpoint: str) -> tuple[str, ...] | None:
     """The classes of the run that a checkpoint is, or lies in."""
     path = Path(checkpoint)
-    within = path.parent if path.name == run.STUDENT else path.parent.parent if path.suffix == ".ckpt" else path
+    within = path.parent if path.name == STUDENT else path.parent.parent if path.suffix == ".ckpt" else path
     try:
-        return run.names_in(run.read_summary(path if path.is_dir() else within))
+        return names_in(read_summary(path if path.is_dir() else within))
     except InputError:
         return None
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from kd import assemble, run
+from kd import assemble
 from kd.errors import InputError
 from kd.identity import differing, files_of, matches, study_key
 from kd.place import sha256_of
 from kd.ranges import check
+from kd.run import CONFIG, SUMMARY, is_finished, name_of, read_summary
 from kd.train import train, with_weights
 
 SCRATCH = "scratch"
@@ -102,7 +103,7 @@ def prepare(configs: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> P
         contents[label] = sha256_of(data)
         assemble.distiller(config, data, assemble.teacher(config, data, weights=False))
     content = next(contents[label] for label, config in configs.items() if config is first)
-    return Prepared(f"{run.name_of(first['student'])}-{study_key(first, words, content)}", contents)
+    return Prepared(f"{name_of(first['student'])}-{study_key(first, words, content)}", contents)
 
 
 def teach(configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -118,7 +119,7 @@ def _first(configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def fill(config: Mapping[str, Any], folder: Path, objective: str | None) -> dict[str, Any]:
     """Runs one cell, or goes on with it where it was stopped."""
-    if (folder / run.CONFIG).is_file():
+    if (folder / CONFIG).is_file():
         check_same(config, folder)
     changed = config.get("resume_data") == "changed"
     return train(config, folder, go_on=True, data_changed=changed, objective=objective, cell=dict(config["cell"]))
@@ -136,7 +137,7 @@ def check_same(config: Mapping[str, Any], folder: Path, content: str | None = No
         InputError: it is not; the first key that differs is named.
     """
     try:
-        known: dict[str, Any] = yaml.safe_load((folder / run.CONFIG).read_text())
+        known: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
     # a teacher's checkpoint is filled in by the run, and so is what is left to the data
@@ -148,8 +149,8 @@ def check_same(config: Mapping[str, Any], folder: Path, content: str | None = No
         if then.get(key, sha256) != sha256:
             raise InputError(f"{folder} holds a run whose {key} held other weights than now; give another study=")
     summary: dict[str, Any] = {}
-    if content is not None and (folder / run.SUMMARY).is_file():
-        summary = run.read_summary(folder)
+    if content is not None and (folder / SUMMARY).is_file():
+        summary = read_summary(folder)
     if summary and summary["seed"] == config["seed"] and summary["data"].get("sha256", content) != content:
         raise InputError(f"{folder} holds a run on other data than there is now; give another study=")
 
@@ -161,4 +162,4 @@ def _of_teaching(word: str) -> bool:
 
 def left_of(cells: Iterable[Cell], study: Path) -> list[Cell]:
     """The cells that have no finished run yet."""
-    return [cell for cell in cells if not run.is_finished(study / cell.folder)]
+    return [cell for cell in cells if not is_finished(study / cell.folder)]

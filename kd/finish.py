@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from kd import predictor, run
+from kd import predictor
 from kd.announce import conclude
 from kd.assemble import Config
 from kd.choice import choose
@@ -22,6 +22,7 @@ from kd.gate import Gate
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import fingerprint, save, save_tensors
 from kd.monitor import Record
+from kd.run import PREDICTIONS, STUDENT, shown, write_summary
 from kd.summary import limits_of, summarise
 
 log = logging.getLogger(__name__)
@@ -71,13 +72,13 @@ def _course(config: Config, trainer: pl.Trainer, record: Record) -> dict[str, An
 
 def leave_behind(folder: Path, distiller: Distiller, summary: dict[str, Any]) -> None:
     """Writes the student and, last of all, the summary."""
-    (folder / run.PREDICTIONS).unlink(missing_ok=True)  # of a shorter run, of another student
+    (folder / PREDICTIONS).unlink(missing_ok=True)  # of a shorter run, of another student
     summary["student"]["sha256"] = fingerprint(bare(distiller.student))
     about = {key: json.dumps(summary["student"][key]) for key in ("name", "config", *Pixels._fields)}
-    save(bare(distiller.student), folder / run.STUDENT, metadata=about)
+    save(bare(distiller.student), folder / STUDENT, metadata=about)
     if (term := distiller.objective.predictor) is not None:
         predictor.keep(term, folder)
-    run.write_summary(folder, summary)
+    write_summary(folder, summary)
 
 
 def measure(folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, summary: dict[str, Any]) -> None:
@@ -97,8 +98,8 @@ def measure(folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, 
     predictions = distiller.predictions.compute()
     if trainer.is_global_zero:
         if predictions:
-            save_tensors(predictions, folder / run.PREDICTIONS)
-        run.write_summary(folder, summary)
+            save_tensors(predictions, folder / PREDICTIONS)
+        write_summary(folder, summary)
 
 
 def _failed(error: Exception, folder: Path, trainer: pl.Trainer, summary: dict[str, Any]) -> None:
@@ -106,9 +107,9 @@ def _failed(error: Exception, folder: Path, trainer: pl.Trainer, summary: dict[s
     if not trainer.is_global_zero:
         return
     summary["metrics"]["untested"] = (str(error).strip() or type(error).__name__).splitlines()[0]
-    run.write_summary(folder, summary)
+    write_summary(folder, summary)
     if not isinstance(error, Stopped):  # which says itself how to go on
-        later = command("kd-evaluate", run=run.shown(folder))
+        later = command("kd-evaluate", run=shown(folder))
         log.warning(
             "test: it failed; the trained student is kept, and once the cause is mended it is measured by: %s", later
         )

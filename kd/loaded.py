@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import kd.data.folder  # noqa: F401 (registers what reads pictures from files)
-from kd import run
 from kd.data.decode import PLAIN, File, Reading, decode, pixels
 from kd.data.images import images_of
 from kd.errors import InputError
 from kd.registry import modules, sources
+from kd.run import load_student, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
         InputError: no finished run, or a student that is not registered and not trusted; and of the student, images
             that are no pixels.
     """
-    student = run.load(folder, trust)
-    data = run.read_summary(Path(folder))["data"]
+    student = load_student(folder, trust)
+    data = read_summary(Path(folder))["data"]
     student.register_forward_pre_hook(Pixels(list(data["shape"])))
     names = student.classes or list(map(str, range(data["classes"])))
     preparation = preparation_of(data), reading_of(data)

@@ -20,7 +20,7 @@ from kd.data.adapt import images_in
 from kd.errors import InputError
 from kd.losses.cross_entropy import class_of
 from kd.place import validation_batches
-from kd.run import write
+from kd.run import write_text
 
 LAYOUT = {
     "distillation": {
@@ -95,7 +95,7 @@ class Record(Callback):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.epochs)
-        write(self.file, text.getvalue())
+        write_text(self.file, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "seconds": self.seconds, "images": self.images}

@@ -48,7 +48,7 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all.
 
     Raises:
@@ -119,7 +119,7 @@ def _entered(folder: Path) -> bool:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes ``summary.json``; its schema is in docs/run-folder.md."""
-    write(folder / SUMMARY, json.dumps({"format_version": FORMAT, **summary}, indent=2) + "\n")
+    write_text(folder / SUMMARY, json.dumps({"format_version": FORMAT, **summary}, indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _check_described(student: Mapping[str, Any], written: Mapping[str, Any], fol
             )
 
 
-def load(folder: str | Path, trust: bool = False) -> nn.Module:
+def load_student(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
     Its attribute ``net`` is the bare network, and ``classes`` the names of the classes, None where the run's data

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import kd
-from kd import run
 from kd.compare import Cell, check_same, fill, left_of, plan, prepare, teach
 from kd.complaint import judge
 from kd.ending import Failure, bug, told
 from kd.errors import InputError, Stopped
 from kd.processes import Job
+from kd.run import write_text
 
 HELP = """kd-compare answers whether distillation helped: one teacher, a student from scratch and one for each
 objective, for each seed, on the same budget and the same batches; then a table, verdicts and report.html.
@@ -128,7 +128,7 @@ def compare(words: Sequence[str], plain: Any) -> Failure | None:
                 teach(configs)  # once nothing is left that could be refused
         folder.mkdir(parents=True, exist_ok=True)
         planned = {"words": list(words), "cells": [asdict(cell) for cell in cells]}
-        run.write(folder / "plan.json", json.dumps(planned, indent=1) + "\n")
+        write_text(folder / "plan.json", json.dumps(planned, indent=1) + "\n")
         failed = launch(cells, folder, rest)
     if failed and len(left_of(cells, folder)) == len(cells):
         return failed[0]

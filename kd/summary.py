@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kd import assemble, classes, predictor, run
+from kd import assemble, classes, predictor
 from kd.assemble import Config
 from kd.data.folder import Folder
 from kd.data.module import Data
@@ -16,6 +16,7 @@ from kd.living import lives
 from kd.models.weights import Origin, prepare
 from kd.monitor import Record
 from kd.registry import split
+from kd.run import name_of, size_of, versions
 from kd.teacher import fingerprints
 
 
@@ -37,7 +38,7 @@ def summarise(
     content |= {"names": list(names)} if names is not None else {}
     return {
         "task": config["task"],
-        "versions": run.versions(),
+        "versions": versions(),
         "seed": config["seed"],
         "data": {"config": config["data"], **content},
         "student": student,
@@ -50,13 +51,13 @@ def summarise(
 
 def _network(node: Config, network: Any, shape: list[int], *around: Any) -> dict[str, Any]:
     return {
-        "name": run.name_of(node),
-        "config": split(node, run.name_of(node), *around)[0],
+        "name": name_of(node),
+        "config": split(node, name_of(node), *around)[0],
         "mean": [round(m, 6) for m in network.mean.flatten().tolist()],
         "std": [round(s, 6) for s in network.std.flatten().tolist()],
         "size": network.size,
         "output": network.output,
-        **run.size_of(network, shape),
+        **size_of(network, shape),
     }
 
 
@@ -91,7 +92,7 @@ def _member(
     accuracy: Mapping[str, float],
     around: tuple[Any, ...],
 ) -> dict[str, Any]:
-    options = split(node, run.name_of(node), *around)[1]
+    options = split(node, name_of(node), *around)[1]
     return {
         **_network(node, network, shape, *around),
         "classes": options.get("classes"),

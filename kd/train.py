@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
-from kd import assemble, integrity, place, run
+from kd import assemble, integrity, place
 from kd.announce import announce
 from kd.assemble import Config, members
 from kd.best import moved_to
@@ -28,6 +28,7 @@ from kd.objective import Objective
 from kd.preflight import preflight
 from kd.ranges import check, check_batches, check_monitors
 from kd.recipe import has_weights, recipe_of, start_of
+from kd.run import CHECKPOINTS, CONFIG, HISTORY, SUMMARY, held, name_of, write_text
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def train(
         TrainingFailed: numbers that are not finite, a full disk.
         Stopped: a signal; the state is saved.
     """
-    with run.held(folder, new=not go_on):
+    with held(folder, new=not go_on):
         return _train(config, folder, about, data_changed)
 
 
@@ -65,7 +66,7 @@ def _train(config: Config, folder: Path, about: Config, data_changed: bool = Fal
     config = resolved(config, data)
     check_checkpoints(config, folder, saved)
     check_monitors(config, data.classes)
-    record, gate = Record(folder / run.HISTORY), Gate(assemble.min_accuracies(config["teacher"]))
+    record, gate = Record(folder / HISTORY), Gate(assemble.min_accuracies(config["teacher"]))
     trainer = assemble.trainer(config, folder, [gate, record], saved.content["global_step"] if saved else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
@@ -80,7 +81,7 @@ def _train(config: Config, folder: Path, about: Config, data_changed: bool = Fal
         place.check(saved, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
         about = {**about, "files": files_of(config)}
-        run.write(folder / run.CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
+        write_text(folder / CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
     announce(config, distiller, data, trainer, folder)
     try:
         return fit(config, folder, trainer, distiller, data, record, gate, saved and saved.path, about)
@@ -100,7 +101,7 @@ def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None
     if saved is None:
         return
     integrity.check(saved.path, saved.content, config, files_of(config))
-    for best in best_of(saved, folder / run.CHECKPOINTS):
+    for best in best_of(saved, folder / CHECKPOINTS):
         try:
             content = integrity.read(best)
         except integrity.Damaged as error:
@@ -173,13 +174,13 @@ def trained_teacher(config: Config, data: Any) -> Path:
     recipe = recipe_of(config)
     if recipe["data"] != config["data"]:
         data = assemble.data(recipe)
-    name = f"{run.name_of(recipe['student'])}-{teacher_key(recipe, data, start_of(recipe, data))}"
+    name = f"{name_of(recipe['student'])}-{teacher_key(recipe, data, start_of(recipe, data))}"
     folder = Path(recipe["teachers"]) / name
-    if (folder / run.SUMMARY).is_file():
+    if (folder / SUMMARY).is_file():
         log.info("teacher: reused from %s", folder)
         return folder
-    with run.held(folder, wait=True):
-        if (folder / run.SUMMARY).is_file():  # by the process that was waited for
+    with held(folder, wait=True):
+        if (folder / SUMMARY).is_file():  # by the process that was waited for
             return folder
         how = "its training was stopped and goes on" if latest(folder) else "no checkpoint, so it is trained first"
         log.info("teacher: %s, %d epochs, once; kept in %s", how, recipe["trainer"]["max_epochs"], folder)

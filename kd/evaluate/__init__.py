@@ -17,7 +17,7 @@ from kd.evaluate.supply import supply
 from kd.evaluate.table import show
 from kd.evaluate.teacher import teacher_of
 from kd.restore import PARTS, Restored, restore
-from kd.run import versions, write
+from kd.run import versions, write_text
 
 FILE = "evaluation.json"
 PROBE = ("student.head=new", "student.freeze=backbone", "teacher=none", "objective=ce")
@@ -123,4 +123,4 @@ def leave(result: Mapping[str, Any], folder: Path) -> None:
     diagrams.confusion(result["confusion"], names, folder / "confusion.png")
     rows = ",\n".join(f"    {json.dumps(row)}" for row in result["confusion"])
     text = json.dumps({**result, "confusion": "ROWS"}, indent=2, allow_nan=False)
-    write(folder / FILE, text.replace('"ROWS"', f"[\n{rows}\n  ]") + "\n")
+    write_text(folder / FILE, text.replace('"ROWS"', f"[\n{rows}\n  ]") + "\n")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from kd import run
 from kd.announce import console_for, shown
 from kd.report import tables
 from kd.report.page import render
 from kd.report.study import Study, commands, study
 from kd.report.table import Table, escaped
+from kd.run import write_text
 
 __all__ = ["Report", "write"]
 
@@ -67,9 +67,9 @@ def write(runs: Path, out: Path) -> Report:
     found = report.study
     page = render(found)
     out.mkdir(parents=True, exist_ok=True)
-    run.write(out / RESULTS, tables.results(found))
-    run.write(out / MARKDOWN, _text(report))
-    run.write(out / PAGE, page)
+    write_text(out / RESULTS, tables.results(found))
+    write_text(out / MARKDOWN, _text(report))
+    write_text(out / PAGE, page)
     return report
 
 
