@@ -22,7 +22,8 @@ from hydra import compose, initialize_config_dir
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory, assemble
-from kd.cli import _register, plain
+from kd.cli.root import _register
+from kd.process.compose import plain
 
 OBJECTIVES = sorted(path.stem for path in (kd.CONFIG_DIR / "objective").glob("*.yaml"))
 

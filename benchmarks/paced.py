@@ -20,10 +20,11 @@ from torch import nn
 
 import kd
 from kd import Batch, Normalized, assemble
-from kd.cli import _register, plain
+from kd.callbacks.history import Record
+from kd.cli.root import _register
+from kd.distill.spec import Origin
 from kd.gate import Gate
-from kd.models.weights import Origin
-from kd.monitor import Record
+from kd.process.compose import plain
 
 T, ALPHA = 4.0, 0.9
 

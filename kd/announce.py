@@ -21,14 +21,18 @@ from kd.command import path_argument
 from kd.data.folder import Folder
 from kd.data.memory import Memory
 from kd.data.module import Data
+from kd.distill.ensemble import Ensemble
+from kd.distill.spec import Origin
+from kd.distill.teacher import Hidden
 from kd.distiller import Distiller
+from kd.files import shown
 from kd.living import lives
-from kd.models.weights import Origin, prepare
+from kd.models.weights import prepare
 from kd.objective import Term
 from kd.optim import Optim
 from kd.registry import losses, models, optimisers, shadowed, sources
-from kd.run import name_of, shown, size_of
-from kd.teacher import Ensemble, Hidden
+from kd.run import size_of
+from kd.run_folder.network import name_of
 
 log = logging.getLogger(__name__)
 COARSE = 2.0  # standard error of val/acc, in points, from which on it is said

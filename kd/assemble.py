@@ -15,11 +15,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from kd.cached import Cached, Store, cached
-from kd.checkpoints import WholeFiles
+from kd.callbacks.checkpoint import WholeFiles
 from kd.curves import continued
 from kd.data.memory import Memory
 from kd.data.module import Data
 from kd.data.own import adopted
+from kd.distill.ensemble import Ensemble
+from kd.distill.mean_teacher import Moving
+from kd.distill.spec import Origin, origin, shuffled, unfilled
+from kd.distill.teacher import Frozen
 from kd.distiller import Distiller
 from kd.dot import DOTDistiller, check_trainer
 from kd.errors import InputError, placed, unknown
@@ -28,17 +32,14 @@ from kd.identity import answers_key, files_of
 from kd.living import DISTILLERS, lives
 from kd.models.check import check
 from kd.models.normalized import Normalized, bare
-from kd.models.weights import Origin, fingerprint, outputs_of, prepare
+from kd.models.weights import fingerprint, outputs_of, prepare
 from kd.modes import mode_of
-from kd.moving import Moving
 from kd.mutual import nodes_of
 from kd.objective import Objective, Term
 from kd.optim import DOT, Optim
-from kd.origin import origin, shuffled, unfilled
 from kd.registry import build, defaults_of, split, target_of
-from kd.run import name_of, network_of, title_of
+from kd.run_folder.network import name_of, network_of, title_of
 from kd.speed import Quick, Speed
-from kd.teacher import Ensemble, Frozen
 
 Config = Mapping[str, Any]
 Teacher = Frozen | Cached | Ensemble

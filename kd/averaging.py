@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
-from kd.moving import check_decay
+from kd.distill.mean_teacher import check_decay
 
 
 class EMA(WeightAveraging):

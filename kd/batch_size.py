@@ -10,8 +10,9 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import BatchSizeFinder
 
-from kd.checkpoints import WholeFiles
-from kd.run import CONFIG, write_text
+from kd.callbacks.checkpoint import WholeFiles
+from kd.files import write_text
+from kd.run_folder.layout import CONFIG
 
 log = logging.getLogger(__name__)
 

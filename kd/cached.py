@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.data.cache import DTYPES, Table
+from kd.distill.teacher import Frozen, Hidden
 from kd.errors import InputError, unknown
 from kd.identity import structure_key
 from kd.models.normalized import Normalized, bare
-from kd.teacher import Frozen, Hidden
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
+from kd.callbacks.history import Record
 from kd.modes import validated
-from kd.monitor import Record
 
 BEST = "at the best validation epoch"
 

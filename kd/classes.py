@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import InputError, nearest
-from kd.run import STUDENT, names_in, read_summary
+from kd.run_folder.layout import STUDENT
+from kd.run_folder.summary import names_in, read_summary
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,9 @@ from kd.errors import InputError
 from kd.identity import differing, files_of, matches, study_key
 from kd.place import sha256_of
 from kd.ranges import check
-from kd.run import CONFIG, SUMMARY, is_finished, name_of, read_summary
+from kd.run_folder.layout import CONFIG, SUMMARY
+from kd.run_folder.network import name_of
+from kd.run_folder.summary import is_finished, read_summary
 from kd.train import train, with_weights
 
 SCRATCH = "scratch"

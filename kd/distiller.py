@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd.cached import Cached
-from kd.checkpoints import FORMAT
 from kd.data.adapt import Adapter
 from kd.data.batch import Batch
-from kd.data.streams import STEP
+from kd.distill.ensemble import Ensemble
+from kd.distill.teacher import Frozen, Hidden, fingerprints
 from kd.errors import InputError
-from kd.hashing import hashed
 from kd.losses.cross_entropy import class_of, entropy, labelled
 from kd.losses.divergences import kl, soft_cross_entropy
 from kd.metrics import Predictions, Scores
@@ -28,9 +27,10 @@ from kd.optim import Optim
 from kd.parts import objective_of, optim_of, seed_of, teacher_of
 from kd.place import begin_average, go_on, keep_loader, place_of, set_rates, sha256_of, unfinish
 from kd.pretraining import Stage, begin_anew, stage_of
-from kd.run import versions
+from kd.rng import STEP, hashed
+from kd.run_folder.checkpoints import FORMAT
+from kd.run_folder.layout import versions
 from kd.taps import Taps, tried
-from kd.teacher import Ensemble, Frozen, Hidden, fingerprints
 from kd.term_check import check_terms
 
 log = logging.getLogger(__name__)

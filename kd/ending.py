@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd import processes
-from kd.complaint import judge
-from kd.processes import Job
+from kd.process.classify import judge
+from kd.process.job import Job
 
 TRACEBACK = "traceback.txt"
 

@@ -14,15 +14,17 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from kd import predictor
 from kd.announce import conclude
 from kd.assemble import Config
+from kd.callbacks.history import Record
 from kd.choice import choose
 from kd.command import command
 from kd.distiller import Distiller
 from kd.errors import Stopped
+from kd.files import shown
 from kd.gate import Gate
 from kd.models.normalized import Pixels, bare
 from kd.models.weights import fingerprint, save, save_tensors
-from kd.monitor import Record
-from kd.run import PREDICTIONS, STUDENT, shown, write_summary
+from kd.run_folder.layout import PREDICTIONS, STUDENT
+from kd.run_folder.summary import write_summary
 from kd.summary import limits_of, summarise
 
 log = logging.getLogger(__name__)

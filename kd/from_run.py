@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kd.distill.spec import Origin
 from kd.errors import InputError
-from kd.models.weights import Origin, prepare
+from kd.models.weights import prepare
 from kd.registry import check_registered, models, split
-from kd.run import SUMMARY, name_of, read_summary, require
+from kd.run_folder.layout import SUMMARY
+from kd.run_folder.network import name_of
+from kd.run_folder.summary import read_summary, require
 
 FROM_A_LIBRARY = {"weights": None, "pretrained": False}  # the run folder has weights of its own
 

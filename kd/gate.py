@@ -12,11 +12,12 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from kd.data.batch import Batch
+from kd.distill.ensemble import Ensemble
+from kd.distill.teacher import Hidden
 from kd.errors import InputError
 from kd.losses.cross_entropy import class_of
 from kd.models.normalized import bare
 from kd.place import validation_batches
-from kd.teacher import Ensemble, Hidden
 
 log = logging.getLogger(__name__)
 

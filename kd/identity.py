@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from kd.distill.spec import Origin
 from kd.errors import InputError
 from kd.models.normalized import Pixels
-from kd.models.weights import Origin, prepare
+from kd.models.weights import prepare
 from kd.registry import split, with_current
 from kd.source import code_of, code_of_classes, content_of, with_content
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kd.moving import Moving, MovingDistiller
+from kd.distill.mean_teacher import Moving, MovingDistiller
 from kd.mutual import MutualDistiller, Peers
 from kd.registry import target_of
 from kd.ressl import Momentum, ReSSLDistiller

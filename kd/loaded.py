@@ -16,7 +16,8 @@ from kd.data.decode import PLAIN, File, Reading, decode, pixels
 from kd.data.images import images_of
 from kd.errors import InputError
 from kd.registry import modules, sources
-from kd.run import load_student, read_summary
+from kd.run_folder.student import load_student
+from kd.run_folder.summary import read_summary
 
 log = logging.getLogger(__name__)
 

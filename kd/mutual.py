@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.distill.teacher import Living
 from kd.distiller import Distiller
 from kd.errors import InputError, at_place
 from kd.losses.cross_entropy import class_of
 from kd.metrics import UNKNOWN, Accuracy
-from kd.moving import Living
 from kd.registry import models, target_of
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from kd.distill.teacher import Asked, Frozen
 from kd.errors import InputError
 from kd.objective import Objective, Term
 from kd.optim import Optim
-from kd.teacher import Asked, Frozen
 
 
 def teacher_of(given: Any) -> Any:

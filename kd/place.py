@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import StochasticWeightAveraging, Timer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kd.checkpoints import Saved
 from kd.data.batch import Batch
 from kd.data.loader import batches_of
 from kd.errors import InputError
-from kd.run import versions
+from kd.run_folder.checkpoints import Saved
+from kd.run_folder.layout import versions
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from kd.data.batch import Batch
 from kd.data.folder import Folder
 from kd.data.module import Data
 from kd.data.pictures import Decoded
+from kd.distill.spec import unfilled
 from kd.distiller import Distiller
 from kd.errors import InputError, placed
 from kd.metrics import Scores
@@ -29,8 +30,7 @@ from kd.models.containers import Weights
 from kd.models.cost import size_of
 from kd.models.normalized import Normalized, bare
 from kd.models.weights import fill, fingerprint, serialised
-from kd.origin import unfilled
-from kd.run import title_of
+from kd.run_folder.network import title_of
 
 Config = Mapping[str, Any]
 IMAGES = 2  # of a batch that is tried
@@ -72,7 +72,7 @@ def _proven(what: str, mend: str = "") -> Iterator[None]:
     try:
         yield
     except KNOWN as error:
-        from kd.complaint import judge
+        from kd.process.classify import judge
 
         if judge(error)[1] is not None:
             raise

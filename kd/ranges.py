@@ -14,13 +14,13 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from kd.cached import Store
-from kd.checkpoints import LAST, PREVIOUS
 from kd.errors import InputError, placed, too_seldom, unknown
 from kd.metrics import Scores
 from kd.modes import mode_of
 from kd.mutual import nodes_of
 from kd.registry import defaults_of, target_of
 from kd.ressl import Momentum
+from kd.run_folder.checkpoints import LAST, PREVIOUS
 
 Config = Mapping[str, Any]
 

@@ -12,13 +12,13 @@ import yaml
 
 import kd
 from kd import assemble
+from kd.distill.spec import Origin, origin
 from kd.errors import InputError
 from kd.identity import MACHINE, STEP, WATCHING
 from kd.models.check import quietly
 from kd.models.normalized import Pixels, bare
-from kd.models.weights import Origin, fingerprint, prepare
+from kd.models.weights import fingerprint, prepare
 from kd.modes import mode_of
-from kd.origin import origin
 from kd.registry import models, split
 
 Config = Mapping[str, Any]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from kd.data.augment import permutation
 from kd.data.batch import Batch
 from kd.data.module import Data
+from kd.distill.mean_teacher import check_decay, follow
 from kd.distiller import Distiller
 from kd.errors import InputError
 from kd.models.check import copied
 from kd.models.normalized import bare
 from kd.models.weights import heads_of
-from kd.moving import check_decay, follow
 from kd.objective import Objective
 from kd.optim import Optim
 from kd.taps import Taps

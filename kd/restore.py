@@ -20,11 +20,12 @@ from kd.data.layout import NONE, WORDS, layout
 from kd.data.listing import lacks_training
 from kd.data.memory import Loader
 from kd.data.module import Data
+from kd.distill.ensemble import Ensemble
 from kd.errors import InputError, unknown
 from kd.losses.cross_entropy import class_of
 from kd.registry import check_registered, modules, named_by, sources, target_of
-from kd.run import load, names_in, read_summary, require
-from kd.teacher import Ensemble
+from kd.run import load
+from kd.run_folder.summary import names_in, read_summary, require
 
 PARTS = ("test", "val", "train")
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"

@@ -12,15 +12,16 @@ import yaml
 
 import kd
 from kd.announce import conclude
-from kd.checkpoints import LAST, resumable
+from kd.distill.ensemble import Ensemble
 from kd.errors import InputError, unknown
 from kd.identity import INERT, RESUMABLE, matches
 from kd.ranges import check
 from kd.registry import check_registered, target_of, with_current
-from kd.run import CONFIG, SUMMARY, is_tested, read_summary, require
+from kd.run_folder.checkpoints import LAST, resumable
+from kd.run_folder.layout import CONFIG, SUMMARY
+from kd.run_folder.summary import is_tested, read_summary, require
 from kd.shaping import checked
 from kd.summary import limits_of
-from kd.teacher import Ensemble
 from kd.train import train
 
 log = logging.getLogger(__name__)

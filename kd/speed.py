@@ -15,11 +15,12 @@ from torch import Tensor
 
 from kd.cached import Cached
 from kd.data.batch import Batch
+from kd.distill.ensemble import Ensemble
+from kd.distill.teacher import Asked, Frozen, Hidden
 from kd.errors import InputError, unknown
 from kd.models.faster import CLOSE, faster, takes_channels_last
 from kd.models.recompute import recompute
 from kd.place import validation_batches
-from kd.teacher import Asked, Ensemble, Frozen, Hidden
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kd
 from kd.compare import Cell, check_same, fill, left_of, plan, prepare, teach
-from kd.complaint import judge
 from kd.ending import Failure, bug, told
 from kd.errors import InputError, Stopped
-from kd.processes import Job
-from kd.run import write_text
+from kd.files import write_text
+from kd.process.classify import judge
+from kd.process.job import Job
 
 HELP = """kd-compare answers whether distillation helped: one teacher, a student from scratch and one for each
 objective, for each seed, on the same budget and the same batches; then a table, verdicts and report.html.
@@ -168,7 +168,7 @@ def _for_hydra(words: Sequence[str]) -> list[str]:
 
 
 def _job(config: DictConfig) -> float | Failure | None:
-    from kd.cli import job_of, plain
+    from kd.process.compose import job_of, plain
 
     runtime = HydraConfig.get().runtime
     with job_of(config, swept=True) as job, told(job):

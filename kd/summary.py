@@ -9,15 +9,18 @@ from torch import nn
 
 from kd import assemble, classes, predictor
 from kd.assemble import Config
+from kd.callbacks.history import Record
 from kd.data.folder import Folder
 from kd.data.module import Data
+from kd.distill.spec import Origin
+from kd.distill.teacher import fingerprints
 from kd.distiller import Distiller
 from kd.living import lives
-from kd.models.weights import Origin, prepare
-from kd.monitor import Record
+from kd.models.weights import prepare
 from kd.registry import split
-from kd.run import name_of, size_of, versions
-from kd.teacher import fingerprints
+from kd.run import size_of
+from kd.run_folder.layout import versions
+from kd.run_folder.network import name_of
 
 
 def summarise(

@@ -14,21 +14,23 @@ from kd import assemble, integrity, place
 from kd.announce import announce
 from kd.assemble import Config, members
 from kd.best import moved_to
-from kd.checkpoints import Saved, latest
+from kd.callbacks.history import Record
 from kd.classes import matched
 from kd.distiller import Distiller
 from kd.errors import InputError, Stopped
+from kd.files import write_text
 from kd.finish import finish
 from kd.gate import Gate
 from kd.identity import files_of, teacher_key
 from kd.living import lives
 from kd.models.check import quietly
-from kd.monitor import Record
 from kd.objective import Objective
 from kd.preflight import preflight
 from kd.ranges import check, check_batches, check_monitors
 from kd.recipe import has_weights, recipe_of, start_of
-from kd.run import CHECKPOINTS, CONFIG, HISTORY, SUMMARY, held, name_of, write_text
+from kd.run_folder.checkpoints import Saved, latest
+from kd.run_folder.layout import CHECKPOINTS, CONFIG, HISTORY, SUMMARY, held
+from kd.run_folder.network import name_of
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kd.errors import InputError
 from kd.from_run import network_of
-from kd.run import SUMMARY
+from kd.run_folder.layout import SUMMARY
 
 CHOICE = "from_run"  # of the group teacher: whatever the overrides after it say
 CHOOSING = ("teacher", "experiment", "sweep", "resume")  # words that choose the teacher's network

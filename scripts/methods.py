@@ -22,7 +22,8 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 
 import kd  # noqa: E402
 from kd import Arrays, Data, Distiller, Memory, Objective, assemble  # noqa: E402
-from kd.cli import _register, plain  # noqa: E402
+from kd.cli.root import _register
+from kd.process.compose import plain
 
 HEAD = """# Methods
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from forked import kd_train_in
 
-from kd.checkpoints import latest
+from kd.run_folder.checkpoints import latest
 
 HERE = Path(__file__).parent
 WORDS = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd import Arrays, Batch, Memory
 from kd.data.augment import crop_flip, view_count, views
 from kd.errors import InputError
-from kd.hashing import hashed
+from kd.rng import hashed
 
 SHAPE = (3, 12, 10)
 COUNT = 96

@@ -26,9 +26,9 @@ from test_data import make_folder, make_idx
 from trained import trained
 
 import kd
-from kd.complaint import judge
 from kd.ending import Ended, told
 from kd.errors import InputError, Stopped, TrainingFailed
+from kd.process.classify import judge
 
 BASE = {
     "data": "synthetic",

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from trained import QUIET, trained
 
 import kd
-from kd.cli import _register, plain
+from kd.cli.root import _register
 from kd.modes import mode_of
+from kd.process.compose import plain
 from kd.train import train
 
 SMALL = (

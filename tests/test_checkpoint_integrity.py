@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from stopping import launched
 from trained import trained
 
-from kd.checkpoints import WholeFiles, latest
+from kd.callbacks.checkpoint import WholeFiles
 from kd.errors import InputError
 from kd.integrity import Damaged, read, sealed
+from kd.run_folder.checkpoints import latest
 
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=140", "data.test=60")
 TAUGHT = (*SMALL, "data.batch_size=16", "teacher=none", "objective=ce", "epochs=1")

@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory, assemble
-from kd.cli import _register, plain
+from kd.cli.root import _register
 from kd.compare import plan
+from kd.process.compose import plain
 from kd.study import _composed, asked_of
 
 NAMES = {

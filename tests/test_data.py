@@ -14,7 +14,7 @@ import kd
 from kd import Arrays, Batch, Memory
 from kd.data.augment import crop_flip, permutation, view_count, views
 from kd.errors import InputError
-from kd.hashing import hashed
+from kd.rng import hashed
 
 
 def arrays(count: int = 60, classes: int = 3, size: int = 6) -> Arrays:

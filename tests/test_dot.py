@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trained import trained
 
 from kd import Arrays, Data, Distiller, Frozen, InputError, Memory, Objective, Optim, Term
-from kd.checkpoints import WholeFiles
+from kd.callbacks.checkpoint import WholeFiles
 from kd.dot import DOTDistiller
 from kd.losses import CE, KL
 from kd.optim import DOT, sgd

@@ -25,7 +25,7 @@ from kd import InputError
 from kd.evaluate import evaluate
 from kd.export import export
 from kd.report import write
-from kd.run import is_finished
+from kd.run_folder.summary import is_finished
 
 FAIL = "+callbacks.fail._target_=test_failed_test.Fail"
 FOLDER = (

@@ -16,9 +16,10 @@ from hydra import compose, initialize_config_dir
 import kd
 from kd import assemble
 from kd.cached import Store, digest, key_of
-from kd.cli import _register, plain
+from kd.cli.root import _register
 from kd.errors import InputError
 from kd.identity import MACHINE, RESUMABLE, STEP, answers_key, check_run, shaping, study_key, teacher_key
+from kd.process.compose import plain
 from kd.recipe import recipe_of
 
 Config = dict[str, Any]

@@ -16,7 +16,8 @@ from forked import kd_train_in
 from stopping import WORDS, finite, launched
 
 import kd
-from kd.checkpoints import Last, WholeFiles, latest
+from kd.callbacks.checkpoint import Last, WholeFiles
+from kd.run_folder.checkpoints import latest
 
 HERE = Path(__file__).parent
 

@@ -11,10 +11,10 @@ import kd.data.folder  # noqa: F401 (registers it)
 from kd import assemble
 from kd.averaging import EMA
 from kd.best import Best
-from kd.cli import _register
+from kd.callbacks.history import Record
+from kd.cli.root import _register
 from kd.finite import Finite
 from kd.gate import Gate
-from kd.monitor import Record
 from kd.registry import build, losses, models, modules, optimisers, sources
 
 PATHS = (Path(__file__).parent / "formats/dotted_paths.txt").read_text().split()

@@ -17,8 +17,8 @@ from trained import trained
 
 import kd
 from kd import Objective, Optim, Term
+from kd.distill.mean_teacher import Moving, MovingDistiller
 from kd.losses import CE, KL
-from kd.moving import Moving, MovingDistiller
 from kd.mutual import MutualDistiller, Peers, nodes_of
 from kd.report import write
 

@@ -15,9 +15,9 @@ from trained import trained
 import kd
 import kd.cli
 from kd.announce import conclude
-from kd.complaint import judge
 from kd.from_run import network_of
-from kd.run import read_summary
+from kd.process.classify import judge
+from kd.run_folder.summary import read_summary
 
 HERE = __name__
 SMALL = (

@@ -23,7 +23,7 @@ from kd.models.cost import size_of
 from kd.models.faster import takes_channels_last
 from kd.models.normalized import Normalized
 from kd.models.outputs import logits_of
-from kd.run import read_summary
+from kd.run_folder.summary import read_summary
 
 HERE = __name__
 SMALL = (

@@ -18,7 +18,7 @@ import kd
 import kd.preflight
 from kd import assemble
 from kd.errors import InputError
-from kd.run import read_summary
+from kd.run_folder.summary import read_summary
 
 HERE = __name__
 SMALL = (

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from stopping import launched
 
-from kd.cli import Root
+from kd.cli.root import Root
 from kd.command import command, override, path_argument
 
 NAMES = (

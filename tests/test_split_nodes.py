@@ -16,11 +16,11 @@ from trained import trained
 import kd
 from kd import assemble
 from kd.data.memory import Memory
+from kd.distill.spec import Origin, origin
 from kd.errors import InputError
-from kd.models.weights import Origin, prepare
+from kd.models.weights import prepare
 from kd.objective import Term
 from kd.optim import Optim
-from kd.origin import origin
 from kd.registry import MISSING, defaults_of, models, shadowed, split
 
 HERE = __name__
@@ -230,7 +230,7 @@ def test_a_clash_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_an_imported_network_is_called_by_its_function_s_name() -> None:
-    from kd.run import name_of
+    from kd.run_folder.network import name_of
 
     assert name_of({"_target_": "kd.models.hub.import_path", "path": "pkg.nets:small"}) == "small"
     assert name_of({"_target_": "kd.models.hub.timm", "name": "resnet10t"}) == "resnet10t"

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from trained import trained
 
 import kd
-from kd.cli import _register, plain
+from kd.cli.root import _register
 from kd.compare import check_same, prepare
 from kd.errors import InputError
+from kd.process.compose import plain
 
 SMALL = (
     *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=120", "data.test=40"),

@@ -8,7 +8,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 import kd
-from kd.cli import _register, plain
+from kd.cli.root import _register
+from kd.process.compose import plain
 from kd.train import train
 
 QUIET = ("trainer.enable_progress_bar=false", "logger=none")

@@ -17,9 +17,8 @@ from torch import Tensor
 from kd.data.boxes import Erasing, centred_square, random_boxes
 from kd.data.jitter import Jitter
 from kd.data.resize import ResizedCrop
-from kd.data.streams import ORDER, TRANSFORM, VIEW, VIEWS
 from kd.errors import InputError, unknown
-from kd.hashing import below, hashed
+from kd.rng import ORDER, TRANSFORM, VIEW, VIEWS, below, hashed
 
 if TYPE_CHECKING:
     from kd.data.transforms import PerSample

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kd.data.resident import PerDevice
-from kd.data.streams import ERASE
 from kd.errors import InputError
-from kd.hashing import below, hashed
+from kd.rng import ERASE, below, hashed
 
 STEPS = 64
 

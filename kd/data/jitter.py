@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.data.streams import JITTER
 from kd.errors import InputError
-from kd.hashing import below, hashed
+from kd.rng import JITTER, below, hashed
 
 ONE = 256
 

@@ -18,9 +18,8 @@ from kd.data.mixing import Mixing
 from kd.data.resident import PerDevice
 from kd.data.sampler import check_sampler, rounds
 from kd.data.split import Subset, split, statistics
-from kd.data.streams import WEAK
 from kd.errors import InputError
-from kd.hashing import below, hashed
+from kd.rng import WEAK, below, hashed
 
 
 class Memory:

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from kd.data.boxes import box_mask
 from kd.data.resident import PerDevice
-from kd.data.streams import MIX
 from kd.errors import InputError
-from kd.hashing import below, hashed
+from kd.rng import MIX, below, hashed
 
 ONE = 2**16
 

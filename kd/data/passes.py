@@ -16,9 +16,8 @@ from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kd.data.streams import ORDER
 from kd.errors import InputError
-from kd.hashing import hashed
+from kd.rng import ORDER, hashed
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from kd.data.batch import Batch
 from kd.data.decode import PLAIN, File, Reading, decode
 from kd.data.loader import shard
 from kd.data.sampler import balanced, rounds
-from kd.data.streams import TRANSFORM, VIEW, VIEWS
 from kd.data.transforms import described, seeds_kept, transform_of
 from kd.errors import InputError, unknown
-from kd.hashing import below, hashed
+from kd.rng import TRANSFORM, VIEW, VIEWS, below, hashed
 
 CROPS = ("resized", "centre")
 Key = tuple[int, int, int]  # position, view (-1: not counted), seed

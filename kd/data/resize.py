@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kd.data.boxes import crop_boxes
 from kd.data.resident import PerDevice
-from kd.data.streams import CROP
-from kd.hashing import below, hashed
+from kd.rng import CROP, below, hashed
 
 
 class ResizedCrop:

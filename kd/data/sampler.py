@@ -7,9 +7,8 @@ from torch import Tensor
 
 from kd.data.augment import permutation
 from kd.data.split import UNLABELLED
-from kd.data.streams import BALANCE
 from kd.errors import InputError, unknown
-from kd.hashing import hashed
+from kd.rng import BALANCE, hashed
 
 SAMPLERS = ("balanced",)
 

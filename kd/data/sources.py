@@ -11,8 +11,8 @@ from torch import Tensor
 from kd.data.batch import Arrays
 from kd.data.files import cifar, idx
 from kd.errors import InputError
-from kd.hashing import hashed
 from kd.registry import sources
+from kd.rng import hashed
 
 DIGITS = tuple("0123456789")
 FASHION = (

@@ -16,8 +16,9 @@ from kd.evaluate.measure import Evaluation, answer
 from kd.evaluate.supply import supply
 from kd.evaluate.table import show
 from kd.evaluate.teacher import teacher_of
+from kd.files import write_text
 from kd.restore import PARTS, Restored, restore
-from kd.run import versions, write_text
+from kd.run_folder.layout import versions
 
 FILE = "evaluation.json"
 PROBE = ("student.head=new", "student.freeze=backbone", "teacher=none", "objective=ce")

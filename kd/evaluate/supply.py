@@ -7,7 +7,7 @@ from typing import Any
 
 from kd.place import sha256_of
 from kd.restore import Restored
-from kd.run import write_summary
+from kd.run_folder.summary import write_summary
 
 
 def supply(found: Restored, result: Mapping[str, Any], own: bool) -> None:

@@ -11,12 +11,13 @@ import torch
 import yaml
 
 from kd import assemble
+from kd.distill.ensemble import Ensemble
 from kd.errors import InputError
 from kd.living import DISTILLERS, lives
 from kd.registry import check_registered, named_by
 from kd.restore import Restored
-from kd.run import CONFIG, STUDENT, require
-from kd.teacher import Ensemble
+from kd.run_folder.layout import CONFIG, STUDENT
+from kd.run_folder.summary import require
 
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 

@@ -20,7 +20,7 @@ from kd.export.check import exported, quantised
 from kd.export.formats import Format, chosen
 from kd.export.page import markdown
 from kd.restore import Restored, restore
-from kd.run import require
+from kd.run_folder.summary import require
 
 CARDS = ("card.json", "card.md")
 SAID = (

@@ -13,7 +13,9 @@ from kd.announce import shown
 from kd.export.formats import INPUT, Format
 from kd.loaded import preparation_of
 from kd.restore import Restored, data_name
-from kd.run import FORMAT, names_in, size_of, versions
+from kd.run import size_of
+from kd.run_folder.layout import FORMAT, versions
+from kd.run_folder.summary import names_in
 
 PLACES = ("root", "download")  # of a data node: no business of who gets the card
 

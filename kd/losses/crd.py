@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.hashing import mix
 from kd.losses._pairs import Embeddings, Layers, vectors
 from kd.losses._reduce import check
 from kd.registry import losses
+from kd.rng import mix
 
 
 def crd_scores(anchor: Tensor, memory: Tensor, contrast: Tensor, T: float = 0.07) -> Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from kd.announce import console_for, shown
+from kd.files import write_text
 from kd.report import tables
 from kd.report.page import render
 from kd.report.study import Study, commands, study
 from kd.report.table import Table, escaped
-from kd.run import write_text
 
 __all__ = ["Report", "write"]
 

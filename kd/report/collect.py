@@ -16,7 +16,8 @@ import yaml
 
 from kd.errors import InputError
 from kd.registry import with_current
-from kd.run import HISTORY, SUMMARY, read_summary
+from kd.run_folder.layout import HISTORY, SUMMARY
+from kd.run_folder.summary import read_summary
 
 CONFIG = "config.yaml"
 PLAN = "plan.json"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from kd.errors import InputError
-from kd.run import PREDICTIONS
+from kd.run_folder.layout import PREDICTIONS
 
 BINS = 15
 Array = NDArray[np.floating]

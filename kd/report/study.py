@@ -17,7 +17,7 @@ from kd.report.evidence import Evidence, evidence
 from kd.report.groups import Group, flag_of, groups
 from kd.report.images import StudyImages
 from kd.report.verdicts import Gain, Sweep, Teacher, gains, sweeps, teachers
-from kd.run import names_in
+from kd.run_folder.summary import names_in
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,16 +19,12 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
 from kd import integrity
-from kd.best import Best as Best  # by this name in configurations
 from kd.command import command
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
+from kd.files import shown
 from kd.identity import files_of
-from kd.run import CHECKPOINTS, shown
+from kd.run_folder.checkpoints import LAST, PREVIOUS
 
-log = logging.getLogger(__name__)
-
-FORMAT = 1
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 PATIENCE = 10.0  # seconds that a validation may go on after a signal
 
 
@@ -236,42 +231,6 @@ def room_for(module: nn.Module, folder: Path) -> None:
     if free < needed:
         sizes = f"{free / 1e6:.1f} MB are free, two checkpoints need about {needed / 1e6:.1f} MB"
         raise InputError(f"{folder}: no space left for checkpoints: {sizes}; give another hydra.run.dir")
-
-
-class Saved(NamedTuple):
-    """A checkpoint's file and what it holds."""
-
-    path: Path
-    content: dict[str, Any]
-
-
-def resumable(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder from which a run can be resumed, the newest first, whatever they hold."""
-    return [path for name in (LAST, PREVIOUS) if (path := folder / CHECKPOINTS / name).is_file()]
-
-
-def latest(folder: Path) -> Saved | None:
-    """The newest whole checkpoint of a run folder; None if there never was one.
-
-    Raises:
-        InputError: none of those there can be read, or it is none of kd's, or of a later version of kd.
-    """
-    found = resumable(folder)
-    for path in found:
-        try:
-            content = integrity.read(path)
-        except integrity.Damaged as error:
-            log.warning("%s; trying the one before", error)
-            continue
-        about = content.get("kd") if isinstance(content, dict) else None
-        if not isinstance(about, dict) or not isinstance(about.get("format_version"), int):
-            raise InputError(f"{path} is no checkpoint of a run of kd, so training cannot go on from it")
-        if about["format_version"] > FORMAT:
-            raise InputError(f"{path} has format {about['format_version']}, written by a later version of kd")
-        return Saved(path, content)
-    if found:
-        raise InputError(f"{found[0]} is damaged or cut off, and there is no other whole checkpoint beside it")
-    return None
 
 
 def _validates(trainer: pl.Trainer) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -18,53 +17,21 @@ from typing import Any
 import torch.distributed
 
 from kd.errors import TrainingFailed
+from kd.process.ranks import LAUNCH, SWEPT, is_child, launch, rank, started_outside
 
 PATIENCE = 8.0  # seconds that a process waits for another one to say why it ended, or to end
-LAUNCH, SWEPT = "KD_LAUNCH", "KD_SWEPT"  # what children inherit: their parent's launch; the folder of a sweep's job
+
+
 SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCH, SWEPT)
-LAUNCHES = (  # what torchrun and SLURM tell each launch's processes
-    "TORCHELASTIC_RUN_ID",
-    "TORCHELASTIC_RESTART_COUNT",
-    "MASTER_PORT",
-    "SLURM_JOB_ID",
-    "SLURM_STEP_ID",
-    "SLURM_RESTART_COUNT",
-)
+
+
 LOST = r"gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe|timed out waiting|socket timeout"
-
-
-def started_outside() -> bool:
-    """Whether torchrun or SLURM started this process, beside others."""
-    slurm = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    tasks = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_NTASKS", "1")
-    return ("TORCHELASTIC_RUN_ID" in os.environ or slurm) and int(tasks) > 1
-
-
-def rank() -> int:
-    """This process's number among those of its job, 0 for the first or only one."""
-    names = ("RANK", "SLURM_PROCID") if started_outside() else ("LOCAL_RANK",)
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
-
-
-def is_child() -> bool:
-    """Whether Lightning started this process for a job of another one."""
-    return LAUNCH in os.environ and not started_outside() and rank() > 0
 
 
 def _launchers() -> Any:
     from pytorch_lightning.strategies.launchers import subprocess_script  # Lightning takes seconds to import
 
     return subprocess_script
-
-
-def launch() -> str:
-    """A name that all processes of one launch know, and those of no other."""
-    if not started_outside():
-        return os.environ.get(LAUNCH, "")
-    told = [os.environ.get(name, "") for name in LAUNCHES]
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
-        told.append(str(os.getppid()))  # on one machine they have one parent
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 class Job:

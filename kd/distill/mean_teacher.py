@@ -9,15 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.distill.teacher import Living
 from kd.distiller import Distiller
 from kd.errors import InputError
 from kd.models.check import copied
 from kd.taps import Taps
-from kd.teacher import Asked
-
-
-class Living(Asked):
-    """A teacher that is part of the training: unlike a frozen one it is a module among others, and in checkpoints."""
 
 
 class Moving(Living):

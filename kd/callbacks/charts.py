@@ -1,26 +1,20 @@
-"""Callbacks that only watch: the record of scores, TensorBoard's layout and pictures, throughput."""
+"""TensorBoard: layout, hyper-parameters, and the images on which teacher and student disagree."""
 
 from __future__ import annotations
 
-import csv
-import io
-import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd.board import board
-from kd.data.adapt import images_in
 from kd.errors import InputError
 from kd.losses.cross_entropy import class_of
 from kd.place import validation_batches
-from kd.run import write_text
 
 LAYOUT = {
     "distillation": {
@@ -34,75 +28,6 @@ LAYOUT = {
         "agreement with the teacher": ["Multiline", ["^val/agreement$"]],
     }
 }
-
-
-class Record(Callback):
-    """Keeps every validation's scores, the time taken and the count of images; they travel with checkpoints.
-
-    Attributes:
-        images: training images over all processes, each as often as it was seen.
-
-    Args:
-        file: where the scores are also written as CSV, after each validation; None for nowhere.
-    """
-
-    def __init__(self, file: Path | None = None) -> None:
-        self.file = file
-        self.epochs: list[dict[str, float]] = []
-        self.images = 0
-        self._before = 0.0
-        self._since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """How long training has taken, also before a run was stopped and gone on with."""
-        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.perf_counter()
-        if self.epochs:
-            self._write(trainer)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._before, self._since = self.seconds, None
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.images += images_in(batch) * trainer.world_size
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            known = trainer.callback_metrics.items()
-            scores = {k: float(v) for k, v in known if k.startswith(("val/", "teacher/")) and k != "teacher/entropy"}
-            self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
-            self._write(trainer)
-
-    def last(self) -> dict[str, float]:
-        """The scores of the last validation; empty if there was none."""
-        return self.epochs[-1] if self.epochs else {}
-
-    def at(self, step: int) -> dict[str, float]:
-        """The scores of the weights after ``step`` optimiser steps; empty if they were not validated."""
-        return next((scores for scores in self.epochs if scores["step"] == step), {})
-
-    def _write(self, trainer: pl.Trainer) -> None:
-        """All scores as CSV, anew each time, so that a resumed run has none twice."""
-        if self.file is None or not trainer.is_global_zero:
-            return
-        columns = list(dict.fromkeys(key for scores in self.epochs for key in scores))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.epochs)
-        write_text(self.file, text.getvalue())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "seconds": self.seconds, "images": self.images}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs, self._before = list(state_dict["epochs"]), float(state_dict["seconds"])
-        self.images = int(state_dict.get("images", 0))
 
 
 class Charts(Callback):
@@ -141,26 +66,6 @@ class Charts(Callback):
             for tag, source in {**self.OWN, **self.TAUGHT}.items():
                 if writer is not None and source in trainer.callback_metrics:  # at the last step that is done
                     writer.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step - 1)
-
-
-class Throughput(Callback):
-    """Logs ``time/images_per_s``, over all processes, since the last time it was logged."""
-
-    def __init__(self) -> None:
-        self._images, self._since = 0, 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._images, self._since = 0, time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._images += images_in(batch) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            now = time.perf_counter()
-            rate = self._images / max(now - self._since, 1e-9)
-            pl_module.log("time/images_per_s", rate, prog_bar=True)
-            self._images, self._since = 0, now
 
 
 class Pictures(Callback):
@@ -203,22 +108,6 @@ class Pictures(Callback):
             return None
         order = torch.cat(scores).argsort(descending=True)[: self.images]
         return torch.cat(images)[order], torch.cat(words)[order]
-
-
-class Bar(RichProgressBar):
-    """Lightning's progress bar without the version number, with short names."""
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        short = {
-            "train/loss": "loss",
-            "train/acc": "acc",
-            "val/acc": "val",
-            "time/images_per_s": "img/s",
-            "time/cache_hits": "hits",
-        }
-        metrics = super().get_metrics(trainer, pl_module)
-        shown = {short[name]: value for name, value in metrics.items() if name in short}
-        return {name: f"{value:.0f}" if name == "img/s" else value for name, value in shown.items()}
 
 
 def confusion_picture(counts: Tensor, size: int = 480) -> Tensor:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +17,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-import kd
-import kd.data
-import kd.losses
-import kd.models
 import kd.optim
 from kd import processes
-from kd.complaint import check_words
+from kd.cli.overrides import check_words
+from kd.cli.root import _register
 from kd.ending import Ended, say, told
 from kd.errors import NO_SPACE, InputError
-from kd.models.weights import Origin
-from kd.modes import mode_of
-from kd.processes import Job
-from kd.registry import defaults_of, load_plugins, models, node_of, optimisers
-from kd.teacher import Ensemble
+from kd.process.compose import SAVED, job_of, plain
+from kd.registry import load_plugins, node_of
 from kd.typed import added, resume_of, typed_of
-
-SAVED = ".hydra/config.yaml"
-
-
-@dataclass
-class Root:
-    """The root keys and their types; ``configs/train.yaml`` gives their values."""
-
-    task: str = MISSING
-    T: float = MISSING
-    alpha: float = MISSING
-    seed: int = MISSING
-    epochs: int = MISSING
-    init_epochs: int = MISSING
-    teachers: str = MISSING
-    cache: Any = MISSING
-    pair: Any = MISSING
-    data: Any = MISSING
-    student: Any = MISSING
-    teacher: Any = None
-    objective: Any = MISSING
-    optim: Any = MISSING
-    trainer: Any = MISSING
-    speed: Any = MISSING
-    logger: Any = MISSING
-    callbacks: Any = MISSING
-    cell: Any = None
-    nan: str = MISSING
-    resume: str | None = None
-    resume_data: str = "same"
-    trust: bool = False
 
 
 def train() -> None:
@@ -138,19 +96,6 @@ def _function(name: str, function: Callable[..., Any]) -> None:
     _command(name, lambda config: function(**plain(config)))
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration as resolved plain containers.
-
-    Raises:
-        InputError: a value is still missing; its key is named.
-    """
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise InputError(f"{missing[0]} must be given")
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
-
-
 def _command(name: str, task: Callable[[DictConfig], Any]) -> None:
     """Runs a Hydra command. Hydra is asked to raise, not to print, so that kd decides what is shown."""
 
@@ -183,15 +128,6 @@ def _check_shared(words: list[Override]) -> None:
         )
 
 
-def job_of(config: DictConfig, swept: bool) -> Job:
-    """The job that Hydra is about to run; if it is one of a sweep, its configuration is where its processes find it."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if swept and not (folder / SAVED).is_file():
-        (folder / SAVED).parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / SAVED)
-    return Job(folder, swept)
-
-
 def _prepare() -> list[Override]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script, unlike python -m, does not see the user's files
@@ -213,59 +149,6 @@ def _quieten() -> None:
         where = str(Path(swept) / SAVED)
         sys.argv[1:] = ["--config-path", os.path.dirname(where), "--config-name", "config", f'hydra.run.dir="{swept}"']
     sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-
-
-def _register() -> None:
-    signals = "pytorch_lightning.trainer.connectors.signal_connector"
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed", signals):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it complains of is raised as well
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen backbone is meant to be
-    OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
-    OmegaConf.register_new_resolver("for_optim", _for_optim, replace=True)
-    OmegaConf.register_new_resolver("by_term", _by_term, replace=True)
-    OmegaConf.register_new_resolver("kd_mode", mode_of, replace=True)
-    OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
-    store = ConfigStore.instance()
-    # Hydra copies the whole store for each of its questions, a hundred times for --help; nodes are copied when read
-    store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
-    store.store(name="root", node=Root, provider="kd")
-    if {"-h", "--help"} & set(sys.argv):  # names suffice, and Lightning takes seconds to import
-        store.store(group="module", name="folder", node={}, provider="kd")
-    else:
-        import kd.data.folder  # noqa: F401 (registers it)
-    store.store(group="teacher", name="none", node={"_target_": None}, provider="kd")
-    from_run = {"_target_": MISSING, **defaults_of(Origin)}
-    store.store(group="teacher", name="from_run", node=from_run, provider="kd")
-    ensemble = {"_target_": "kd.teacher.Ensemble", "members": {}, **defaults_of(Ensemble)}
-    store.store(
-        group="teacher",
-        name="ensemble",
-        node=ensemble | {"T": "${T}", "min_accuracy": None, "shuffle": False, "trainer": None},
-        provider="kd",
-    )
-
-
-def _for_optim(name: str, value: Any, *, _node_: Any, _parent_: DictConfig) -> Any:
-    """A recipe's value of an optimiser's option: another optimiser keeps its own default; DOT is a kind of SGD."""
-    target = _parent_.get("_target_")
-    known = {"dot": "sgd"}
-    here = optimisers.name_of(target)
-    if target is None or here == name or known.get(str(here)) == name:
-        return value
-    return defaults_of(get_object(target)).get(_node_._key(), value)
-
-
-def _by_term(values: DictConfig, otherwise: Any, *, _root_: DictConfig) -> Any:
-    """A recipe's value for the first of these terms that the objective has."""
-    return next((value for name, value in values.items() if name in _root_.objective), otherwise)
-
-
-def _networks() -> str:
-    """The networks and what their documentation says first, for ``--help``."""
-    documented = {name: (inspect.getdoc(models[name]) or "").partition("\n")[0] for name in models}
-    return "\n".join(f"  {name:12} {line}" for name, line in sorted(documented.items()))
 
 
 def report() -> None:

@@ -1,0 +1,110 @@
+"""Several teachers that answer as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.data.resident import PerDevice
+from kd.distill.teacher import Hidden
+from kd.errors import InputError, unknown
+
+AVERAGES = ("probabilities", "logits")
+
+
+class Ensemble(Hidden):
+    """Several teachers that answer as one.
+
+    Args:
+        members: frozen or cached teachers by name; each has its own normalisation and columns.
+        average: ``probabilities``, the weighted mean of softmax(z / T), given as the logits
+            ``T * log(mean)``, so that a term with the same T sees exactly that mean; or ``logits``, whose softmax
+            is the normalised geometric mean. Hinton et al. 2015 (arXiv:1503.02531), section 1, name both.
+        weights: one number for each member, normalised to a sum of 1; equal if None.
+        confidence: multiplies each member's weight by exp(-H(p)) of its own answer at T = 1, for each image:
+            a member that is sure counts more. Unlike the weights of CA-MKD (arXiv:2201.00007), which come from the
+            label, these exist in validation and for unlabelled images as well.
+        T: temperature of the averaged probabilities.
+
+    Layers of a member are tapped as ``member/layer``.
+
+    Raises:
+        InputError: fewer than two members, an unknown average, or weights that are not positive numbers.
+    """
+
+    members: dict[str, Any]
+    log_shares: PerDevice
+
+    def __init__(
+        self,
+        members: Mapping[str, Any],
+        average: str = "probabilities",
+        weights: Sequence[float] | None = None,
+        confidence: bool = False,
+        T: float = 4.0,
+    ) -> None:
+        super().__init__({name: member.network for name, member in members.items()})
+        if len(members) < 2:
+            raise InputError(f"an ensemble has two members at least, got {', '.join(members) or 'none'}")
+        if average not in AVERAGES:
+            raise unknown("average", average, AVERAGES)
+        share = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+        if len(share) != len(members) or not all(0 < weight < float("inf") for weight in share):
+            raise InputError(f"weights needs a positive number for each of the {len(members)} members, got {weights}")
+        self.__dict__["members"] = dict(members)
+        self.average, self.confidence, self.T = average, confidence, T
+        self.shares = [weight / sum(share) for weight in share]
+        self.__dict__["log_shares"] = PerDevice(torch.tensor(self.shares).log())
+
+    def held(self) -> list[nn.Module]:
+        return [network for member in self.members.values() for network in member.held()]
+
+    def describe(self) -> str:
+        """The mean in words, with its weights."""
+        shares = ", ".join(f"{name} {share:.3g}" for name, share in zip(self.members, self.shares))
+        mean = f"of probabilities at T={self.T:g}" if self.average == "probabilities" else "of logits"
+        return f"ensemble, mean {mean}, weights {shares}{', times exp(-entropy)' if self.confidence else ''}"
+
+    def settle(self) -> None:
+        for member in self.members.values():
+            member.settle()
+
+    def keep(self) -> None:
+        for member in self.members.values():
+            member.keep()
+
+    def logged(self) -> dict[str, float]:
+        known = [member.logged() for member in self.members.values()]
+        return {key: sum(each.get(key, 0.0) for each in known) / len(known) for key in known[0]}
+
+    def tap(self, layers: Iterable[str]) -> None:
+        """Names layers as ``member/layer``, in place of those named before."""
+        wanted: dict[str, list[str]] = {name: [] for name in self.members}
+        for layer in layers:
+            name, _, inner = layer.partition("/")
+            if name not in wanted or not inner:
+                raise unknown("layer of an ensemble (write member/layer)", layer, [f"{n}/..." for n in self.members])
+            wanted[name].append(inner)
+        for name, inner_layers in wanted.items():
+            self.members[name].tap(inner_layers)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``{"": the mean as logits [B, C], member/layer: tensor, ...}``, without gradient."""
+        answers = {name: member(batch) for name, member in self.members.items()}
+        tapped = {f"{name}/{layer}": t for name, own in answers.items() for layer, t in own.items() if layer}
+        return {"": self.mean([own[""] for own in answers.values()]), **tapped}
+
+    def mean(self, logits: Sequence[Tensor]) -> Tensor:
+        """The members' logits [B, C] as one."""
+        stacked = torch.stack([z.float() for z in logits])
+        weights = self.log_shares.on(stacked.device)[0][:, None].expand(-1, stacked.shape[1])
+        if self.confidence:
+            logp = stacked.log_softmax(-1)
+            weights = (weights + (logp.exp() * logp).sum(-1)).log_softmax(0)
+        if self.average == "logits":
+            return (weights.exp()[..., None] * stacked).sum(0)
+        return self.T * torch.logsumexp((stacked / self.T).log_softmax(-1) + weights[..., None], 0)

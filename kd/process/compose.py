@@ -1,0 +1,36 @@
+"""A composed configuration as plain containers, and the job that Hydra runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from kd.errors import InputError
+from kd.process.job import Job
+
+SAVED = ".hydra/config.yaml"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as resolved plain containers.
+
+    Raises:
+        InputError: a value is still missing; its key is named.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise InputError(f"{missing[0]} must be given")
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def job_of(config: DictConfig, swept: bool) -> Job:
+    """The job that Hydra is about to run; if it is one of a sweep, its configuration is where its processes find it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if swept and not (folder / SAVED).is_file():
+        (folder / SAVED).parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / SAVED)
+    return Job(folder, swept)

@@ -1,0 +1,70 @@
+"""``summary.json``: written, read, and checked for the keys that a reader needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kd.errors import InputError
+from kd.files import write_text
+from kd.run_folder.layout import FORMAT, SUMMARY
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Writes ``summary.json``; its schema is in docs/run-folder.md."""
+    write_text(folder / SUMMARY, json.dumps({"format_version": FORMAT, **summary}, indent=2) + "\n")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Reads a run's ``summary.json``.
+
+    Raises:
+        InputError: no finished run in the folder, or one from a later version of kd.
+    """
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged") from error
+    number = summary.get("format_version") if isinstance(summary, dict) else None
+    if not isinstance(number, int):
+        raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged")
+    if number > FORMAT:
+        raise InputError(f"{path} was written by a later version of kd")
+    return summary
+
+
+def is_tested(summary: Mapping[str, Any]) -> bool:
+    """Whether a run's test part has been measured, or there is none."""
+    return summary["metrics"].get("test") is not None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder's run was trained and tested to its end, by a summary that is there."""
+    try:
+        return (folder / SUMMARY).is_file() and is_tested(read_summary(folder))
+    except (InputError, KeyError, TypeError, AttributeError):  # whoever reads it says what is wrong with it
+        return True
+
+
+def names_in(summary: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a run was trained on; None if its summary names none, as before there were any."""
+    data = summary.get("data")
+    names = data.get("names") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(names, list) or len(names) != data.get("classes"):
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
+
+
+def require(summary: Mapping[str, Any], folder: Path, *keys: str) -> None:
+    """Checks that a summary, which anyone may have written, says ``part.key`` for each of ``keys``.
+
+    Raises:
+        InputError: a key is absent; it is named.
+    """
+    for key in keys:
+        part, _, name = key.partition(".")
+        if part not in summary or (name and not (isinstance(summary[part], dict) and name in summary[part])):
+            raise InputError(f"{folder / SUMMARY} is damaged: it does not say {key}")
