@@ -17,7 +17,7 @@ from machine import has_bf16
 from torch import Tensor, nn
 
 import kd
-from kd.models.faster import faster
+from kd.models.inference import for_inference
 
 BATCH = 64
 TEACHERS = ("resnet56", "wrn_40_2", "resnet32x4")
@@ -41,10 +41,10 @@ def forwards(device: torch.device, turns: Any, summed: Any, rounds: int = 25) ->
         ):
             if "bf16" in title and not has_bf16(device):
                 continue
-            runner, _ = faster(network, images, fold, last, dtype)
+            runner, _ = for_inference(network, images, fold, last, dtype)
             ways[title] = _way(runner, images, torch.no_grad(), *[lower] * ("autocast" in title))
         if has_bf16(device):
-            whole = faster(network, images, True, True, None)[0].to(torch.bfloat16)
+            whole = for_inference(network, images, True, True, None)[0].to(torch.bfloat16)
             ways["the default, all of it in bf16, without autocast"] = _way(whole, images.bfloat16(), torch.no_grad())
         found[name] = summed(turns(ways, rounds), "as written")
     return found

@@ -22,7 +22,7 @@ from objectives import seconds
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, Memory, Normalized, Objective, Term
-from kd.cached import Store, cached
+from kd.distill.cached import CacheOptions, cached
 from kd.losses import CE, KL
 
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
@@ -35,7 +35,7 @@ def step_of(kind: str, pair: tuple[str, str], data: Data, batches: Iterator[Batc
     teacher, student = (Normalized(kd.models[name](classes=100), data.mean, data.std) for name in pair)
     frozen = None if kind == "student" else Frozen(teacher)
     if frozen is not None and kind != "live":
-        frozen = cached(frozen, data, "auto", Store(root=str(root / kind)), pair[0], "32-true")  # type: ignore[assignment]
+        frozen = cached(frozen, data, "auto", CacheOptions(root=str(root / kind)), pair[0], "32-true")  # type: ignore[assignment]
     terms = {"ce": Term(CE(), 0.1)} | ({} if frozen is None else {"kd": Term(KL(T=4.0), 0.9)})
     distiller = Distiller(student, frozen, Objective(terms), None, data.shape, data.classes).train()
     optimiser = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9)

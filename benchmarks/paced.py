@@ -19,19 +19,20 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 import kd
-from kd import Batch, Normalized, assemble
-from kd.callbacks.history import Record
-from kd.cli.root import _register
-from kd.distill.spec import Origin
-from kd.gate import Gate
+from kd import Batch, Normalized
+from kd.callbacks.history import History
+from kd.callbacks.teacher_gate import TeacherGate
+from kd.cli.root import register
+from kd.distill.teacher_options import TeacherOptions
 from kd.process.compose import plain
+from kd.train import assemble
 
 T, ALPHA = 4.0, 0.9
 
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The configuration of kd-train as plain containers."""
-    _register()
+    register()
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         return plain(compose("train", list(overrides)))
 
@@ -56,7 +57,7 @@ class Bare:
         batch = next(iter(data.memory.loader("train")))
         images = batch.images.float() / 255 - 0.5
         self.images, self.labels = images.to(device), batch.labels.to(device)
-        teacher = assemble.network(config["teacher"], "teacher", data, None, Origin).net
+        teacher = assemble.network(config["teacher"], "teacher", data, None, TeacherOptions).net
         student = assemble.network(config["student"], "student", data).net
         self.teacher = settled(teacher, images[:16]).eval().to(device)
         self.student = student.train().to(device)
@@ -94,7 +95,7 @@ class Fit:
             if networks is not None:
                 network.net.load_state_dict(networks.teacher.state_dict())
         self.distiller = assemble.distiller(config, data, teacher)
-        self.trainer = assemble.trainer(config, self.folder, [Gate({"": 0.0}), Record()])
+        self.trainer = assemble.trainer(config, self.folder, [TeacherGate({"": 0.0}), History()])
         self.stack = greenlet(self._run)
         self.stack.switch()
 

@@ -18,19 +18,19 @@ CONFIG_DIR = next(p for p in (_here / "configs", _here.parent / "configs") if (p
 _PUBLIC = {
     "Batch": "kd.data.batch",
     "Arrays": "kd.data.batch",
-    "Data": "kd.data.module",
+    "Data": "kd.data.datamodule",
     "Memory": "kd.data.memory",
-    "Distiller": "kd.distiller",
-    "Ensemble": "kd.teacher",
-    "Frozen": "kd.teacher",
-    "Gate": "kd.gate",
+    "Distiller": "kd.distill.distiller",
+    "Ensemble": "kd.distill.ensemble",
+    "Frozen": "kd.distill.teacher",
+    "Gate": "kd.callbacks.teacher_gate:TeacherGate",
     "InputError": "kd.errors",
     "Normalized": "kd.models.normalized",
-    "Objective": "kd.objective",
+    "Objective": "kd.distill.objective",
     "Optim": "kd.optim",
-    "Taps": "kd.taps",
-    "Term": "kd.objective",
-    "load": "kd.loaded",
+    "Taps": "kd.distill.taps",
+    "Term": "kd.distill.objective",
+    "load": "kd.run_folder.load",
 }
 _PACKAGES = ("data", "losses", "models")
 
@@ -39,7 +39,8 @@ __all__ = ["CONFIG_DIR", "__version__", *_PUBLIC, *_PACKAGES]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        module, _, attribute = _PUBLIC[name].partition(":")
+        return getattr(import_module(module), attribute or name)
     if name in _PACKAGES:
         return import_module(f"kd.{name}")
     raise AttributeError(f"module 'kd' has no attribute {name!r}")

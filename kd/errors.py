@@ -36,15 +36,15 @@ def disk_fault(error: BaseException | None) -> OSError | None:
 
 
 @contextmanager
-def placed(at: str) -> Iterator[None]:
+def located(at: str) -> Iterator[None]:
     """Puts the place in the configuration before whatever a constructor complains of."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise at_place(at, error) from error
+        raise with_key(at, error) from error
 
 
-def at_place(at: str, error: BaseException) -> InputError:
+def with_key(at: str, error: BaseException) -> InputError:
     """The first line of ``error`` after its place, unless it names the place itself."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(line if line.startswith(at) else f"{at}: {line}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from kd.errors import NO_SPACE, TrainingFailed
 
 
-def shown(folder: Path) -> Path:
+def relative(folder: Path) -> Path:
     """The folder as the user would type it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kd.cli.commands import evaluate
+from kd.cli import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -13,9 +13,9 @@ import kd
 from kd import Arrays, InputError, Memory
 from kd.data.adapt import Adapter
 from kd.data.arrays import adapted
+from kd.distill.metrics import Scores
 from kd.losses import CE, JS, KL, TV, Entropy, ReverseKL, SoftCE, SymmetricKL, cross_entropy
 from kd.losses.cross_entropy import labelled
-from kd.metrics import Scores
 
 N = 12
 NAMES = ("ant", "bee", "cow")

@@ -14,8 +14,9 @@ from torch import Tensor
 from trained import trained
 
 import kd
-from kd import InputError, assemble
-from kd.averaging import EMA, averaging
+from kd import InputError
+from kd.callbacks.ema import EMA, averaging
+from kd.train import assemble
 
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=300", "data.test=60", "epochs=3")
 WORDS = (*SMALL, "teacher=none", "objective=ce", "student=cnn", "callbacks=ema", "callbacks.ema.decay=0.8")

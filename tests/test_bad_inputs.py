@@ -26,9 +26,9 @@ from test_data import make_folder, make_idx
 from trained import trained
 
 import kd
-from kd.ending import Ended, told
 from kd.errors import InputError, Stopped, TrainingFailed
-from kd.process.classify import judge
+from kd.process.classify import classify
+from kd.process.exits import Exit, exit_on_error
 
 BASE = {
     "data": "synthetic",
@@ -565,8 +565,8 @@ def test_rows_of_the_machine(what: str, capsys: pytest.CaptureFixture[str], monk
     around = RuntimeError("something around it")
     around.__cause__ = error
     for raised in (error, around):
-        assert judge(raised)[0] == code
-    with pytest.raises(Ended) as ended, told():
+        assert classify(raised)[0] == code
+    with pytest.raises(Exit) as ended, exit_on_error():
         raise around
     assert ended.value.code == code
     said = capsys.readouterr().err.splitlines()

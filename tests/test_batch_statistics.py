@@ -16,7 +16,7 @@ from stopping import launched
 from torch import Tensor, nn
 
 from kd import Arrays, Data, Distiller, Memory, Objective, Optim, Term
-from kd.batch_statistics import AtChance, BatchStatistics, least_momentum
+from kd.callbacks.batch_statistics import AtChance, BatchStatistics, least_momentum
 from kd.losses.cross_entropy import CE
 
 

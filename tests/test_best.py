@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from trained import QUIET, trained
 
 import kd
-from kd.cli.root import _register
-from kd.modes import mode_of
+from kd.callbacks.modes import mode_of
+from kd.cli.root import register
 from kd.process.compose import plain
-from kd.train import train
+from kd.train.pipeline import train
 
 SMALL = (
     *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=140", "data.test=60", "epochs=4"),
@@ -204,7 +204,7 @@ class Measured(Module):
 def test_data_without_a_validation_or_a_test_loader_is_trained_on_and_said(
     tmp_path: Path, module: type[Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _register()
+    register()
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         config = plain(compose("train", [*QUIET, *SMALL]))
     summary = train({**config, "data": {"_target_": f"test_best.{module.__name__}"}}, tmp_path / "run")

@@ -20,17 +20,17 @@ from torch import Tensor
 
 import kd
 from kd import Batch, Data, Frozen, InputError, Memory, Normalized
-from kd.cached import Cached, Store, cached
-from kd.data.cache import Table
+from kd.distill.answer_table import AnswerTable
+from kd.distill.cached import Cached, CacheOptions, cached
 from kd.losses.divergences import kl
 
 KEY = {"teacher": "a" * 64, "data": "b" * 64, "augmentation": {"pad": 1, "flip": False}, "precision": "32-true"}
 
 
-def table(folder: Path, **changed: Any) -> Table:
+def table(folder: Path, **changed: Any) -> AnswerTable:
     given = {"samples": 6, "views": 4, "classes": 12, **changed}
     key = {**KEY, **given.pop("key", {})}
-    return Table(folder / "table", key, **given)
+    return AnswerTable(folder / "table", key, **given)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["float32", "float16", "bfloat16"]))
@@ -129,7 +129,7 @@ def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             table(tmp_path, **options)
     with pytest.raises(InputError, match="max_gb must be above 0"):
-        Store(max_gb=0)
+        CacheOptions(max_gb=0)
 
 
 def setting(tmp_path: Path, **store: Any) -> tuple[Frozen, Data, Cached]:
@@ -137,7 +137,7 @@ def setting(tmp_path: Path, **store: Any) -> tuple[Frozen, Data, Cached]:
     torch.manual_seed(0)
     data = Data(Memory(kd.data["synthetic"](shape=[1, 8, 8], classes=4, train=40, test=8), batch_size=8, pad=1))
     frozen = Frozen(Normalized(kd.models["cnn"](classes=4, channels=1), data.mean, data.std))
-    answer = cached(frozen, data, "auto", Store(root=str(tmp_path), **store), "cnn", "32-true")
+    answer = cached(frozen, data, "auto", CacheOptions(root=str(tmp_path), **store), "cnn", "32-true")
     assert isinstance(answer, Cached)
     return frozen, data, answer
 
@@ -154,7 +154,7 @@ def test_what_is_met_is_looked_up_and_what_is_not_is_run(tmp_path: Path) -> None
     for seed in range(40):
         for batch in batches(data, seed, 0):
             torch.testing.assert_close(teacher(batch)[""], frozen(batch)[""])
-    assert teacher.logged()["cache_hits"] > 0.7
+    assert teacher.log_metrics()["cache_hits"] > 0.7
     assert teacher.table.met.float().mean() > 0.97
     batch = batches(data, 77, 3)[0]
     teacher(batch)  # the check of the epoch
@@ -195,12 +195,12 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     frozen, data, _ = setting(tmp_path)
     caplog.set_level("INFO")
     arguments = ("cnn", "32-true")
-    assert cached(frozen, data, "off", Store(), *arguments) is frozen
-    assert cached(frozen, data, "auto", Store(max_gb=1e-6), *arguments) is frozen
+    assert cached(frozen, data, "off", CacheOptions(), *arguments) is frozen
+    assert cached(frozen, data, "auto", CacheOptions(max_gb=1e-6), *arguments) is frozen
     assert "more than cache.max_gb=1e-06" in caplog.text
     with pytest.raises(InputError, match=r"teacher\.cache=.*: it would take"):
-        cached(frozen, data, str(tmp_path / "x"), Store(max_gb=1e-6), *arguments)
-    assert cached(frozen, object(), "auto", Store(), *arguments) is frozen
+        cached(frozen, data, str(tmp_path / "x"), CacheOptions(max_gb=1e-6), *arguments)
+    assert cached(frozen, object(), "auto", CacheOptions(), *arguments) is frozen
     assert "cannot be counted (data.views=K" in caplog.text
 
 
@@ -209,7 +209,7 @@ import sys, torch, kd
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_cache
-test_cache.Table.FLUSH = float(sys.argv[4])
+test_cache.AnswerTable.FLUSH = float(sys.argv[4])
 frozen, data, teacher = test_cache.setting(Path(sys.argv[2]))
 print("ready", flush=True)
 for seed in range(int(sys.argv[3]), int(sys.argv[3]) + 130):
@@ -217,7 +217,7 @@ for seed in range(int(sys.argv[3]), int(sys.argv[3]) + 130):
         teacher(batch)
     if seed % 1000 < 3:
         print("epoch", flush=True)
-teacher.settle()
+teacher.on_epoch_end()
 """
 
 
@@ -317,7 +317,7 @@ def test_a_cache_that_is_no_table_of_this_teacher_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = ("teacher=cnn", "student=mlp", "epochs=1", "teacher.min_accuracy=0", "trainer.enable_progress_bar=false")
-    Table(tmp_path / "mine", KEY, 1296, 9, 10)
+    AnswerTable(tmp_path / "mine", KEY, 1296, 9, 10)
     line = complain(*given, "hydra.run.dir=run", "teacher.cache=mine")
     assert line.startswith("error: the cache mine is of another augmentation and data and pixels and teacher: ")
     assert not (tmp_path / "run/summary.json").exists()

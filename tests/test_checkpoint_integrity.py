@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from stopping import launched
 from trained import trained
 
-from kd.callbacks.checkpoint import WholeFiles
+from kd.callbacks.checkpoint import AtomicCheckpointIO
 from kd.errors import InputError
-from kd.integrity import Damaged, read, sealed
 from kd.run_folder.checkpoints import latest
+from kd.run_folder.integrity import Damaged, read, sealed
 
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=140", "data.test=60")
 TAUGHT = (*SMALL, "data.batch_size=16", "teacher=none", "objective=ce", "epochs=1")
@@ -60,7 +60,7 @@ def test_a_flipped_bit_with_no_other_checkpoint_is_refused(copy: Path, complain:
 def test_numbers_edited_and_written_anew_are_found_out(tmp_path: Path) -> None:
     content = {"state_dict": {"a": torch.ones(3)}, "lr_schedulers": [{"last_epoch": 3}], "kd": {"format_version": 1}}
     path = tmp_path / "x.ckpt"
-    WholeFiles().save_checkpoint(content, path)
+    AtomicCheckpointIO().save_checkpoint(content, path)
     assert torch.equal(read(path)["state_dict"]["a"], torch.ones(3))
     for edit in (
         lambda c: c["state_dict"]["a"].mul_(1.001),
@@ -113,10 +113,10 @@ def test_a_configuration_edited_beneath_its_checkpoint_is_refused(copy: Path, co
 def test_a_best_checkpoint_exchanged_while_the_run_trains_is_not_tested(tmp_path: Path) -> None:
     run = trained(tmp_path, *TAUGHT, "student=cnn")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    files = WholeFiles({**config, "T": 9.0})
+    files = AtomicCheckpointIO({**config, "T": 9.0})
     with pytest.raises(InputError, match=r"best\.ckpt is of another run: it was trained with T=4\.0, here 9\.0"):
         files.load_checkpoint(run / "checkpoints/best.ckpt")
-    WholeFiles(config).load_checkpoint(run / "checkpoints/best.ckpt")
+    AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/best.ckpt")
 
 
 def test_a_run_that_began_from_other_weights_is_another_run(tmp_path: Path) -> None:
@@ -125,11 +125,11 @@ def test_a_run_that_began_from_other_weights_is_another_run(tmp_path: Path) -> N
     shutil.copytree(sources[0], begun)
     run = trained(tmp_path / "run", *TAUGHT, "student=cnn", f"student.checkpoint={begun}")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    WholeFiles(config).load_checkpoint(run / "checkpoints/last.ckpt")
+    AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/last.ckpt")
     shutil.rmtree(begun)
     shutil.copytree(sources[1], begun)
     with pytest.raises(InputError, match=r"began from other weights than student\.checkpoint holds now"):
-        WholeFiles(config).load_checkpoint(run / "checkpoints/last.ckpt")
+        AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/last.ckpt")
 
 
 def test_checkpoints_of_the_first_format_are_read_without_a_digest() -> None:

@@ -17,12 +17,12 @@ from torchvision.io import write_png
 from trained import trained
 
 import kd
-from kd import classes
-from kd.assemble import teacher as teacher_of_config
 from kd.data.folder import Folder
 from kd.errors import InputError
 from kd.evaluate import evaluate
 from kd.export import export
+from kd.run_folder import classes
+from kd.train.assemble import teacher as teacher_of_config
 
 COLOURS = {"ant": 0, "bee": 1, "cow": 2}  # the channel that is bright
 

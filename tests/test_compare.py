@@ -17,7 +17,7 @@ from conftest import Complain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd.compare import SCRATCH, Cell, plan
+from kd.compare.plan import SCRATCH, Cell, plan
 from kd.errors import InputError
 
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=400", "data.test=100")

@@ -10,11 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import kd
-from kd import Arrays, Batch, Data, Distiller, Memory, assemble
-from kd.cli.root import _register
-from kd.compare import plan
+from kd import Arrays, Batch, Data, Distiller, Memory
+from kd.cli.root import register
+from kd.compare.launch import _composed, parse_options
+from kd.compare.plan import plan
 from kd.process.compose import plain
-from kd.study import _composed, asked_of
+from kd.train import assemble
 
 NAMES = {
     group: sorted(p.stem for p in (kd.CONFIG_DIR / group).rglob("*.yaml")) for group in ("objective", "data", "debug")
@@ -27,7 +28,7 @@ EXPERIMENTS = sorted(
 
 
 def composed(*overrides: str) -> dict:
-    _register()
+    register()
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         return plain(compose("train", list(overrides)))
 
@@ -104,6 +105,6 @@ def test_the_comparison_that_an_experiment_names_has_cells_that_compose(name: st
     for line in path.read_text().splitlines():
         if line.startswith("# ") and "kd-compare" in line:
             words = line.partition("kd-compare ")[2].replace("data.root=FOLDER", "")
-            own, rest = asked_of(shlex.split(words))
+            own, rest = parse_options(shlex.split(words))
             for cell in plan(own.objective, own.seeds, own.shuffled, own.variants or {}):
                 assert assemble.objective(composed(*_composed(cell, rest))["objective"]).terms

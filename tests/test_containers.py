@@ -15,7 +15,7 @@ from torch import Tensor
 
 import kd
 from kd.errors import InputError
-from kd.models.containers import read
+from kd.models.weight_files import read
 from kd.models.weights import load_into, save
 
 OPTIONS = argparse.Namespace(arch="resnet20", lr=0.05)
@@ -177,7 +177,8 @@ def test_reading_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_teacher_with_more_classes_gives_the_columns_asked_for(
     complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd import Batch, assemble
+    from kd import Batch
+    from kd.train import assemble
 
     torch.manual_seed(0)
     wide = kd.models["cnn"](classes=30, channels=1)

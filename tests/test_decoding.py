@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from kd.data.decode import PLAIN, Damaged, File, Reading, decode, pixels
-from kd.data.resize import enlarged
+from kd.data.resized_crop import enlarged
 from kd.errors import InputError
 
 RAMP = [17 * i for i in range(16)]  # 16 steps from black to white

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trained import trained
 
 from kd import Arrays, Data, Distiller, Frozen, InputError, Memory, Objective, Optim, Term
-from kd.callbacks.checkpoint import WholeFiles
-from kd.dot import DOTDistiller
+from kd.callbacks.checkpoint import AtomicCheckpointIO
+from kd.distill.dot import DOTDistiller
 from kd.losses import CE, KL
 from kd.optim import DOT, sgd
 
@@ -78,7 +78,13 @@ def distiller(make: Any = None, objective: Objective | None = None, kind: type[D
 def fit(module: Distiller, steps: int, **options: Any) -> pl.Trainer:
     path = options.pop("ckpt_path", None)
     quiet = {f"enable_{what}": False for what in ("progress_bar", "model_summary", "checkpointing")}
-    options |= {"accelerator": "cpu", "logger": False, "limit_val_batches": 0, "plugins": [WholeFiles()], **quiet}
+    options |= {
+        "accelerator": "cpu",
+        "logger": False,
+        "limit_val_batches": 0,
+        "plugins": [AtomicCheckpointIO()],
+        **quiet,
+    }
     trainer = pl.Trainer(max_steps=steps, **options)
     trainer.fit(module, datamodule=data(), ckpt_path=path, weights_only=True)
     return trainer

@@ -27,9 +27,9 @@ import kd
 import kd.cli
 from kd.data.batch import Batch
 from kd.evaluate import evaluate
+from kd.evaluate.loaded_run import batches
 from kd.evaluate.measure import Evaluation, answer
 from kd.models.weights import save
-from kd.restore import batches
 
 DISTIL = ("data=digits", "student=cnn", "teacher=resnet8", "epochs=2")
 

@@ -16,7 +16,7 @@ from trained import trained
 
 import kd
 from kd.models.hub import timm, torchvision
-from kd.models.weights import heads_of, prepare
+from kd.models.weights import classifier_names, prepare
 from kd.report import write
 
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.train=200", "data.test=40", "epochs=2", "teacher=none")
@@ -109,7 +109,7 @@ NETWORKS: dict[str, tuple[Any, list[str]]] = {
 def test_of_every_network_the_classifier_alone_trains(name: str) -> None:
     make, heads = NETWORKS[name]
     network = make()
-    assert heads_of(network) == heads
+    assert classifier_names(network) == heads
     student = prepare(network, [0.5] * 3, [0.5] * 3, freeze="backbone").train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1.0)

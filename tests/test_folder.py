@@ -13,7 +13,7 @@ from test_data import make_folder
 
 from kd import Batch
 from kd.data.folder import Folder
-from kd.data.pictures import Decoded
+from kd.data.image_files import Decoded
 from kd.errors import InputError
 
 

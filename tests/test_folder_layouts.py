@@ -18,7 +18,7 @@ import torch
 from conftest import Complain, Run
 from torchvision.io import write_png
 
-from kd.compare import check_same
+from kd.compare.plan import check_same
 from kd.data import content
 from kd.data.folder import Folder
 from kd.data.listing import listed

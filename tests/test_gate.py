@@ -252,7 +252,7 @@ def test_networks_are_listed_with_their_sizes(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("name", [n for n in kd.models if n not in FREELY_SIZED])
 def test_the_documented_sizes_are_right(name: str) -> None:
-    from kd.run import size_of
+    from kd.models.cost import size_of
 
     with torch.device("meta"):
         size = size_of(kd.models[name](classes=100), [3, 32, 32])

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from kd.callbacks.nan_guard import NaNGuard
+from kd.callbacks.position import restore_position
+from kd.callbacks.teacher_gate import TeacherGate
 from kd.data.loader import Loader
 from kd.errors import TrainingFailed
-from kd.finite import Finite
-from kd.gate import Gate
-from kd.place import go_on
 
 
 def trainer(**known: Any) -> Any:
@@ -38,7 +38,7 @@ def test_batches_done_and_batches_to_come_are_an_epoch(
         "loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": current}}},
         "lr_schedulers": [],
     }
-    go_on(trainer(datamodule=data, world_size=now, max_epochs=2, estimated_stepping_batches=50), checkpoint)
+    restore_position(trainer(datamodule=data, world_size=now, max_epochs=2, estimated_stepping_batches=50), checkpoint)
     rest = len(list(Loader(images, torch.zeros(count), size, train=True, world=now, start=done)))
     assert data.start == done
     if before != now:
@@ -50,7 +50,9 @@ def test_the_schedule_follows_the_epochs_that_are_done() -> None:
     place = {"samples": 0, "world": 1, "steps": 1000, "epochs": 100}
     checkpoint = {"kd": {"place": place}, "lr_schedulers": [scheduler]}
     data = SimpleNamespace(batch_size=8)
-    go_on(trainer(datamodule=data, world_size=2, max_epochs=200, estimated_stepping_batches=1000), checkpoint)
+    restore_position(
+        trainer(datamodule=data, world_size=2, max_epochs=200, estimated_stepping_batches=1000), checkpoint
+    )
     assert scheduler["last_epoch"] == 250  # 50 epochs of 5 steps
 
 
@@ -62,11 +64,11 @@ class Scaler:
         return self.scale
 
 
-def broken(scale: float | None, part: float = 1.0, **options: Any) -> Finite:
+def broken(scale: float | None, part: float = 1.0, **options: Any) -> NaNGuard:
     module: Any = nn.Linear(2, 2)
     module.parts = {"ce": torch.tensor(part)}
     module.weight.grad = torch.full((2, 2), float("inf"))
-    guard = Finite(**options)
+    guard = NaNGuard(**options)
     plugin = SimpleNamespace() if scale is None else SimpleNamespace(scaler=Scaler(scale))
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     guard.on_before_optimizer_step(trainer(precision_plugin=plugin, global_step=4), module, optimizer)
@@ -85,7 +87,7 @@ def test_an_update_is_not_left_out_where_statistics_are_spoiled() -> None:
     module: Any = nn.BatchNorm1d(2)
     module.weight.grad = torch.full((2,), float("nan"))
     known = trainer(precision_plugin=SimpleNamespace(), global_step=0)
-    guard, optimizer = Finite("skip"), torch.optim.SGD(module.parameters(), 0.1)
+    guard, optimizer = NaNGuard("skip"), torch.optim.SGD(module.parameters(), 0.1)
     guard.on_before_optimizer_step(known, module, optimizer)
     assert guard.skipped == 1
     module.weight.grad = torch.full((2,), float("nan"))
@@ -95,7 +97,7 @@ def test_an_update_is_not_left_out_where_statistics_are_spoiled() -> None:
 
 
 def test_the_teacher_s_accuracy_travels_with_the_run() -> None:
-    before, after = Gate(), Gate()
+    before, after = TeacherGate(), TeacherGate()
     before.accuracy = {"": 0.75}
     after.load_state_dict(before.state_dict())
     assert after.accuracy == {"": 0.75}

@@ -14,20 +14,20 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import kd
-from kd import assemble
-from kd.cached import Store, digest, key_of
-from kd.cli.root import _register
+from kd.cli.root import register
+from kd.distill.cached import CacheOptions, digest, key_of
+from kd.distill.identity import MACHINE, RESUMABLE, STEP, answers_key, check_run, shaping, study_key, teacher_key
 from kd.errors import InputError
-from kd.identity import MACHINE, RESUMABLE, STEP, answers_key, check_run, shaping, study_key, teacher_key
 from kd.process.compose import plain
-from kd.recipe import recipe_of
+from kd.train import assemble
+from kd.train.teacher_recipe import recipe_of
 
 Config = dict[str, Any]
 
 
 @cache
 def _composed(words: tuple[str, ...]) -> Config:
-    _register()
+    register()
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         return plain(compose("train", list(words)))
 
@@ -61,7 +61,7 @@ def answers_of(config: Config) -> str:
         for parameter in frozen.network.parameters():
             parameter.zero_()
     precision = assemble.speed(config).cached_as(str(config["trainer"]["precision"]))
-    store = Store(**config["cache"]).of(precision)
+    store = CacheOptions(**config["cache"]).of(precision)
     return digest(key_of(frozen, data, precision, answers_key(config["teacher"])), store)
 
 
@@ -359,8 +359,8 @@ def test_data_of_ones_own_without_a_digest_are_known_by_all_that_their_node_says
     [
         {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/acc"},
         {"_target_": "pytorch_lightning.callbacks.StochasticWeightAveraging", "swa_lrs": 0.01},
-        {"_target_": "kd.averaging.EMA", "decay": 0.999},
-        {"_target_": "kd.batch_size.BatchSize"},
+        {"_target_": "kd.callbacks.EMA", "decay": 0.999},
+        {"_target_": "kd.callbacks.BatchSize"},
         None,
     ],
 )

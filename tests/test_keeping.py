@@ -16,7 +16,7 @@ from forked import kd_train_in
 from stopping import WORDS, finite, launched
 
 import kd
-from kd.callbacks.checkpoint import Last, WholeFiles
+from kd.callbacks.checkpoint import AtomicCheckpointIO, Last
 from kd.run_folder.checkpoints import latest
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def test_a_file_that_cannot_grow_costs_one_line_and_keeps_the_checkpoint_before(
 
 
 def test_a_checkpoint_is_replaced_whole_or_stays(tmp_path: Path) -> None:
-    files, path = WholeFiles(), tmp_path / "last.ckpt"
+    files, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     files.save_checkpoint({"a": torch.ones(3)}, path)
 
     class Unwritable:

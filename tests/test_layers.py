@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "kd"
 LAYERS = (  # from the ground up
-    ("errors", "files", "rng"),
-    ("registry",),
+    ("errors", "rng"),
+    ("files", "registry"),
     ("losses", "models", "data", "optim", "process"),
     ("distill",),
     ("run_folder",),
@@ -23,37 +23,13 @@ LAYERS = (  # from the ground up
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HYDRA = ("registry", "process", "compare", "cli")
 
-# the room of each module that still lies loose in kd/
-LOOSE = {
-    "rng": "hashing",
-    "optim": "decay",
-    "process": "complaint ending processes command",
-    "distill": "cached distiller dot identity living metrics moving mutual objective origin parts pretraining ressl "
-    "source taps teacher term term_check",
-    "run_folder": "classes from_run integrity loaded predictor run",
-    "callbacks": "averaging batch_size batch_statistics best board checkpoints curves finite gate modes monitor place "
-    "speed",
-    "train": "announce assemble choice finish preflight ranges recipe resume shaping summary",
-    "evaluate": "restore",
-    "compare": "study",
-    "cli": "sweep typed words",
-}
-ROOM = {module: room for room, modules in LOOSE.items() for module in modules.split()}
-EXCEPTIONS = {
-    ("compare", "cli"),
-    ("distill", "callbacks"),
-    ("distill", "run_folder"),
-    ("models", "run_folder"),
-    ("process", "cli"),
-    ("process", "distill"),
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 HYDRA_EXCEPTIONS: set[str] = set()
 
 
 def room_of(path: Path) -> str:
-    """The package below kd, or the room that a loose module will lie in."""
-    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return ROOM.get(name, name)
+    """The package or module below kd that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -73,17 +49,14 @@ def graph() -> Mapping[str, frozenset[str]]:
     rooms: dict[str, set[str]] = {room_of(path): set() for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}
     for path in ROOT.rglob("*.py"):
         for name in imported(path) if path != ROOT / "__init__.py" else ():
-            module = name.removeprefix("kd.").partition(".")[0]
-            room = ROOM.get(module, module)
+            room = name.removeprefix("kd.").partition(".")[0]
             if name.startswith("kd.") and room in rooms and room != room_of(path):
                 rooms[room_of(path)].add(room)
     return {room: frozenset(others) for room, others in rooms.items()}
 
 
 def test_every_module_has_a_room() -> None:
-    modules = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}
-    assert {ROOM.get(module, module) for module in modules} <= LEVEL.keys()
-    assert ROOM.keys() <= modules
+    assert graph().keys() == LEVEL.keys()
 
 
 def test_rooms_import_downwards() -> None:

@@ -8,27 +8,36 @@ import pytest
 from pytorch_lightning.callbacks import Callback
 
 import kd.data.folder  # noqa: F401 (registers it)
-from kd import assemble
-from kd.averaging import EMA
-from kd.best import Best
-from kd.callbacks.history import Record
-from kd.cli.root import _register
-from kd.finite import Finite
-from kd.gate import Gate
+from kd.callbacks.best import Best
+from kd.callbacks.ema import EMA
+from kd.callbacks.history import History
+from kd.callbacks.nan_guard import NaNGuard
+from kd.callbacks.teacher_gate import TeacherGate
+from kd.cli.root import register
 from kd.registry import build, losses, models, modules, optimisers, sources
+from kd.train import assemble
 
 PATHS = (Path(__file__).parent / "formats/dotted_paths.txt").read_text().split()
+
+RENAMED = {
+    "Bar": "ProgressBar",
+    "Board": "TensorBoard",
+    "Finite": "NaNGuard",
+    "Momentum": "MomentumTeacher",
+    "Moving": "MeanTeacher",
+    "Reported": "SweepReport",
+}
 
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    _register()
+    register()
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_dotted_path_that_run_folders_hold_still_leads_to_its_class(path: str) -> None:
     made = build({"_target_": path}, "here", partial=True)
-    assert made.func.__name__ == path.rpartition(".")[2]
+    assert made.func.__name__ == RENAMED.get(name := path.rpartition(".")[2], name)
 
 
 def test_the_paths_are_those_of_everything_that_is_registered() -> None:
@@ -40,9 +49,9 @@ def test_the_paths_are_those_of_everything_that_is_registered() -> None:
 @pytest.mark.parametrize(
     ("callback", "key"),
     [
-        (Record(), "Record"),
-        (Gate(), "Gate"),
-        (Finite(), "Finite"),
+        (History(), "Record"),
+        (TeacherGate(), "Gate"),
+        (NaNGuard(), "Finite"),
         (EMA(), "EMA"),
         (
             Best(monitor="val/acc", mode="max"),
@@ -59,15 +68,15 @@ def test_a_callback_finds_its_state_in_checkpoints_under_the_same_name(callback:
 def test_a_trained_teacher_is_found_where_it_was() -> None:
     from test_identity import composed
 
-    from kd.identity import teacher_key
-    from kd.recipe import recipe_of
+    from kd.distill.identity import teacher_key
+    from kd.train.teacher_recipe import recipe_of
 
     config = composed()
     assert teacher_key(recipe_of(config), assemble.data(config)) == "26914d9141f5acb5"
 
 
 def test_a_path_of_an_earlier_version_is_the_same_loss() -> None:
-    from kd.identity import differing
+    from kd.distill.identity import differing
     from kd.registry import current, target_of
 
     assert target_of(losses["ce"]) == "kd.losses.CE" == current("kd.losses.hard.CE")

@@ -17,9 +17,9 @@ from trained import trained
 
 import kd
 from kd import Objective, Optim, Term
-from kd.distill.mean_teacher import Moving, MovingDistiller
+from kd.distill.mean_teacher import MeanTeacher, MeanTeacherDistiller
+from kd.distill.mutual import MutualDistiller, Peers, nodes_of
 from kd.losses import CE, KL
-from kd.mutual import MutualDistiller, Peers, nodes_of
 from kd.report import write
 
 LR = 0.1
@@ -64,7 +64,9 @@ def test_three_steps_of_three_students_are_those_of_a_hand_computation() -> None
 
 def test_the_mean_teacher_follows_by_its_schedule() -> None:
     student = Net(1)
-    module = MovingDistiller(student, Moving(student, 0.6), dml(), plain(), (1, 4, 4), 3, config={"seed": 0}).double()
+    module = MeanTeacherDistiller(
+        student, MeanTeacher(student, 0.6), dml(), plain(), (1, 4, 4), 3, config={"seed": 0}
+    ).double()
     own, mean = copy.deepcopy(student), copy.deepcopy(student)
     for step, (batch, _) in enumerate(zip(data().train_dataloader(), range(3)), 1):
         z, p = own(batch.images), mean(batch.images).detach().softmax(-1)
@@ -81,7 +83,7 @@ def test_the_mean_teacher_follows_by_its_schedule() -> None:
 
 def test_the_mean_teacher_follows_once_for_accumulated_batches() -> None:
     student = Net(1)
-    module = MovingDistiller(student, Moving(student, 0.0), dml(), plain(), (1, 4, 4), 3, config={"seed": 0})
+    module = MeanTeacherDistiller(student, MeanTeacher(student, 0.0), dml(), plain(), (1, 4, 4), 3, config={"seed": 0})
     seen: list[Tensor] = []
     module.teacher.register_forward_hook(lambda net, *_: seen.append(net.network.fc.weight.clone()))
     fit(module, 2, accumulate_grad_batches=2)
@@ -91,12 +93,12 @@ def test_the_mean_teacher_follows_once_for_accumulated_batches() -> None:
 
 @pytest.mark.parametrize("name", ["mutual", "ema"])
 def test_a_run_that_goes_on_ends_as_one_in_one_piece(name: str, tmp_path: Path) -> None:
-    def made() -> MutualDistiller | MovingDistiller:
+    def made() -> MutualDistiller | MeanTeacherDistiller:
         student = Net(1)
         rest = (dml(), plain(), (1, 4, 4), 3, 4.0, {"seed": 0})
         if name == "mutual":
             return MutualDistiller(student, Peers({"one": Net(2)}), *rest)
-        return MovingDistiller(student, Moving(student), *rest)
+        return MeanTeacherDistiller(student, MeanTeacher(student), *rest)
 
     straight, second = made(), made()
     fit(straight, 7, callbacks=[Keep(5, tmp_path / "last.ckpt")])

@@ -14,10 +14,10 @@ from trained import trained
 
 import kd
 import kd.cli
-from kd.announce import conclude
-from kd.from_run import network_of
-from kd.process.classify import judge
+from kd.process.classify import classify
+from kd.run_folder.from_run import network_of
 from kd.run_folder.summary import read_summary
+from kd.train.console import print_results
 
 HERE = __name__
 SMALL = (
@@ -144,7 +144,9 @@ def test_no_number_of_the_closing_table_is_cut_where_names_are_long(
     about: dict[str, Any] = {"name": "[a]_mobilenet_v3_small_of_a_long_name", "parameters": 1_527_816}
     metrics = {"best": part, "last": part, "test": part | {"teacher_acc": 0.9833, "teacher_nll": 0.0688}}
     training = {"epochs": 1, "steps": 1, "seconds": 1.0, "images_per_s": 1.0}
-    conclude({"task": "train", "student": about, "teacher": about, "metrics": metrics, "training": training}, tmp_path)
+    print_results(
+        {"task": "train", "student": about, "teacher": about, "metrics": metrics, "training": training}, tmp_path
+    )
     said = capsys.readouterr().out
     assert "…" not in said
     assert all(number in said for number in (about["name"], "1,527,816", "98.33 %", "0.0512"))
@@ -168,7 +170,7 @@ def test_logits_that_are_not_finite_in_validation_and_test_are_warned_of(
 
 def test_an_auxiliary_head_without_a_gradient_on_two_processes_names_the_strategy() -> None:
     said = "It looks like your LightningModule has parameters that were not used in producing the loss returned by"
-    code, line = judge(RuntimeError(f"{said} training_step. If this is intentional, ..."))
+    code, line = classify(RuntimeError(f"{said} training_step. If this is intentional, ..."))
     assert (code, "trainer.strategy=ddp_find_unused_parameters_true" in str(line)) == (2, True)
 
 

@@ -23,7 +23,7 @@ from trained import trained
 import kd
 from kd import InputError
 from kd.data.own import adopted
-from kd.restore import batches
+from kd.evaluate.loaded_run import batches
 
 SHAPE, CLASSES = (1, 8, 8), 4
 SEEN: list[list[int]] = []

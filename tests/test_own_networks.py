@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from trained import trained
 
 import kd
-from kd import assemble
 from kd.errors import InputError
 from kd.models.check import explained, untouched
 from kd.models.cost import size_of
-from kd.models.faster import takes_channels_last
+from kd.models.inference import takes_channels_last
 from kd.models.normalized import Normalized
 from kd.models.outputs import logits_of
 from kd.run_folder.summary import read_summary
+from kd.train import assemble
 
 HERE = __name__
 SMALL = (

@@ -107,13 +107,13 @@ def test_imports_have_one_direction() -> None:
 
 
 def test_hydra_stays_at_the_door() -> None:
-    allowed = {"kd.cli", "kd.registry.core", "kd.registry.instantiate", "kd.complaint", "kd.study", "kd.sweep"}
+    allowed = ("kd.registry.", "kd.process.", "kd.compare.", "kd.cli")
     for name, tree in modules().items():
         for node in ast.walk(tree):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(n.split(".")[0] in ("hydra", "omegaconf") for n in names):
-                assert name in allowed, name
+                assert name.startswith(allowed), name
 
 
 def test_files_and_functions_fit_the_screen() -> None:

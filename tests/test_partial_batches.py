@@ -14,10 +14,10 @@ from test_configs import composed
 from test_resume import FOLDER, MEMORY, WITNESS, as_if_nothing_happened, interrupted, pictures, run, whole
 
 from kd import Arrays, Memory
+from kd.callbacks.position import restore_position
 from kd.data.folder import Folder
 from kd.data.loader import Loader, batches_of
 from kd.errors import InputError
-from kd.place import go_on
 
 counts = st.integers(1, 200), st.integers(1, 16), st.sampled_from([1, 2, 3])
 
@@ -65,7 +65,7 @@ def test_batches_done_and_batches_to_come_are_an_epoch(
         "lr_schedulers": [],
     }
     trainer: Any = SimpleNamespace(datamodule=data, world_size=now, max_epochs=2, estimated_stepping_batches=50)
-    go_on(trainer, checkpoint)
+    restore_position(trainer, checkpoint)
     assert current["ready"] + len(rest) == len(loader(count, size, world=now))
 
 

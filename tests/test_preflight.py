@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from trained import trained
 
 import kd
-import kd.preflight
-from kd import assemble
+import kd.train.preflight
 from kd.errors import InputError
 from kd.run_folder.summary import read_summary
+from kd.train import assemble
 
 HERE = __name__
 SMALL = (
@@ -141,7 +141,7 @@ def test_a_predictor_that_does_not_come_back_is_refused(complain: Complain, monk
     def spoiled(*_: Any) -> None:
         raise ValueError("damaged")
 
-    monkeypatch.setattr("kd.predictor.load_into", spoiled)
+    monkeypatch.setattr("kd.run_folder.predictor.load_into", spoiled)
     words = (*SMALL, "data.shape=[3,32,32]", "student=resnet8", "teacher=resnet14", "objective=simkd")
     line = complain(*words)
     assert "what answers for the student cannot be written and read back (ValueError: damaged)" in line
@@ -194,7 +194,7 @@ def test_a_whole_data_module_passes(tmp_path: Path) -> None:
 
 def test_a_run_is_the_same_with_and_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = trained(tmp_path / "a", *SMALL, *own("Net"), "teacher=cnn", "teacher.min_accuracy=0")
-    monkeypatch.setattr("kd.train.preflight", lambda *_: None)
+    monkeypatch.setattr("kd.train.pipeline.preflight", lambda *_: None)
     second = trained(tmp_path / "b", *SMALL, *own("Net"), "teacher=cnn", "teacher.min_accuracy=0")
     assert read_summary(first)["student"]["sha256"] == read_summary(second)["student"]["sha256"]
     assert read_summary(first)["metrics"] == read_summary(second)["metrics"]
@@ -208,7 +208,7 @@ def test_it_takes_a_fraction_of_a_second(tmp_path: Path, monkeypatch: pytest.Mon
         kd.preflight.preflight(*given)
         taken.append(time.process_time() - start)
 
-    monkeypatch.setattr("kd.train.preflight", timed)
+    monkeypatch.setattr("kd.train.pipeline.preflight", timed)
     trained(tmp_path, *SMALL, "student=resnet20", *ALONE)
     assert len(taken) == 1
     assert taken[0] < 2

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from stopping import launched
 
 from kd.cli.root import Root
-from kd.command import command, override, path_argument
+from kd.process.command import command, override, path_argument
 
 NAMES = (
     *(

@@ -15,10 +15,11 @@ from test_zoo import ZOO, fill, hashed
 from torch import Tensor, nn
 
 import kd
-from kd import Arrays, Batch, Data, Distiller, Memory, assemble
+from kd import Arrays, Batch, Data, Distiller, Memory
 from kd.errors import InputError
-from kd.models.normalized import bare
+from kd.models.normalized import unwrap
 from kd.registry import optimisers
+from kd.train import assemble
 
 FOUR = {
     "vgg13_vgg8": 4,
@@ -49,7 +50,7 @@ STEM = {"vgg8": "block0", "vgg13": "block0", "MobileNetV2": "conv1", "ResNet50":
 
 def caught(network: nn.Module, names: list[str], images: Tensor) -> list[Tensor]:
     """The tensors at these modules, by hooks of the test's own; inplace is off, as they would be overwritten."""
-    inner, found = bare(network), {}
+    inner, found = unwrap(network), {}
     for module in inner.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]
@@ -147,7 +148,7 @@ def networks(pair: str, filled: bool) -> tuple[nn.Module, Any, Data, str, str]:
     names = [config[side]["_target_"].rpartition(".")[2] for side in ("student", "teacher")]
     for name, network in zip(names, (student, *teacher.networks().values())):
         if filled:
-            fill(bare(network).state_dict(), ZOO[name]["fill_gain"])
+            fill(unwrap(network).state_dict(), ZOO[name]["fill_gain"])
     return student, teacher, data, names[0], names[1]
 
 

@@ -24,7 +24,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import kd
 import kd.cli
 from kd.errors import InputError
-from kd.report import Report, evidence, tables, write
+from kd.report import Report, tables, write
+from kd.report import predictions as evidence
 from kd.report.statistics import gap_closed, holm, paired, spread
 from kd.report.study import Study, commands, study
 from kd.report.verdicts import Gain

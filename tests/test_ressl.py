@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from trained import trained
 
 from kd import Arrays, Batch, Memory, Objective, Optim, Term
+from kd.distill.ressl import MomentumTeacher, ReSSLDistiller, knn
 from kd.losses.ressl import ReSSL
-from kd.ressl import Momentum, ReSSLDistiller, knn
 
 LR, DECAY, SIZE, T, T_TEACHER = 0.1, 0.7, 20, 0.1, 0.04
 
 
 def distiller(student: nn.Module, loss: ReSSL, shape: tuple[int, ...] = (1, 4, 4), **options: Any) -> ReSSLDistiller:
     optim = Optim(lambda p: torch.optim.SGD(p, lr=LR), schedule="constant", warmup=0)
-    teacher = Momentum(student, **options)
+    teacher = MomentumTeacher(student, **options)
     return ReSSLDistiller(student, teacher, Objective({"ressl": Term(loss)}), optim, shape, 3, config={"seed": 0})
 
 

@@ -17,7 +17,7 @@ from test_compare import start
 from test_resume import FOLDER, as_if_nothing_happened, interrupted, pictures, whole
 
 import kd
-from kd.distiller import Distiller
+from kd.distill.distiller import Distiller
 
 SMALL = ("data.pad=1", "callbacks.pictures=null")
 EXACT = (

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd
-from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps, assemble
-from kd.cached import Cached, Store, cached
+from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps
+from kd.callbacks.speed import Speed, bf16_on_cpu
+from kd.distill.cached import Cached, CacheOptions, cached
 from kd.losses import _fused_kl
 from kd.losses.divergences import kl, kl_div
-from kd.models.faster import faster
-from kd.models.recompute import recompute
-from kd.speed import Speed, bf16_on_cpu
+from kd.models.activation_checkpointing import recompute
+from kd.models.inference import for_inference
+from kd.train import assemble
 
 SHAPE = [3, 16, 16]
 SMALL = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=400", "data.test=100", "epochs=2")
@@ -132,7 +133,7 @@ def test_the_fused_kl_has_a_second_derivative_and_leaves_the_teacher_s_to_the_pl
 def test_a_folded_teacher_answers_as_the_plain_one_which_stays_as_it_is(name: str, folded: int | None) -> None:
     network, images = trained(name), torch.rand(8, *SHAPE)
     before = Frozen(network).fingerprint()
-    twin, count = faster(network, torch.rand(2, *SHAPE), fold=True, channels_last=True, dtype=None)
+    twin, count = for_inference(network, torch.rand(2, *SHAPE), fold=True, channels_last=True, dtype=None)
     assert count == (folded if folded is not None else count)
     assert count > 0
     with torch.no_grad():
@@ -160,7 +161,7 @@ def test_what_cannot_be_folded_answers_all_the_same() -> None:
 
     for choose in (True, False):
         network, images = Odd(choose).eval(), torch.rand(4, *SHAPE)
-        twin, count = faster(network, images, fold=True, channels_last=True, dtype=None)
+        twin, count = for_inference(network, images, fold=True, channels_last=True, dtype=None)
         assert count == 0
         torch.testing.assert_close(twin(images), network(images))
 
@@ -174,13 +175,13 @@ def test_a_network_that_names_its_device_is_not_traced() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.norm(self.conv(x.to(next(self.parameters()).device))).flatten(1)
 
-    assert faster(Here().eval(), torch.rand(2, *SHAPE), fold=True, channels_last=False, dtype=None)[1] == 0
+    assert for_inference(Here().eval(), torch.rand(2, *SHAPE), fold=True, channels_last=False, dtype=None)[1] == 0
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
 def test_kept_weights_in_lower_precision_are_what_autocast_makes_of_them_at_every_step(name: str) -> None:
     network, images = trained(name), torch.rand(8, *SHAPE)
-    twin, _ = faster(network, images, fold=False, channels_last=False, dtype=torch.bfloat16)
+    twin, _ = for_inference(network, images, fold=False, channels_last=False, dtype=torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(twin(images), network(images))
 
@@ -191,7 +192,7 @@ def test_a_tapped_layer_keeps_its_meaning() -> None:
     plain = Frozen(copy.deepcopy(network))
     plain.tap(layers)
     quick = Frozen(network)
-    quick.answer_by(faster(network, images, fold=False, channels_last=True, dtype=None)[0], None)
+    quick.use_runner(for_inference(network, images, fold=False, channels_last=True, dtype=None)[0], None)
     quick.tap(layers)
     batch = Batch(images, torch.zeros(4))
     for layer, tensor in plain(batch).items():
@@ -207,7 +208,7 @@ def test_a_layer_that_overwrites_its_input_can_be_tapped_before_it() -> None:
 def test_a_faster_teacher_moves_and_is_in_no_tree() -> None:
     network = trained("resnet8")
     teacher = Frozen(network)
-    teacher.answer_by(faster(network, torch.rand(2, *SHAPE), True, True, None)[0], None)
+    teacher.use_runner(for_inference(network, torch.rand(2, *SHAPE), True, True, None)[0], None)
     holder = nn.Module()
     holder.teacher = teacher
     assert holder.state_dict() == {}
@@ -332,7 +333,7 @@ def test_a_teacher_in_lower_precision_is_measured_and_refused_past_a_bound(
     assert '"precision": "bf16-mixed"' in (folder / "key.json").read_text()
     monkeypatch.chdir(tmp_path)
     network = trained("resnet8")
-    monkeypatch.setattr("kd.speed.faster", lambda *_: (Scrambled(network.net.fc.out_features), 0))
+    monkeypatch.setattr("kd.callbacks.speed.for_inference", lambda *_: (Scrambled(network.net.fc.out_features), 0))
     line = complain(*words, "hydra.run.dir=b", "teacher.cache=off")
     assert line.startswith("error: speed.teacher_precision: the teacher's logits differ from the plain network's by at")
     assert "less than speed.min_agreement=0.95; say speed.teacher_precision=32" in line
@@ -386,7 +387,7 @@ def made(views: int = 1) -> Data:
 
 def filled(data: Data, folder: Path) -> Cached:
     """A cached teacher that has met every view of an epoch."""
-    teacher = cached(Frozen(trained("resnet8")), data, "auto", Store(root=str(folder)), "resnet8", "32-true")
+    teacher = cached(Frozen(trained("resnet8")), data, "auto", CacheOptions(root=str(folder)), "resnet8", "32-true")
     assert isinstance(teacher, Cached)
     for batch in data.train_dataloader():
         teacher(data.memory.augment(batch, 0, 0))
@@ -401,11 +402,11 @@ def test_answers_laid_out_for_an_epoch_are_the_table_s(tmp_path: Path) -> None:
     index, view = data.plan(0)
     assert torch.equal(torch.cat([batch.index for batch in batches]), index)
     assert torch.equal(torch.cat([batch.view for batch in batches]), view)
-    teacher.foresee(index, view, torch.device("cpu"))
+    teacher.prefetch(index, view, torch.device("cpu"))
     assert teacher._epoch is not None
     for batch, expected in zip(batches, looked_up):
         assert torch.equal(teacher(batch)[""], expected)
-    teacher.foresee(*data.plan(1), torch.device("cpu"))  # whose views are not all known
+    teacher.prefetch(*data.plan(1), torch.device("cpu"))  # whose views are not all known
     assert teacher._epoch is None
 
 
@@ -460,7 +461,7 @@ class Away:
 def test_no_step_between_logs_waits_for_the_device(tmp_path: Path) -> None:
     data = made()
     teacher = filled(data, tmp_path)
-    teacher.foresee(*data.plan(0), torch.device("cpu"))
+    teacher.prefetch(*data.plan(0), torch.device("cpu"))
     first, *rest = steps(data, teacher)
     first()  # compares with fresh answers
     for step in rest:
@@ -524,7 +525,7 @@ def test_a_compiled_run_begins_as_the_eager_one(kd_train: Run, tmp_path: Path, o
 def test_a_cached_step_makes_no_gpu_wait(tmp_path: Path) -> None:
     data = made()
     teacher = filled(data, tmp_path).to("cuda")
-    teacher.foresee(*data.plan(0), torch.device("cuda"))
+    teacher.prefetch(*data.plan(0), torch.device("cuda"))
     assert teacher._epoch is not None
     first, second, *rest = steps(data, teacher, "cuda")
     first()
@@ -568,7 +569,7 @@ def test_on_a_gpu_a_folded_teacher_answers_as_the_plain_one(name: str) -> None:
     torch.backends.cudnn.allow_tf32 = False
     try:
         network, images = trained(name).cuda(), torch.rand(8, *SHAPE, device="cuda")
-        twin, _ = faster(network, images, fold=True, channels_last=True, dtype=None)
+        twin, _ = for_inference(network, images, fold=True, channels_last=True, dtype=None)
         with torch.no_grad():
             torch.testing.assert_close(twin(images), network(images), rtol=1e-3, atol=1e-4)
     finally:

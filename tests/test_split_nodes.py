@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from trained import trained
 
 import kd
-from kd import assemble
 from kd.data.memory import Memory
-from kd.distill.spec import Origin, origin
+from kd.distill.objective import Term
+from kd.distill.spec import MemberSpec, TeacherSpec
+from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
 from kd.models.weights import prepare
-from kd.objective import Term
 from kd.optim import Optim
 from kd.registry import MISSING, defaults_of, models, shadowed, split
+from kd.train import assemble
 
 HERE = __name__
 NAMES = (
@@ -119,7 +120,7 @@ def test_a_parameter_that_the_target_names_is_the_target_s() -> None:
 
 @pytest.mark.parametrize("target", ["bare", "anything"])
 def test_what_no_target_names_goes_around_it(target: str) -> None:
-    own, rest = split(node(target, size=4, seed=3), "teacher", prepare, Origin)
+    own, rest = split(node(target, size=4, seed=3), "teacher", prepare, TeacherOptions)
     assert (own, rest) == (node(target), {"size": 4, "seed": 3})
 
 
@@ -133,16 +134,16 @@ def test_a_class_names_what_its_constructor_names() -> None:
 
 
 def test_the_classes_of_a_teacher_keep_their_meaning() -> None:
-    own, rest = split({"_target_": "kd.models.resnet.resnet8", "classes": [1, 0]}, "teacher", prepare, Origin)
+    own, rest = split({"_target_": "kd.models.resnet.resnet8", "classes": [1, 0]}, "teacher", prepare, TeacherOptions)
     assert "classes" not in own
     assert rest == {"classes": [1, 0]}
 
 
 def test_no_network_of_the_zoo_changes_its_meaning() -> None:
-    around = {*defaults_of(prepare), *defaults_of(Origin)}
+    around = {*defaults_of(prepare), *defaults_of(TeacherOptions)}
     for name in models:
         target = f"{models[name].__module__}.{models[name].__qualname__}"
-        assert shadowed({"_target_": target, **dict.fromkeys(around)}, "teacher", prepare, Origin) == [], name
+        assert shadowed({"_target_": target, **dict.fromkeys(around)}, "teacher", prepare, TeacherOptions) == [], name
 
 
 def test_a_node_without_a_target_or_with_none_that_exists_is_one_line() -> None:
@@ -169,8 +170,8 @@ def test_every_name_of_kd_reaches_a_network_that_has_it_as_student_and_as_teache
     assert SEEN == VALUES
     assert teacher is not None
     assert teacher.network.size is None
-    assert origin(node("net", **VALUES), "teacher") == {}
-    assert assemble.min_accuracies(node("net", **VALUES)) == {"": None}
+    assert MemberSpec("", "teacher", node("net", **VALUES)).options() == {}
+    assert TeacherSpec.parse(node("net", **VALUES)).min_accuracies() == {"": None}
 
 
 def test_a_student_s_options_for_a_function_that_takes_any_reach_it() -> None:
@@ -230,7 +231,7 @@ def test_a_clash_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_an_imported_network_is_called_by_its_function_s_name() -> None:
-    from kd.run_folder.network import name_of
+    from kd.models.names import name_of
 
     assert name_of({"_target_": "kd.models.hub.import_path", "path": "pkg.nets:small"}) == "small"
     assert name_of({"_target_": "kd.models.hub.timm", "name": "resnet10t"}) == "resnet10t"

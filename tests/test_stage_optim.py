@@ -15,10 +15,11 @@ from test_resume import MEMORY, as_if_nothing_happened, interrupted, whole
 from torch import nn
 
 import kd
-from kd import Arrays, Data, Distiller, Objective, Optim, Term, assemble
+from kd import Arrays, Data, Distiller, Objective, Optim, Term
+from kd.distill.pretraining import stage_of
 from kd.errors import InputError
 from kd.losses import AB, CE, FT, KL
-from kd.pretraining import stage_of
+from kd.train import assemble
 
 make = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

@@ -189,7 +189,7 @@ def test_of_unequal_networks_the_first_stages_are_compared_and_lists_are_flatten
 
 def test_a_member_of_an_ensemble_answers_to_the_words() -> None:
     members = {name: kd.Frozen(kd.models["resnet8"](classes=4)) for name in ("a", "b")}
-    ensemble = kd.teacher.Ensemble(members)
+    ensemble = kd.distill.Ensemble(members)
     ensemble.tap(["a/stages"])
     answer = ensemble(kd.Batch(torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)))
     term = Term(AT(), student="stages", teacher="a/stages")

@@ -9,9 +9,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from kd import Arrays, Memory
-from kd.data.boxes import crop_boxes
-from kd.data.jitter import Jitter
-from kd.data.resize import ResizedCrop, enlarged
+from kd.data.color_jitter import Jitter
+from kd.data.erasing import crop_boxes
+from kd.data.resized_crop import ResizedCrop, enlarged
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 12, 10), (2, 7, 9)]
 
@@ -70,7 +70,7 @@ ADJUST = [V.adjust_brightness, V.adjust_contrast, V.adjust_saturation]
 def test_jitter_is_torchvisions_one_after_the_other(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd.data import jitter
+    from kd.data import color_jitter as jitter
 
     images = noise(60, shape)
     bits = torch.randint(0, 2**32, (3, 60), generator=torch.Generator().manual_seed(1))

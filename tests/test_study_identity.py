@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from trained import trained
 
 import kd
-from kd.cli.root import _register
-from kd.compare import check_same, prepare
+from kd.cli.root import register
+from kd.compare.plan import check_same, prepare
 from kd.errors import InputError
 from kd.process.compose import plain
 
@@ -26,7 +26,7 @@ TAUGHT = (*SMALL, "teacher=mlp", "teacher.min_accuracy=0", "objective=kd")
 
 
 def composed(*words: str) -> dict[str, Any]:
-    _register()
+    register()
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
         return plain(compose("train", list(words)))
 
@@ -50,7 +50,7 @@ def test_the_name_of_a_study_knows_what_shapes_its_runs_and_nothing_else() -> No
         assert name_of(word) == name, word
     for word in (
         *("T=2", "alpha=0.5", "epochs=2", "optim.lr=0.1", "data.batch_size=8", "student.width=8", "cache.topk=2"),
-        *("+callbacks.ema={_target_: kd.averaging.EMA}", "callbacks.best.monitor=val/nll", "pair.dkd_T=2"),
+        *("+callbacks.ema={_target_: kd.callbacks.EMA}", "callbacks.best.monitor=val/nll", "pair.dkd_T=2"),
         *("objective.kd.T=9", "trainer.accumulate_grad_batches=2"),
     ):
         assert name_of(word) != name, word
@@ -79,7 +79,7 @@ def test_a_cell_is_not_taken_for_one_of_another_configuration(tmp_path: Path) ->
         ("T=2", "T=4.0, not 2.0"),
         ("callbacks.best.mode=min", "callbacks.best.mode=max, not min"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=1, not 2"),
-        ("+callbacks.ema={_target_: kd.averaging.EMA}", "callbacks.ema._target_=None"),
+        ("+callbacks.ema={_target_: kd.callbacks.EMA}", "callbacks.ema._target_=None"),
     ):
         with pytest.raises(InputError, match=f"holds a run with .*{said}"):
             check_same(composed(*words, word), run)

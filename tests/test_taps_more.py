@@ -15,7 +15,7 @@ import kd
 from kd import Distiller, Frozen, Objective, Taps, Term
 from kd.errors import InputError
 from kd.losses.fitnets import FitNets
-from kd.models.recompute import recompute
+from kd.models.activation_checkpointing import recompute
 
 
 class Net(nn.Module):

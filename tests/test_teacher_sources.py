@@ -19,12 +19,13 @@ from trained import trained
 
 import kd
 from kd import Batch, Data, Frozen, InputError, Memory, Normalized
-from kd.cached import Cached, Store, cached
+from kd.distill.cached import Cached, CacheOptions, cached
+from kd.distill.identity import answers_key, files_of, network_key, teacher_key
+from kd.distill.source import code_of
+from kd.distill.spec import MemberSpec
 from kd.evaluate import evaluate
-from kd.from_run import check_network, network_of
-from kd.identity import answers_key, files_of, network_key, teacher_key
-from kd.recipe import has_weights, recipe_of, start_of
-from kd.source import code_of
+from kd.run_folder.from_run import check_network, network_of
+from kd.train.teacher_recipe import has_weights, recipe_of, start_of
 
 SMALL = (
     *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=200", "data.test=40"),
@@ -104,13 +105,13 @@ def test_a_teacher_whose_code_was_edited_is_trained_anew(mine: Path) -> None:
 
 
 def test_code_of_a_library_is_known_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    import kd.source
+    import kd.distill.source
 
     for name in ("torchvision", "timm"):
         node = {"_target_": kd.registry.target_of(kd.models[name]), "name": "resnet18"}
         known = code_of(node)
         assert known == {name: known[name]}
-        monkeypatch.setattr(kd.source, "version", lambda _: "99.0")
+        monkeypatch.setattr(kd.distill.source, "version", lambda _: "99.0")
         assert code_of(node) == {name: "99.0"}
         monkeypatch.undo()
     assert code_of({"_target_": "kd.models.small.CNN", "width": 4}) == {}
@@ -218,11 +219,11 @@ def test_a_member_that_cannot_be_is_refused_before_another_is_trained(complain: 
 def test_networks_of_the_zoo_and_of_libraries_have_weights_only_where_they_are_asked_for() -> None:
     data = SimpleNamespace(classes=4, shape=(3, 8, 8))
     cnn = {"_target_": "kd.models.small.CNN"}
-    assert not has_weights(cnn, "teacher", data)
-    assert has_weights({**cnn, "checkpoint": "x"}, "teacher", data)
+    assert not has_weights(MemberSpec("", "teacher", cnn), data)
+    assert has_weights(MemberSpec("", "teacher", {**cnn, "checkpoint": "x"}), data)
     pretrained = {"_target_": "kd.models.hub.timm", "name": "resnet18", "pretrained": True}
-    assert has_weights(pretrained, "teacher", data)
-    assert not has_weights({**pretrained, "train": True}, "teacher", data)
+    assert has_weights(MemberSpec("", "teacher", pretrained), data)
+    assert not has_weights(MemberSpec("", "teacher", {**pretrained, "train": True}), data)
 
 
 # ---------------------------------------------------------------- a run folder as teacher
@@ -379,7 +380,7 @@ def table(folder: Path, network: torch.nn.Module, known: Any = None) -> tuple[Fr
     arrays = kd.data["synthetic"](shape=[1, 8, 8], classes=4, train=40, test=8)
     data = Data(Memory(arrays, batch_size=8, pad=4, flip=True))
     frozen = Frozen(Normalized(network, data.mean, data.std))
-    return frozen, data, cached(frozen, data, "auto", Store(root=str(folder)), "net", "32-true", known)
+    return frozen, data, cached(frozen, data, "auto", CacheOptions(root=str(folder)), "net", "32-true", known)
 
 
 def batches(data: Data, epoch: int) -> list[Batch]:
@@ -412,7 +413,7 @@ def test_wrong_rows_of_partly_known_batches_are_found_out_in_every_epoch(tmp_pat
     for epoch in range(12):
         for batch in batches(data, epoch):
             teacher(batch)
-        teacher.settle()
+        teacher.on_epoch_end()
     later = batches(data, 12)
     met = [teacher.table.met[batch.index * teacher.table.views + batch.view] for batch in later]  # type: ignore
     assert any(known.any() for known in met)
@@ -452,7 +453,7 @@ def test_rows_are_in_float64_where_the_network_is_whether_looked_up_or_fresh(tmp
     arrays = kd.data["synthetic"](shape=[1, 8, 8], classes=4, train=40, test=8)
     data = Data(Memory(arrays, batch_size=8, pad=1))
     frozen = Frozen(Normalized(kd.models["cnn"](classes=4, channels=1), data.mean, data.std).double())
-    teacher = cached(frozen, data, "auto", Store(root=str(tmp_path)), "net", "64-true")
+    teacher = cached(frozen, data, "auto", CacheOptions(root=str(tmp_path)), "net", "64-true")
     for _ in range(2):
         batch = batches(data, 0)[0]
         answer = teacher(batch)[""]

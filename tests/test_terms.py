@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, Memory, Normalized, Objective, Optim, Term
-from kd.dot import DOTDistiller
+from kd.distill.dot import DOTDistiller
+from kd.distill.term_check import check_terms
 from kd.errors import InputError
 from kd.losses.cross_entropy import CE, Entropy
 from kd.losses.dist import DIST
@@ -24,9 +25,8 @@ from kd.losses.divergences import JS, KL, TV
 from kd.losses.dkd import DKD
 from kd.losses.mlkd import MLKD
 from kd.losses.nkd import NKD
-from kd.models.recompute import recompute
+from kd.models.activation_checkpointing import recompute
 from kd.optim import DOT
-from kd.term_check import check_terms
 
 SYN = ["data=synthetic", "data.shape=[1,8,8]", "data.classes=3", "data.train=96", "data.test=30", "data.batch_size=16"]
 QUICK = [*SYN, "student=resnet8", "teacher=resnet8", "logger=none", "trainer.enable_progress_bar=false"]

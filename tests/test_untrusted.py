@@ -26,9 +26,9 @@ import kd
 import kd.cli
 from kd.evaluate import evaluate
 from kd.export import export
-from kd.models.containers import read
+from kd.models.weight_files import read
 from kd.report import write as report
-from kd.resume import config_of
+from kd.train.resume import config_of
 
 ROOT = Path(__file__).parent.parent
 SMALL = (

@@ -20,7 +20,7 @@ import kd
 from kd import Distiller, Frozen, InputError, Objective, Optim, Taps, Term
 from kd.losses import CE, KL, DeiTHard
 from kd.models.hub import timm
-from kd.models.weights import heads_of
+from kd.models.weights import classifier_names
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["cases"]
@@ -39,7 +39,7 @@ def test_keys_and_logits_are_those_of_timm(name: str) -> None:
     other.load_state_dict(network.state_dict())
     images = torch.randn(3, 2, 12, 20)
     torch.testing.assert_close(network(images), other(images))
-    assert heads_of(network) == heads_of(other)
+    assert classifier_names(network) == classifier_names(other)
 
 
 @pytest.mark.parametrize("name", NAMES)

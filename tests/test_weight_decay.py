@@ -15,8 +15,7 @@ from torch import nn
 
 import kd
 from kd import InputError, Optim
-from kd.decay import parameter_groups, undecayed
-from kd.optim import DOT, adamw, sgd
+from kd.optim import DOT, adamw, parameter_groups, sgd, undecayed
 
 
 class Parts(nn.Module):
@@ -135,7 +134,7 @@ def test_an_optimiser_of_ones_own_takes_the_key(kd_train: Run, tmp_path: Path) -
 
 
 def test_a_configuration_without_the_key_decays_everything_as_before() -> None:
-    from kd import assemble
+    from kd.train import assemble
 
     old = assemble.optim({"_target_": "kd.optim.adamw", "lr": 0.1, "weight_decay": 0.1})
     assert old.decay_norm_bias

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import kd
 from kd.errors import InputError
-from kd.models.containers import read
+from kd.models.weight_files import read
 from kd.models.weights import load_into, outputs_of, save
 
 

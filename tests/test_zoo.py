@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kd.run import size_of
 from torch import Tensor, nn
 
 import kd
 from kd import Taps
+from kd.models.cost import size_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
 ZOO: dict[str, dict[str, Any]] = GOLDEN["architectures"]

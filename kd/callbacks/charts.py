@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from kd.board import board
+from kd.callbacks.position import validation_batches
+from kd.callbacks.tensorboard import board
 from kd.errors import InputError
 from kd.losses.cross_entropy import class_of
-from kd.place import validation_batches
 
 LAYOUT = {
     "distillation": {

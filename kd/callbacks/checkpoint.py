@@ -18,17 +18,17 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
-from kd import integrity
-from kd.command import command
+from kd.distill.identity import files_of
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
-from kd.files import shown
-from kd.identity import files_of
+from kd.files import relative
+from kd.process.command import command
+from kd.run_folder import integrity
 from kd.run_folder.checkpoints import LAST, PREVIOUS
 
 PATIENCE = 10.0  # seconds that a validation may go on after a signal
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, brings it to the disk and renames; reads nothing but tensors and plain containers.
 
     Args:
@@ -123,7 +123,7 @@ class Last(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
-            room_for(pl_module, self.folder)
+            check_disk_space(pl_module, self.folder)
         self._catch(self._receive)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -144,7 +144,7 @@ class Last(Checkpoint):
         raise Stopped(signum, f"stopped by {signal.Signals(signum).name} in the test; go on with: {self._again()}")
 
     def _again(self) -> str:
-        return command("kd-train", resume=shown(self.folder.parent))
+        return command("kd-train", resume=relative(self.folder.parent))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -220,7 +220,7 @@ class Last(Checkpoint):
         raise Stopped(self.signum, f"{where}; go on with: {self._again()}")
 
 
-def room_for(module: nn.Module, folder: Path) -> None:
+def check_disk_space(module: nn.Module, folder: Path) -> None:
     """Asks the disk whether it takes two checkpoints of a module under training.
 
     Raises:

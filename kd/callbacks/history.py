@@ -15,7 +15,7 @@ from kd.data.adapt import images_in
 from kd.files import write_text
 
 
-class Record(Callback):
+class History(Callback):
     """Keeps every validation's scores, the time taken and the count of images; they travel with checkpoints.
 
     Attributes:
@@ -75,6 +75,11 @@ class Record(Callback):
         writer.writeheader()
         writer.writerows(self.epochs)
         write_text(self.file, text.getvalue())
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in checkpoints, also in those that were written before the class had this name."""
+        return "Record"
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "seconds": self.seconds, "images": self.images}

@@ -31,7 +31,7 @@ class Throughput(Callback):
             self._images, self._since = 0, now
 
 
-class Bar(RichProgressBar):
+class ProgressBar(RichProgressBar):
     """Lightning's progress bar without the version number, with short names."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
 import kd
+from kd.distill.objective import Term
 from kd.errors import InputError
-from kd.objective import Term
 from kd.registry import defaults_of
 
 
@@ -52,7 +52,7 @@ def _teachers(word: str, parsed: Mapping[str, Override]) -> list[str]:
     of_teacher = word in parsed and parsed[word].key_or_group in ("teacher", "teacher.checkpoint")
     if not of_teacher or (value := _text(parsed[word])) is None:
         return _several_teachers(word)
-    from kd.words import expanded  # which imports Lightning, and that takes seconds
+    from kd.cli.teachers import expanded  # which imports Lightning, and that takes seconds
 
     spoken = {each.key_or_group: each.value() for each in parsed.values() if not each.is_sweep_override()}
     return expanded(word, parsed[word].key_or_group, value, spoken, _choices())

@@ -13,9 +13,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+import kd.data
+import kd.losses
+import kd.models
+import kd.optim  # noqa: F401 (each of them registers its own)
+from kd.callbacks.modes import mode_of
 from kd.distill.ensemble import Ensemble
-from kd.distill.spec import Origin
-from kd.modes import mode_of
+from kd.distill.teacher_options import TeacherOptions
 from kd.registry import defaults_of, models, optimisers
 
 
@@ -48,7 +52,7 @@ class Root:
     trust: bool = False
 
 
-def _register() -> None:
+def register() -> None:
     signals = "pytorch_lightning.trainer.connectors.signal_connector"
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed", signals):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -69,9 +73,9 @@ def _register() -> None:
     else:
         import kd.data.folder  # noqa: F401 (registers it)
     store.store(group="teacher", name="none", node={"_target_": None}, provider="kd")
-    from_run = {"_target_": MISSING, **defaults_of(Origin)}
+    from_run = {"_target_": MISSING, **defaults_of(TeacherOptions)}
     store.store(group="teacher", name="from_run", node=from_run, provider="kd")
-    ensemble = {"_target_": "kd.teacher.Ensemble", "members": {}, **defaults_of(Ensemble)}
+    ensemble = {"_target_": "kd.distill.Ensemble", "members": {}, **defaults_of(Ensemble)}
     store.store(
         group="teacher",
         name="ensemble",

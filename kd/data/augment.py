@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.data.boxes import Erasing, centred_square, random_boxes
-from kd.data.jitter import Jitter
-from kd.data.resize import ResizedCrop
+from kd.data.color_jitter import Jitter
+from kd.data.erasing import Erasing, centred_square, random_boxes
+from kd.data.resized_crop import ResizedCrop
 from kd.errors import InputError, unknown
 from kd.rng import ORDER, TRANSFORM, VIEW, VIEWS, below, hashed
 

@@ -15,12 +15,12 @@ from kd.data.account import account
 from kd.data.augment import RULE
 from kd.data.batch import Batch
 from kd.data.content import Content
+from kd.data.datamodule import overfits
 from kd.data.decode import Reading
 from kd.data.division import Roles, divided
+from kd.data.image_files import Decoded, ImageFiles, Views, training_transform
 from kd.data.listing import Listing, listed
 from kd.data.loader import check_last
-from kd.data.module import overfits
-from kd.data.pictures import Decoded, Pictures, Views, training_transform
 from kd.data.sampler import check_sampler
 from kd.data.split import Subset
 from kd.errors import InputError, unknown
@@ -137,7 +137,7 @@ class Folder(pl.LightningDataModule):
         self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
         centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
         chosen = {"train": (roles.train, self._augment), "val": (roles.val, centre), "test": (roles.test, centre)}
-        self.parts = {part: Pictures(of, how, self.reading) for part, (of, how) in chosen.items()}
+        self.parts = {part: ImageFiles(of, how, self.reading) for part, (of, how) in chosen.items()}
         self._notes = roles.notes
 
     def _found(self, train: str | None, val: float | str | None, test: float | str | None, damaged: str) -> Listing:
@@ -210,7 +210,7 @@ class Folder(pl.LightningDataModule):
         views = self._views if train else None
         pictures = self.parts[part]
         if train and overfits(trainer):  # a view of them could not be counted, as they are not augmented
-            pictures, views = Pictures(pictures.files, self.parts["val"].recipe, self.reading), Views(0, random=True)
+            pictures, views = ImageFiles(pictures.files, self.parts["val"].recipe, self.reading), Views(0, random=True)
         place = (self.seed, epoch, rank, world, start)
         balance = self.train_labels if train and self.sampler and not overfits(trainer) else None
         return Decoded(pictures, self.batch_size, self.workers, views, *place, self.drop_last, balance)

@@ -14,8 +14,8 @@ from kd.data.arrays import adapted
 from kd.data.augment import Augment, crop_flip, view_count
 from kd.data.batch import Arrays, Batch
 from kd.data.loader import Loader, check_last
-from kd.data.mixing import Mixing
-from kd.data.resident import PerDevice
+from kd.data.mixup import Mixing
+from kd.data.per_device import PerDevice
 from kd.data.sampler import check_sampler, rounds
 from kd.data.split import Subset, split, statistics
 from kd.errors import InputError

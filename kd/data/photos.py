@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kd.data.batch import Arrays
 from kd.data.decode import File, decode
-from kd.data.files import Part, check_labels, fetch, first_holding
 from kd.data.listing import listed
+from kd.data.readers import Part, check_labels, fetch, first_holding
 from kd.data.sources import DIGITS, data_root
 from kd.errors import InputError
 from kd.registry import sources

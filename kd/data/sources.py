@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd.data.batch import Arrays
-from kd.data.files import cifar, idx
+from kd.data.readers import cifar, idx
 from kd.errors import InputError
 from kd.registry import sources
 from kd.rng import hashed

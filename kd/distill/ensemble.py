@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.data.resident import PerDevice
-from kd.distill.teacher import Hidden
+from kd.data.per_device import PerDevice
+from kd.distill.teacher import FrozenTeacher
 from kd.errors import InputError, unknown
 
 AVERAGES = ("probabilities", "logits")
 
 
-class Ensemble(Hidden):
+class Ensemble(FrozenTeacher):
     """Several teachers that answer as one.
 
     Args:
@@ -60,8 +60,8 @@ class Ensemble(Hidden):
         self.shares = [weight / sum(share) for weight in share]
         self.__dict__["log_shares"] = PerDevice(torch.tensor(self.shares).log())
 
-    def held(self) -> list[nn.Module]:
-        return [network for member in self.members.values() for network in member.held()]
+    def owned_modules(self) -> list[nn.Module]:
+        return [network for member in self.members.values() for network in member.owned_modules()]
 
     def describe(self) -> str:
         """The mean in words, with its weights."""
@@ -69,16 +69,16 @@ class Ensemble(Hidden):
         mean = f"of probabilities at T={self.T:g}" if self.average == "probabilities" else "of logits"
         return f"ensemble, mean {mean}, weights {shares}{', times exp(-entropy)' if self.confidence else ''}"
 
-    def settle(self) -> None:
+    def on_epoch_end(self) -> None:
         for member in self.members.values():
-            member.settle()
+            member.on_epoch_end()
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         for member in self.members.values():
-            member.keep()
+            member.flush()
 
-    def logged(self) -> dict[str, float]:
-        known = [member.logged() for member in self.members.values()]
+    def log_metrics(self) -> dict[str, float]:
+        known = [member.log_metrics() for member in self.members.values()]
         return {key: sum(each.get(key, 0.0) for each in known) / len(known) for key in known[0]}
 
     def tap(self, layers: Iterable[str]) -> None:

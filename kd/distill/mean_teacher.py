@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.distill.teacher import Living
-from kd.distiller import Distiller
+from kd.distill.distiller import Distiller
+from kd.distill.taps import Taps
+from kd.distill.teacher import OnlineTeacher
 from kd.errors import InputError
 from kd.models.check import copied
-from kd.taps import Taps
 
 
-class Moving(Living):
+class MeanTeacher(OnlineTeacher):
     """average = d * average + (1 - d) * student after the n-th step, d = min(1 - 1 / (n + 1), decay), n from 1.
 
     Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), in the schedule of the
@@ -48,7 +48,7 @@ class Moving(Living):
             self.taps.remove()
         self.taps = Taps(self.network, layers)
 
-    def train(self, mode: bool = True) -> Moving:
+    def train(self, mode: bool = True) -> MeanTeacher:
         """Leaves it in eval mode."""
         super().train(False)
         return self
@@ -63,8 +63,8 @@ class Moving(Living):
         follow(self.network, student, min(1 - 1 / (step + 1), self.decay))
 
 
-class MovingDistiller(Distiller):
-    """A distiller whose teacher is a :class:`Moving` one.
+class MeanTeacherDistiller(Distiller):
+    """A distiller whose teacher is a :class:`MeanTeacher` one.
 
     Raises:
         InputError: a term that copies layers of its teacher once, when there is nothing in them yet.

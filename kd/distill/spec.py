@@ -1,82 +1,126 @@
-"""What a configuration says of a teacher."""
+"""What a configuration says of the teacher, parsed in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from kd.distill.methods import DISTILLERS
+from kd.distill.mutual import nodes_of
+from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
+from kd.models.names import name_of
 from kd.models.weights import prepare
-from kd.registry import named_by, split
+from kd.registry import current, parameters_of, split
+
+Config = Mapping[str, Any]
+WEIGHTS = ("checkpoint", "checkpoint_key")
+AROUND = ("members", "min_accuracy", "shuffle", "trainer")  # of an ensemble's node, beside its own options
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a teacher comes from, and what is asked of it.
+class MemberSpec:
+    """One network of a teacher.
 
-    ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for ``epochs`` (the
-    run's own ``epochs`` if None) with ``seed``, once, and kept for every later run; ``data`` holds the keys of the data
-    in which that training differs, ``{per_class: 0}`` say for all labels, ``trainer`` those of the trainer, whose
-    limits are the student's alone, and ``optim`` its optimiser where that is not the run's. ``train`` says whether it
-    is trained first; None takes a network as it is that comes with its library's weights or in eval mode; ``epochs=0``
-    takes any as it is. ``mean``, ``std`` and ``size`` (images are resized to it) replace the data's where the teacher
-    expects others. ``classes`` picks, in the order of the data's classes, the columns of a teacher that knows more;
-    ``outputs`` says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the share of
-    validation images it must get right to be a teacher; None asks for a tenth of the way from chance to perfection.
-    ``cache`` is ``auto``, ``off``, or the folder of a table of its answers. ``shuffle`` is a control: each training
-    sample gets another one's answer. ``checkpoint_key`` chooses among several weights in a file (``ema``, say),
-    ``output`` names the logits where the network gives more: a key, an attribute or a position.
+    Attributes:
+        name: ``""`` of a single teacher.
+        key: its place in the configuration, for messages.
+        node: the configuration of its network with the options of the teacher.
     """
 
-    checkpoint: str | None = None
-    epochs: int | None = None
-    seed: int = 0
-    data: dict[str, Any] | None = None
-    optim: dict[str, Any] | None = None
-    trainer: dict[str, Any] | None = None
-    train: bool | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    size: int | None = None
-    classes: list[int] | None = None
-    outputs: int | None = None
-    min_accuracy: float | None = None
-    cache: str = "auto"
-    shuffle: bool = False
-    checkpoint_key: str | None = None
-    output: Any = None
+    name: str
+    key: str
+    node: Config
+
+    def options(self) -> dict[str, Any]:
+        """The options of :class:`TeacherOptions` and :func:`prepare` that the node sets.
+
+        Raises:
+            InputError: a network with a parameter ``checkpoint`` of its own, which is ambiguous.
+        """
+        if "checkpoint" in parameters_of(self.node, self.key):
+            raise InputError(
+                f"{self.key}: {self.node['_target_']} has a parameter `checkpoint`, and so has every teacher, for the "
+                "weights that kd reads; rename the function's"
+            )
+        return split(self.node, self.key, prepare, TeacherOptions)[1]
+
+    def without_weights(self) -> dict[str, Any]:
+        """The node without the file of its weights."""
+        return without_weights(self.node, self.key)
 
 
-Config = Mapping[str, Any]
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A teacher's configuration node.
 
-
-WEIGHTS = ("checkpoint", "checkpoint_key")
-
-
-def origin(node: Config, at: str) -> dict[str, Any]:
-    """The options of :class:`Origin` and :func:`prepare` in the node of a teacher's network.
-
-    Raises:
-        InputError: a network with a parameter ``checkpoint`` of its own, which could not be told from the teacher's.
+    Attributes:
+        kind: ``frozen``, one network; ``ensemble``, several; ``online``, one that changes with the student.
+        members: its networks; of mutual learning the peers, of a moving average none.
+        node: as it is configured.
     """
-    if "checkpoint" in named_by(node, at):
-        raise InputError(
-            f"{at}: {node['_target_']} has a parameter `checkpoint`, and so has every teacher, for the weights that "
-            "kd reads; rename the function's"
-        )
-    return split(node, at, prepare, Origin)[1]
+
+    kind: Literal["none", "frozen", "ensemble", "online"]
+    members: tuple[MemberSpec, ...]
+    node: Config
+
+    @classmethod
+    def parse(cls, node: Config | None) -> TeacherSpec:
+        """From a configuration's ``teacher``.
+
+        Raises:
+            InputError: peers that are not networks.
+        """
+        if not node or not node.get("_target_"):
+            return cls("none", (), node or {})
+        peers = nodes_of(node["peers"]) if "peers" in node else {}
+        if current(node["_target_"]) in DISTILLERS:
+            members = [MemberSpec(name, f"teacher.peers.{name}", peer) for name, peer in peers.items()]
+            return cls("online", tuple(members), node)
+        if "members" in node:
+            named = [MemberSpec(name, f"teacher.members.{name}", each) for name, each in node["members"].items()]
+            return cls("ensemble", tuple(named), node)
+        return cls("frozen", (MemberSpec("", "teacher", node),), node)
+
+    @property
+    def online(self) -> bool:
+        """Whether it changes with the student."""
+        return self.kind == "online"
+
+    @property
+    def display_name(self) -> str:
+        """What it is called in tables: an ensemble by its members; ``""`` where there is none."""
+        return "+".join(member.name or name_of(member.node) for member in self.members)
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether, as a control, each training sample gets the teacher's output for another one."""
+        return bool((self.members[0].options() if self.kind == "frozen" else self.node).get("shuffle"))
+
+    def nodes(self) -> dict[str, Config]:
+        """The networks' nodes by name."""
+        return {member.name: member.node for member in self.members}
+
+    def with_members(self, nodes: Mapping[str, Config]) -> Config:
+        """The teacher's node with other nodes for its networks."""
+        if self.kind in ("none", "online"):
+            return self.node
+        return nodes[""] if self.kind == "frozen" else {**self.node, "members": dict(nodes)}
+
+    def ensemble_options(self) -> dict[str, Any]:
+        """The node of an ensemble without what kd reads itself."""
+        return {key: value for key, value in self.node.items() if key not in AROUND}
+
+    def min_accuracies(self) -> dict[str, float | None]:
+        """The least accuracy asked of the teacher, under ``""``, and of each member; None where none is set."""
+        if self.online:
+            return {"": None}
+        asked = {member.name: member.options().get("min_accuracy") for member in self.members}
+        return {"": self.node.get("min_accuracy"), **asked}
 
 
-def shuffled(node: Config | None) -> bool:
-    """Whether, as a control, each training sample gets another one's answer of the teacher."""
-    if not node or not node.get("_target_"):
-        return False
-    alone = "members" not in node and "peers" not in node
-    return bool((origin(node, "teacher") if alone else node).get("shuffle"))
-
-
-def unfilled(node: Config, at: str) -> dict[str, Any]:
-    """The node of a network without the file of its weights."""
-    own, options = split(node, at, prepare)
-    return own | {key: value for key, value in options.items() if key not in WEIGHTS}
+def without_weights(node: Config, key: str) -> dict[str, Any]:
+    """A network's node without the file of its weights; ``key`` is its place in the configuration."""
+    network, options = split(node, key, prepare)
+    return network | {option: value for option, value in options.items() if option not in WEIGHTS}

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.data.resident import PerDevice
+from kd.data.per_device import PerDevice
+from kd.distill.taps import Taps
 from kd.errors import InputError
-from kd.models.normalized import bare
+from kd.models.normalized import unwrap
 from kd.models.weights import fingerprint
-from kd.taps import Taps
 
 
-class Asked(nn.Module, ABC):
+class Teacher(nn.Module, ABC):
     """What every teacher has: the networks that it asks, and what a run tells it and asks of it."""
 
     @abstractmethod
@@ -30,18 +30,18 @@ class Asked(nn.Module, ABC):
         """sha256 of its state."""
         return fingerprints(self.networks())
 
-    def settle(self) -> None:
+    def on_epoch_end(self) -> None:
         """Told at each epoch's end."""
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """Told before each checkpoint, from which a run may go on."""
 
-    def logged(self) -> dict[str, float]:
+    def log_metrics(self) -> dict[str, float]:
         """What it wishes to have logged."""
         return {}
 
 
-class Hidden(Asked):
+class FrozenTeacher(Teacher):
     """A module that is in no checkpoint, optimiser, EMA copy or DDP bucket.
 
     What it holds sits in ``__dict__``, not in the module tree: ``train()`` does not reach it, and strict loading
@@ -58,21 +58,21 @@ class Hidden(Asked):
     def networks(self) -> dict[str, nn.Module]:
         return dict(self.__dict__["asked_networks"])
 
-    def held(self) -> list[nn.Module]:
+    def owned_modules(self) -> list[nn.Module]:
         """All that moves with it."""
         return list(self.networks().values())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hidden:
-        for network in self.held():
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTeacher:
+        for network in self.owned_modules():
             network._apply(fn)
         super()._apply(fn, recurse)
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hidden:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         return self
 
 
-class Frozen(Hidden):
+class Frozen(FrozenTeacher):
     """A network that only answers.
 
     Args:
@@ -104,8 +104,8 @@ class Frozen(Hidden):
             self.taps.remove()
         self.__dict__["taps"] = Taps(self.runner, layers)
 
-    def answer_by(self, runner: nn.Module, precision: torch.dtype | None, compiled_for: int | None = None) -> None:
-        """Lets a faster copy of the network answer (see :mod:`kd.speed`); the network itself stays what is known.
+    def use_runner(self, runner: nn.Module, precision: torch.dtype | None, compiled_for: int | None = None) -> None:
+        """Lets a faster copy of the network answer (see :mod:`kd.callbacks.speed`); the network itself stays as it is.
 
         Args:
             runner: with the same layers where any are tapped.
@@ -116,7 +116,7 @@ class Frozen(Hidden):
         self.precision, self.compiled_for = precision, compiled_for
         self.tap(self.taps.layers)
 
-    def held(self) -> list[nn.Module]:
+    def owned_modules(self) -> list[nn.Module]:
         return [self.network] if self.runner is self.network else [self.network, self.runner]
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class Frozen(Hidden):
         return within
 
     @torch.no_grad()
-    def plain(self, images: Tensor) -> Tensor:
+    def reference_logits(self, images: Tensor) -> Tensor:
         """The logits [B, C] of the network itself, in its own precision."""
         with torch.autocast(images.device.type, enabled=False):
             return self._picked({"": self.network(images)})[""]
@@ -153,10 +153,10 @@ class Frozen(Hidden):
 def fingerprints(networks: Mapping[str, nn.Module]) -> str:
     """sha256 of one network's state, or of several networks' names and states; of a run's student, the run's."""
     if set(networks) == {""}:
-        return fingerprint(bare(networks[""]))
-    listed = [f"{name}:{fingerprint(bare(network))}" for name, network in sorted(networks.items())]
+        return fingerprint(unwrap(networks[""]))
+    listed = [f"{name}:{fingerprint(unwrap(network))}" for name, network in sorted(networks.items())]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
-class Living(Asked):
+class OnlineTeacher(Teacher):
     """A teacher that is part of the training: unlike a frozen one it is a module among others, and in checkpoints."""

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from kd.command import command, override
 from kd.errors import InputError, unknown
 from kd.evaluate import diagrams
+from kd.evaluate.loaded_run import PARTS, Restored, restore
 from kd.evaluate.measure import Evaluation, answer
 from kd.evaluate.supply import supply
 from kd.evaluate.table import show
 from kd.evaluate.teacher import teacher_of
 from kd.files import write_text
-from kd.restore import PARTS, Restored, restore
+from kd.process.command import command, override
 from kd.run_folder.layout import versions
 
 FILE = "evaluation.json"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric, MeanMetric
 
 from kd.data.batch import Batch
+from kd.distill.metrics import Scores
 from kd.errors import InputError
-from kd.metrics import Scores
 
 BINS = 15
 

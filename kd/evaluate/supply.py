@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kd.place import sha256_of
-from kd.restore import Restored
+from kd.callbacks.position import sha256_of
+from kd.evaluate.loaded_run import Restored
 from kd.run_folder.summary import write_summary
 
 

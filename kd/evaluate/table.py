@@ -9,15 +9,16 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from kd.announce import console_for, shown
 from kd.evaluate.measure import BINS
+from kd.files import relative
+from kd.train.console import console_for
 
 
 def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
     """Prints the table: the measures, the classes the student knows least, and what it takes for what."""
     about, metrics = result["data"], result["metrics"]
     where = f"{about['images']:,} images of {about['name']} ({about['part']})"
-    table = Table(title=f"{shown(Path(result['run']))} on {where}", title_justify="left", box=box.SIMPLE)
+    table = Table(title=f"{relative(Path(result['run']))} on {where}", title_justify="left", box=box.SIMPLE)
     table.add_column("", no_wrap=True)
     table.add_column(f"student {result['student']}", justify="right")
     with_teacher = result["teacher"]["measured"]
@@ -37,7 +38,7 @@ def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
         console.print("the run chose its best epoch on the TEST set (data.val=test)")
     for line in weakest(result):
         console.print(line)
-    console.print(f"written: {shown(folder / file)}, reliability.png, confusion.png")
+    console.print(f"written: {relative(folder / file)}, reliability.png, confusion.png")
 
 
 def weakest(result: Mapping[str, Any], most: int = 5) -> list[str]:

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 import yaml
 
-from kd import assemble
 from kd.distill.ensemble import Ensemble
+from kd.distill.methods import DISTILLERS
+from kd.distill.spec import TeacherSpec
 from kd.errors import InputError
-from kd.living import DISTILLERS, lives
-from kd.registry import check_registered, named_by
-from kd.restore import Restored
+from kd.evaluate.loaded_run import Restored
+from kd.registry import check_registered, is_node_of, parameters_of, with_current
 from kd.run_folder.layout import CONFIG, STUDENT
 from kd.run_folder.summary import require
-
-ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
+from kd.train import assemble
 
 
 def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[assemble.Teacher | None, str]:
@@ -38,15 +37,16 @@ def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[as
         return None, "the run had none" if about is None else "left out, as asked"
     require(found.summary, found.folder, "teacher.sha256")
     node = _teacher_node(found.folder, trust)
-    if lives(node):
+    spec = TeacherSpec.parse(node)
+    if spec.online:
         return None, "it changed with the student and was not kept"
-    nodes = _with_weights(node, about, checkpoint, found.folder)
+    nodes = _with_weights(spec, about, checkpoint, found.folder)
     if absent := [member["absent"] for member in nodes.values() if "absent" in member]:
         return None, f"its weights are no longer at {absent[0]}"
     where = ", ".join(member["checkpoint"] or "its library" for member in nodes.values())
     like = SimpleNamespace(classes=own["classes"], shape=own["shape"])
     try:
-        teacher = assemble.teacher({"teacher": nodes.get("") or {**node, "members": nodes}}, like)
+        teacher = assemble.teacher({"teacher": spec.with_members(nodes)}, like)
     except InputError as error:
         if all(member["checkpoint"] for member in nodes.values()):
             raise
@@ -63,19 +63,19 @@ def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[as
 
 
 def _with_weights(
-    node: Mapping[str, Any], about: Mapping[str, Any], checkpoint: str | None, folder: Path
+    spec: TeacherSpec, about: Mapping[str, Any], checkpoint: str | None, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """The nodes of the teacher's networks with their pixels' statistics and weights, or with what is ``absent``."""
     told = about.get("members", {"": about})
     nodes: dict[str, dict[str, Any]] = {}
-    for name, member in assemble.members(node).items():
+    for name, member in spec.nodes().items():
         own = told.get(name, {})
         _check_described(member, {**(own.get("config") or {}), "classes": own.get("classes")}, folder)
         path = checkpoint or own.get("checkpoint")
         weights = _found(path, folder)
         if checkpoint is not None and weights is None:
             raise InputError(f"teacher_checkpoint={checkpoint} holds no weights")
-        named = named_by(member, assemble.place(name))
+        named = parameters_of(member, "teacher")
         pixels = {key: own[key] for key in ("mean", "std", "size") if key in own and key not in named}
         lost = {"absent": path} if path is not None and weights is None else {}
         nodes[name] = {**member, **pixels, "checkpoint": weights and str(weights), **lost}
@@ -95,13 +95,13 @@ def _check_described(node: Mapping[str, Any], known: Mapping[str, Any], folder: 
 def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:
     """The teacher's node as the run resolved it; nothing in it but kd's own ensemble and what is registered."""
     try:
-        node = yaml.safe_load((folder / "config.yaml").read_text())["teacher"]
+        node = with_current(yaml.safe_load((folder / "config.yaml").read_text())["teacher"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / 'config.yaml'} is absent or damaged; teacher_checkpoint=none leaves the teacher out"
         ) from error
     if not trust:
-        outer = node if node["_target_"] != ENSEMBLE else {**node, "_target_": None}
+        outer = {**node, "_target_": None} if is_node_of(node, Ensemble) else node
         check_registered(outer, "teacher", known=DISTILLERS)
     return node
 

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from kd.announce import shown
+from kd.evaluate.loaded_run import Restored, data_name
 from kd.export.formats import INPUT, Format
-from kd.loaded import preparation_of
-from kd.restore import Restored, data_name
-from kd.run import size_of
+from kd.files import relative
+from kd.models.cost import size_of
 from kd.run_folder.layout import FORMAT, versions
+from kd.run_folder.load import preparation_of
 from kd.run_folder.summary import names_in
 
 PLACES = ("root", "download")  # of a data node: no business of who gets the card
@@ -68,7 +68,7 @@ def tell(card: Mapping[str, Any], folder: Path, files: Sequence[str], notes: Seq
         console.print(f"{about['file']}: {about['bytes']:,} bytes, {speed(about['latency'])}")
         plain, int8 = (percent(about["test"][name]["acc"]) for name in ("float", "int8"))
         console.print(f"test accuracy: float {plain}, int8 ({about['kind']}) {int8}")
-    console.print(f"written: {shown(folder)}: {', '.join(files)}")
+    console.print(f"written: {relative(folder)}: {', '.join(files)}")
 
 
 def checked(card: Mapping[str, Any]) -> str:

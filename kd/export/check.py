@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd.data.module import Data
+from kd.data.datamodule import Data
 from kd.errors import InputError
+from kd.evaluate.loaded_run import Restored, batches
 from kd.evaluate.measure import answer
 from kd.export import int8 as integers
 from kd.export.formats import Answer, Format, read_onnx
 from kd.export.timing import latency, processor
-from kd.restore import Restored, batches
 
 CHECKED, CALIBRATED = 128, 512
 LIMIT = 1e-4

@@ -19,7 +19,7 @@ from kd.errors import InputError, unknown
 from kd.models.check import copied
 from kd.models.normalized import Normalized
 from kd.models.weights import save_tensors
-from kd.predictor import Answering
+from kd.run_folder.predictor import StudentWithPredictor
 
 Answer = Callable[[Tensor], Tensor]
 INPUT = "images"
@@ -66,7 +66,7 @@ def chosen(name: str, softmax: bool) -> Format:
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     """The bare student's state by its own names, and that of its predictor, if it has one, under ``predictor.``."""
-    if isinstance(network, Answering):
+    if isinstance(network, StudentWithPredictor):
         predictor = {f"predictor.{key}": value for key, value in network.loss.state_dict().items()}
         return {**network.net.state_dict(), **predictor}
     assert isinstance(network, Normalized)
@@ -74,7 +74,7 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_safetensors(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
-    front = network.student if isinstance(network, Answering) else network
+    front = network.student if isinstance(network, StudentWithPredictor) else network
     assert isinstance(front, Normalized)
     about: dict[str, Any] = {
         "mean": front.mean.flatten().tolist(),

@@ -8,7 +8,7 @@ from typing import Any
 
 from kd.export.card import checked, milliseconds, percent
 from kd.export.formats import Format
-from kd.loaded import Preparation
+from kd.run_folder.load import Preparation
 
 
 def markdown(card: Mapping[str, Any], made: Format) -> str:

@@ -46,7 +46,7 @@ def crd_update(memory: Tensor, index: Tensor, anchor: Tensor, momentum: float = 
     memory.index_copy_(0, index, F.normalize(rows, dim=1))
 
 
-class Others(nn.Module):
+class NegativeSampler(nn.Module):
     """Draws ``count`` samples of other classes for each sample of a batch.
 
     Every sample of another class is equally likely, and none comes twice while there are enough: a random one
@@ -117,7 +117,7 @@ class CRD(nn.Module):
             raise InputError(f"momentum must lie in [0, 1), got {momentum}")
         self.negatives, self.T, self.momentum, self.samples, self.seed = negatives, T, momentum, samples, seed
         self.embed = Embeddings("crd", dim)
-        self.others: Others | None = None
+        self.others: NegativeSampler | None = None
         self.by_class = False
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("log_z", torch.zeros(2))
@@ -140,7 +140,7 @@ class CRD(nn.Module):
         if len(labels.unique()) < 2:
             raise InputError("crd draws negatives of other classes, and the training set has only one")
         self.samples = samples
-        self.others = Others(labels, self.negatives, self.seed)
+        self.others = NegativeSampler(labels, self.negatives, self.seed)
 
     def build(self, student: Layers, teacher: Layers) -> None:
         if self.samples is None:

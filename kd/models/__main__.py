@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import nn
 
 from kd.errors import InputError, unknown
-from kd.models.hub import offered
-from kd.models.normalized import Pixels
+from kd.models.cost import size_of
+from kd.models.hub import standard_arguments
+from kd.models.normalized import InputSpec
 from kd.registry import load_plugins, models, parameters
-from kd.run import size_of
 
 HUBS = ("torchvision", "timm")
 
@@ -36,7 +36,7 @@ def found(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[]
         make = models[library]
         makers: dict[str, Any] = {name: lambda name=name: make(name, classes, shape[0]) for name in names}
     else:
-        inner, offer = pattern, offered(classes, shape)
+        inner, offer = pattern, standard_arguments(classes, shape)
         zoo = {name: models[name] for name in models if name not in (*HUBS, "import")}
         makers = {
             name: lambda f=f: f(**{key: value for key, value in offer.items() if key in parameters(f)})
@@ -79,7 +79,7 @@ def _counts(make: Callable[[], nn.Module], shape: list[int]) -> tuple[str, str]:
     try:
         with torch.device("meta"):
             network = make()
-            side = getattr(network, "pixels", Pixels()).size
+            side = getattr(network, "pixels", InputSpec()).size
             size = size_of(network, [shape[0], side, side] if side else shape)
     except Exception as error:
         return "-", f"{type(error).__name__} at {'x'.join(map(str, shape))}"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kd.errors import InputError, at_place
-from kd.models.normalized import Normalized, bare
+from kd.errors import InputError, with_key
+from kd.models.normalized import Normalized, unwrap
 from kd.models.outputs import OutputError, described, logits_of, tensors_of
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
     except Exception as error:  # what a network of anyone's holds may refuse it in any way
-        raise InputError(f"{type(bare(network)).__name__} cannot be copied ({_line(error)})") from error
+        raise InputError(f"{type(unwrap(network)).__name__} cannot be copied ({_line(error)})") from error
 
 
 def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
@@ -170,7 +170,7 @@ def explained(network: Normalized, at: str, who: str, shape: Sequence[int], clas
     except OutputError as error:
         raise InputError(f"{at}: {error.asking(f'{at}.output', classes)}") from error
     except InputError as error:
-        raise at_place(at, error) from error
+        raise with_key(at, error) from error
     except KNOWN as error:
         if "memory" in str(error):
             raise
@@ -190,7 +190,7 @@ def _way_on(network: Normalized, at: str, shape: Sequence[int], error: BaseExcep
     own = shape[0]
     for channels, size in itertools.product((own, *CHANNELS), (None, *SIZES)):
         side = shape[1:] if size is None else (size, size)
-        if (channels, tuple(side)) != (own, tuple(shape[1:])) and _runs(bare(network), (channels, *side)):
+        if (channels, tuple(side)) != (own, tuple(shape[1:])) and _runs(unwrap(network), (channels, *side)):
             resized = f"{at}.size={size}" if size is not None else ""
             if channels == own:
                 return f"; it takes {size} pixels: set {resized}"

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from kd.errors import InputError, unknown
-from kd.models.containers import read
-from kd.models.normalized import Pixels
+from kd.models.normalized import InputSpec
+from kd.models.weight_files import read
 from kd.registry import models, parameters
 
 STEMS = ("own", "cifar")
@@ -51,7 +51,7 @@ def torchvision(name: str, classes: int, channels: int = 3, weights: str | None 
         network = library.get_model(name, weights=None, num_classes=len(choices[weights].meta["categories"]))
         network.load_state_dict(read(_fetched(choices[weights].url)).state)
         preset = choices[weights].transforms()
-        network.pixels = Pixels(preset.mean, preset.std, preset.crop_size[0])
+        network.pixels = InputSpec(preset.mean, preset.std, preset.crop_size[0])
     return _with_stem(_fit_channels(_fit_classes(network, classes), channels), stem)
 
 
@@ -88,10 +88,10 @@ def timm(
         raise InputError(f"timm cannot make {name}: {str(error).splitlines()[0]}") from error
     stated = network.pretrained_cfg
     if pretrained:
-        network.pixels = Pixels(stated["mean"], stated["std"], stated["input_size"][-1])
+        network.pixels = InputSpec(stated["mean"], stated["std"], stated["input_size"][-1])
         network.untrained_head = stated["num_classes"] != classes
     elif stated.get("fixed_input_size") and "img_size" not in options:
-        network.pixels = Pixels(size=stated["input_size"][-1])
+        network.pixels = InputSpec(size=stated["input_size"][-1])
     return _with_stem(network, stem)
 
 
@@ -110,14 +110,14 @@ def import_path(path: str, classes: int, shape: Sequence[int]) -> nn.Module:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"cannot import {path!r} (write package.module:function): {error}") from error
-    offer = offered(classes, shape)
+    offer = standard_arguments(classes, shape)
     network = function(**{key: offer[key] for key in parameters(function) if key in offer})
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} gave a {type(network).__name__}, not an nn.Module")
     return network
 
 
-def offered(classes: int, shape: Sequence[int]) -> dict[str, Any]:
+def standard_arguments(classes: int, shape: Sequence[int]) -> dict[str, Any]:
     """What kd tells a model's function, under the names that libraries use for it."""
     channels = {"channels": shape[0], "in_channels": shape[0]}
     return {"classes": classes, "num_classes": classes, **channels, "shape": list(shape)}

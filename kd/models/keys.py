@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor
 
 from kd.errors import nearest
-from kd.models.containers import Weights
+from kd.models.weight_files import Weights
 
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.", "network.")
 # What other tools leave beside a network's own tensors: profilers' counts, an average's count, losses with weights.

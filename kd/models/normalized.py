@@ -13,7 +13,7 @@ from kd.errors import InputError
 from kd.models.outputs import logits_of
 
 
-class Pixels(NamedTuple):
+class InputSpec(NamedTuple):
     """What pre-trained weights expect: mean and std per channel on the [0, 1] scale, height and width."""
 
     mean: Sequence[float] | None = None
@@ -21,7 +21,7 @@ class Pixels(NamedTuple):
     size: int | None = None
 
 
-def bare(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """The network without the normalisation in front of it."""
     return network.net if isinstance(network, Normalized) else network
 

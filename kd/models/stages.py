@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.models.normalized import Normalized, bare
+from kd.models.normalized import Normalized, unwrap
 
 ALL = re.compile(r"(?:.*/)?stages(?:\[(-?\d*):(-?\d*)\])?(\.pre)?")
 LAST = re.compile(r"(?:.*/)?stage-(\d+)(\.pre)?")
@@ -50,7 +50,7 @@ def taps_of(network: nn.Module, layers: Sequence[str], aliases: dict[str, str]) 
     Raises:
         InputError: a word for stages, and the network has no or too few of them.
     """
-    modules = dict(bare(network).named_modules())
+    modules = dict(unwrap(network).named_modules())
     for layer in layers:
         asked = is_many(layer) or LAST.fullmatch(layer) or (WORD.fullmatch(layer) and layer not in modules)
         if asked and layer not in aliases and "stage1" not in aliases:
@@ -79,7 +79,7 @@ def _stages(network: nn.Module, word: str, aliases: Mapping[str, str]) -> list[s
         first, end, before = match.groups()
         picked = numbers[int(first) if first else None : int(end) if end else None]
     if not picked:
-        raise InputError(f"layer {word!r}: {type(bare(network)).__name__} has {count} stages")
+        raise InputError(f"layer {word!r}: {type(unwrap(network)).__name__} has {count} stages")
     names = [f"stage{k}" for k in picked]
     return [f"{name}.pre" if before and f"{name}.pre" in aliases else name for name in names]
 
@@ -92,7 +92,7 @@ def measured(network: nn.Module) -> dict[str, str]:
     Raises:
         InputError: no example can be run, or the network has neither maps nor a row of equal blocks.
     """
-    inner, calls = bare(network), _traced(network)
+    inner, calls = unwrap(network), _traced(network)
     images = calls.pop("")
     trunk = [name for name in _trunk(inner, "", calls, images) if calls[name].ndim == 4]
     levels: dict[int, list[str]] = {}
@@ -143,7 +143,7 @@ def _thirds(row: Sequence[str], before: Sequence[str]) -> dict[str, str]:
 
 def _traced(network: nn.Module) -> dict[str, Tensor]:
     """What each module that ran gave last, if that is one tensor, in the order in which they ended."""
-    inner = bare(network)
+    inner = unwrap(network)
     first = next((module for module in inner.modules() if isinstance(module, nn.Conv2d)), None)
     stated = [network.size] if isinstance(network, Normalized) and network.size else []
     own = [getattr(inner, "image_size", None), getattr(getattr(inner, "patch_embed", None), "img_size", None)]

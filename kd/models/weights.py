@@ -13,9 +13,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
-from kd.models.containers import Weights, read, sha256_of
 from kd.models.keys import complaint, is_stranger, without_prefix
-from kd.models.normalized import Normalized, Pixels
+from kd.models.normalized import InputSpec, Normalized
+from kd.models.weight_files import Weights, read, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def fill(network: nn.Module, weights: Weights, source: str, head: str | None = N
         InputError: as :func:`load_into`.
     """
     whole = network.state_dict()
-    left = tuple(f"{name}." for name in heads_of(network)) if head == "new" else ()
+    left = tuple(f"{name}." for name in classifier_names(network)) if head == "new" else ()
     weights = without_prefix(weights, [name for name in whole if not left or not name.startswith(left)])
     own, state = (
         {name: t for name, t in part.items() if not left or not name.startswith(left)}
@@ -107,11 +107,11 @@ def prepare(
     front = mean or _fitted(pixels.mean, channels) or data_mean, std or _fitted(pixels.std, channels) or data_std
     fitted = Normalized(network, *front, size or pixels.size, output)
     if freeze == "backbone":
-        fitted.freeze(heads_of(network))
+        fitted.freeze(classifier_names(network))
     return fitted
 
 
-def heads_of(network: nn.Module) -> list[str]:
+def classifier_names(network: nn.Module) -> list[str]:
     """The names of a network's classifier, of both where it has two: what its ``get_classifier`` gives, else the last
     linear layer.
 
@@ -128,10 +128,10 @@ def heads_of(network: nn.Module) -> list[str]:
     return names or [layers[-1][0]]
 
 
-def pixels_of(network: nn.Module, weights: Weights) -> Pixels:
+def pixels_of(network: nn.Module, weights: Weights) -> InputSpec:
     """What the file of weights, else the network's library, states of the pixels."""
-    stated = {key: weights.about[key] for key in Pixels._fields if weights.about.get(key)}
-    return Pixels(**stated) if stated else getattr(network, "pixels", Pixels())
+    stated = {key: weights.about[key] for key in InputSpec._fields if weights.about.get(key)}
+    return InputSpec(**stated) if stated else getattr(network, "pixels", InputSpec())
 
 
 def _fitted(values: Sequence[float] | None, channels: int) -> Sequence[float] | None:
@@ -146,7 +146,7 @@ def outputs_of(network: nn.Module, checkpoint: str | Path, key: str | None = Non
     own = list(network.state_dict())
     state = without_prefix(read(checkpoint, key), own).state
     linear = any(isinstance(module, nn.Linear) for module in network.modules())
-    heads = [f"{name}.weight" for name in heads_of(network)] if linear else []
+    heads = [f"{name}.weight" for name in classifier_names(network)] if linear else []
     found = [state[name] for name in (*heads, *reversed(own)) if name in state and state[name].ndim]
     return len(found[0]) if found else None
 

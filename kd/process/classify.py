@@ -23,7 +23,7 @@ BUG, INPUT, FAILED = 1, 2, 3
 LESS = "a smaller data.batch_size needs less"
 
 
-def judge(error: BaseException) -> tuple[int, str | None]:
+def classify(error: BaseException) -> tuple[int, str | None]:
     """The exit code and the line for an exception; no line says that it is a bug, of kd or of the user's own code."""
     chain = _chain(error)
     for cause in chain:

@@ -9,6 +9,7 @@ from kd.registry.aliases import current, with_current
 from kd.registry.core import (
     Registry,
     RegistryPackage,
+    is_node_of,
     load_plugins,
     locate,
     losses,
@@ -18,7 +19,7 @@ from kd.registry.core import (
     sources,
     target_of,
 )
-from kd.registry.instantiate import build, check_registered, named_by, shadowed, split
+from kd.registry.instantiate import build, check_registered, parameters_of, shadowed, split
 from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
 
 __all__ = [
@@ -31,15 +32,16 @@ __all__ = [
     "dataclass_of",
     "defaults_of",
     "fields_of",
+    "is_node_of",
     "load_plugins",
     "locate",
     "losses",
     "models",
     "modules",
-    "named_by",
     "node_of",
     "optimisers",
     "parameters",
+    "parameters_of",
     "shadowed",
     "sources",
     "split",

@@ -1,7 +1,7 @@
 """Dotted paths that run folders and users' yaml hold, and where they lead today.
 
-A path that kd writes names a package and not a file in it (``kd.losses.CE``), so that files may move. Older run folders
-name files (``kd.losses.hard.CE``).
+A path that kd writes names a package and not a file in it (``kd.losses.CE``, ``kd.callbacks.Last``), so that files may
+move. Older run folders name files (``kd.losses.hard.CE``) and classes by earlier names.
 """
 
 from __future__ import annotations
@@ -9,11 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-PACKAGES = ("kd.losses",)  # that hand on whatever is registered in one of their files
+PACKAGES = ("kd.losses", "kd.callbacks", "kd.distill")  # that hand on the public names of their files
+EARLIER = {
+    "kd.averaging.EMA": "kd.callbacks.EMA",
+    "kd.batch_size.BatchSize": "kd.callbacks.BatchSize",
+    "kd.batch_statistics.AtChance": "kd.callbacks.AtChance",
+    "kd.batch_statistics.BatchStatistics": "kd.callbacks.BatchStatistics",
+    "kd.best.Best": "kd.callbacks.Best",
+    "kd.board.Board": "kd.callbacks.TensorBoard",
+    "kd.checkpoints.Best": "kd.callbacks.Best",
+    "kd.checkpoints.Last": "kd.callbacks.Last",
+    "kd.finite.Finite": "kd.callbacks.NaNGuard",
+    "kd.monitor.Bar": "kd.callbacks.ProgressBar",
+    "kd.monitor.Charts": "kd.callbacks.Charts",
+    "kd.monitor.Pictures": "kd.callbacks.Pictures",
+    "kd.monitor.Throughput": "kd.callbacks.Throughput",
+    "kd.moving.Moving": "kd.distill.MeanTeacher",
+    "kd.mutual.Peers": "kd.distill.Peers",
+    "kd.ressl.Momentum": "kd.distill.MomentumTeacher",
+    "kd.sweep.Reported": "kd.cli.sweep.SweepReport",
+    "kd.teacher.Ensemble": "kd.distill.Ensemble",
+}
 
 
 def current(path: str) -> str:
     """The dotted path by which a class or function is written today."""
+    path = EARLIER.get(path, path)
     package = next((package for package in PACKAGES if path.startswith(f"{package}.")), None)
     return path if package is None else f"{package}.{path.rpartition('.')[2]}"
 

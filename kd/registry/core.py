@@ -71,7 +71,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         path = None if target is None else current(target)
         return next((name for name, entry in self._entries.items() if target_of(entry) == path), None)
 
-    def offers(self, target: str) -> bool:
+    def is_registered(self, target: str) -> bool:
         """Whether a dotted path is registered and may be made from a node that nobody vouches for."""
         name = self.name_of(target)
         return name is not None and name not in self._importing
@@ -107,12 +107,12 @@ class RegistryPackage(types.ModuleType):
         return self.registry.register(name)
 
 
-losses = Registry("loss", {"loss": "kd.objective:Term"})
+losses = Registry("loss", {"loss": "kd.distill.term:Term"})
 
 
 models = Registry(
     "model",
-    {"student": "kd.models.weights:prepare", "teacher": "kd.models.weights:Origin"},
+    {"student": "kd.models.weights:prepare", "teacher": "kd.distill.teacher_options:TeacherOptions"},
     given=("classes", "num_classes", "channels", "in_channels", "shape"),
 )
 
@@ -138,6 +138,11 @@ def load_plugins() -> None:
 def target_of(entry: Callable[..., Any]) -> str:
     """The dotted path of a class or function."""
     return current(f"{entry.__module__}.{entry.__qualname__}")
+
+
+def is_node_of(node: Mapping[str, Any], entry: Callable[..., Any]) -> bool:
+    """Whether a configuration node is of this class or function, under its present path or an earlier one."""
+    return node.get("_target_") is not None and current(str(node["_target_"])) == target_of(entry)
 
 
 def locate(path: str) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from kd.errors import InputError, at_place, placed, unknown
+from kd.errors import InputError, located, unknown, with_key
 from kd.registry.aliases import current, with_current
 from kd.registry.core import losses, models, modules, optimisers, sources
 from kd.registry.schema import defaults_of, parameters
@@ -49,11 +49,11 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
             cause = cause.__cause__
         told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
         if isinstance(cause, told):
-            raise at_place(at, cause) from error
+            raise with_key(at, cause) from error
         raise cause from None
 
 
-def named_by(node: Mapping[str, Any], at: str) -> set[str]:
+def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
     """The parameters that a node's target has.
 
     Raises:
@@ -63,7 +63,7 @@ def named_by(node: Mapping[str, Any], at: str) -> set[str]:
 
     if not isinstance(node.get("_target_"), str):
         raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
-    with placed(at):
+    with located(at):
         try:
             return set(parameters(get_object(current(node["_target_"]))))
         except ImportError as error:
@@ -90,7 +90,7 @@ def split(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> tupl
         InputError: no target, or none that can be imported.
     """
     extra = {key for function in around for key in defaults_of(function)}
-    extra -= named_by(node, at) - set(models.given)
+    extra -= parameters_of(node, at) - set(models.given)
     own = {key: value for key, value in node.items() if key not in extra}
     return own, {key: value for key, value in node.items() if key in extra}
 
@@ -116,7 +116,7 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
     registries = (losses, models, sources, optimisers, modules)
     if isinstance(node, Mapping):
         target = node.get("_target_")
-        if target is not None and target not in known and not any(r.offers(target) for r in registries):
+        if target is not None and target not in known and not any(r.is_registered(target) for r in registries):
             known_here = any(registry.name_of(target) for registry in registries)
             why = "imports what it is told" if known_here else "is not registered with kd"
             raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from kd.announce import console_for, shown
-from kd.files import write_text
+from kd.files import relative, write_text
 from kd.report import tables
 from kd.report.page import render
 from kd.report.study import Study, commands, study
-from kd.report.table import Table, escaped
+from kd.report.text_table import Table, escaped
+from kd.train.console import console_for
 
 __all__ = ["Report", "write"]
 
@@ -47,7 +47,7 @@ class Report:
             console.print(verdict)
         if self.study.left:
             console.print(f"not counted, see {PAGE}: {', '.join(left.name for left in self.study.left)}")
-        console.print(f"report: {shown(self.out / PAGE)}")
+        console.print(f"report: {relative(self.out / PAGE)}")
 
     def _main(self) -> Table:
         return tables.main(self.study)

@@ -106,14 +106,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Left:
+class Excluded:
     """A run folder that no table counts, and why."""
 
     name: str
     why: str
 
 
-def collect(root: Path) -> tuple[list[Run], list[Left]]:
+def collect(root: Path) -> tuple[list[Run], list[Excluded]]:
     """All run folders below ``root`` (or ``root`` itself): the finished ones, and those that are not.
 
     Raises:
@@ -125,16 +125,16 @@ def collect(root: Path) -> tuple[list[Run], list[Left]]:
     for folder in folders(root):
         name = str(folder.relative_to(root)) if folder != root else root.name
         if not (folder / SUMMARY).is_file():
-            left.append(Left(name, _unfinished(folder)))
+            left.append(Excluded(name, _unfinished(folder)))
             continue
         try:
             runs.append(read(folder, name))
         except InputError as error:
-            left.append(Left(name, str(error).removeprefix(f"{folder} ").removeprefix(f"{folder}/")))
+            left.append(Excluded(name, str(error).removeprefix(f"{folder} ").removeprefix(f"{folder}/")))
     there = {run.name for run in runs} | {run.name for run in left}
     for path in sorted(root.rglob(PLAN)):
         planned = [str((path.parent / cell).relative_to(root)) for cell in plan_of(path.parent)[1]]
-        left += [Left(name, "planned by kd-compare, not begun") for name in planned if name not in there]
+        left += [Excluded(name, "planned by kd-compare, not begun") for name in planned if name not in there]
     if not runs and left:
         named = ", ".join(run.name for run in left[:3]) + (", ..." if len(left) > 3 else "")
         raise InputError(f"no run below runs={root} has finished: {named}")

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from kd.errors import InputError
-from kd.report.collect import Left, Run, flat
+from kd.report.collect import Excluded, Run, flat
 from kd.report.statistics import Spread, spread
 
 # what a machine or a place asks for, not the method
@@ -65,7 +65,7 @@ class Group:
         return spread(list(self.scores(part, key).values()))
 
 
-def groups(runs: Sequence[Run]) -> tuple[list[Group], list[Left]]:
+def groups(runs: Sequence[Run]) -> tuple[list[Group], list[Excluded]]:
     """Teachers, scratch students and methods, in this order; and the runs that repeat another one.
 
     Raises:
@@ -73,7 +73,9 @@ def groups(runs: Sequence[Run]) -> tuple[list[Group], list[Left]]:
     """
     roles = {run.name: role_of(run, runs) for run in runs}
     tested = {run.name: run for run in runs if run.score("test", "acc") is not None}
-    left = [Left(run.name, "no test accuracy, as the others have") for run in runs if run.name not in (tested or roles)]
+    left = [
+        Excluded(run.name, "no test accuracy, as the others have") for run in runs if run.name not in (tested or roles)
+    ]
     runs = list(tested.values()) or runs
     same_data([run for run in runs if roles[run.name] != "teacher"] or list(runs))
     found: dict[tuple[str, str, str], list[Run]] = {}
@@ -209,12 +211,12 @@ def _student(group: Group) -> dict[str, Any]:
     return {key: value for key, value in group.recipe.items() if key == "student" or key.startswith("student.")}
 
 
-def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Left]]:
+def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Excluded]]:
     newest: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: run.modified):
         newest[run.seed] = run
     repeats = [run for run in runs if newest[run.seed] is not run]
-    words = [Left(run.name, f"repeats {newest[run.seed].name}: same recipe, same seed") for run in repeats]
+    words = [Excluded(run.name, f"repeats {newest[run.seed].name}: same recipe, same seed") for run in repeats]
     return [newest[seed] for seed in sorted(newest)], words
 
 

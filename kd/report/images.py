@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd import assemble
+from kd.data.datamodule import Data
 from kd.data.folder import Folder
-from kd.data.module import Data
 from kd.errors import InputError
 from kd.registry import check_registered, modules, sources
-from kd.report.drawing import png
+from kd.report.svg import png
+from kd.train import assemble
 
 LARGEST = 96  # pixels; what is larger is shown smaller
 
@@ -68,7 +68,7 @@ def _built(summary: Mapping[str, Any]) -> Any:
     node = dict(summary["data"].get("config") or {})
     check_registered(node, "data")
     target = str(node.get("_target_"))
-    if not (sources.offers(target) or modules.offers(target)):
+    if not (sources.is_registered(target) or modules.is_registered(target)):
         raise InputError(f"data names {target!r}, which is no data set that kd knows; it is not run")
     if sources.name_of(target) == "huggingface" and not Path(str(node.get("name"))).is_dir():
         raise InputError("a data set of the Hugging Face hub would have to be asked for over the network")

@@ -11,15 +11,15 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from kd.report import maps, pictures, tables
+from kd.report import charts, heatmaps, tables
+from kd.report.charts import Picture
 from kd.report.collect import latencies
-from kd.report.drawing import VARIABLES
-from kd.report.evidence import Changed, Evidence, changed, flips, per_class, pooled
 from kd.report.groups import Group
-from kd.report.pictures import Picture
+from kd.report.predictions import Changed, Predictions, changed, flips, per_class, pooled
 from kd.report.statistics import Spread, sampling_error, spread
 from kd.report.study import Study, commands
-from kd.report.table import Table, points
+from kd.report.svg import VARIABLES
+from kd.report.text_table import Table, points
 from kd.report.verdicts import Gain, Teacher
 
 MOST = 8  # methods in one chart
@@ -50,16 +50,16 @@ class Section:
 
 
 @dataclass
-class Paper:
+class PageBuilder:
     """Collects the sections of one study."""
 
     study: Study
     hues: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.hues = pictures.colours(self.study.judged)
+        self.hues = charts.colours(self.study.judged)
         self.shown = self.study.judged[: MOST + 1]
-        self.far = pictures.far_below(self.study.gains)
+        self.far = charts.far_below(self.study.gains)
 
     def sections(self) -> list[Section]:
         """Those that have something to show."""
@@ -72,7 +72,7 @@ class Paper:
         return Section("results", "Results", table=tables.main(study))
 
     def gain(self) -> Section | None:
-        picture = pictures.forest(self.study.gains, self.hues)
+        picture = charts.forest(self.study.gains, self.hues)
         if picture is None:
             return None
         return Section("gain", "Gain over scratch", table=tables.verdict(self.study), pictures=(picture,))
@@ -85,7 +85,7 @@ class Paper:
             ("val/ece", "Calibration error (ECE), %", 100.0),
         )
         far = self.far
-        drawn = [pictures.curve(self.shown, key, words, self.hues, far, scale) for key, words, scale in lines]
+        drawn = [charts.curve(self.shown, key, words, self.hues, far, scale) for key, words, scale in lines]
         found = tuple(picture for picture in drawn if picture)
         text = ("Mean over seeds; the band is one standard deviation.", *self._cut())
         return Section("curves", "Curves", text, pictures=found, legend=self.legend(True)) if found else None
@@ -94,7 +94,7 @@ class Paper:
         made = []
         for grid in self.study.sweeps:
             text = (tables.best_setting(self.study, grid), *([self.study.flag] if self.study.flag else []))
-            picture = maps.heat(grid) if grid.grid else maps.search(grid)
+            picture = heatmaps.heat(grid) if grid.grid else heatmaps.search(grid)
             made.append(Section("sweep", f"{grid.base}: T and alpha", text, pictures=(picture,)))
         return made
 
@@ -108,7 +108,7 @@ class Paper:
         for key, words in (("parameters", "parameters"), ("macs", "MACs"), ("latency", "latency in ms")):
             near = [part for part in holders if part[0] not in self.far]
             known = [(label, _cost(holder, key, measured), scores) for label, holder, scores in near]
-            drawn.append(pictures.costs(known, words, self.hues))
+            drawn.append(charts.costs(known, words, self.hues))
         found = tuple(picture for picture in drawn if picture)
         table = tables.cost(study)
         return Section(
@@ -120,14 +120,14 @@ class Paper:
         teacher = self.study.taught()
         if teacher is not None and teacher.teacher is not None:
             own = pooled([(teacher.teacher, teacher.labels)])
-            drawn.append(pictures.calibration("teacher", own, pictures.TEACHER, 1))
+            drawn.append(charts.calibration("teacher", own, charts.TEACHER, 1))
         for group in self.shown:
             if seen := study.seen(group):
                 found = pooled([(run.student, run.labels) for run in seen.values()])
-                drawn.append(pictures.calibration(group.label, found, self.hues[group.label], len(seen)))
+                drawn.append(charts.calibration(group.label, found, self.hues[group.label], len(seen)))
         text = (
             "Bars below the diagonal: more confident than right. Grey: how many answers, beside the fullest bin's; "
-            f"a bin with fewer than {pictures.FEW} has no bar."
+            f"a bin with fewer than {charts.FEW} has no bar."
         )
         table = tables.likeness(study)
         return Section(
@@ -140,7 +140,7 @@ class Paper:
         for gain, ours, base in self.pairs():
             each = np.asarray([_accuracy(a, count) - _accuracy(b, count) for a, b in zip(ours, base)])
             std = each.std(0, ddof=1) if len(each) > 1 else None
-            drawn.append(pictures.by_class(gain.group.label, self.study.names, each.mean(0), std))
+            drawn.append(charts.by_class(gain.group.label, self.study.names, each.mean(0), std))
         if not drawn:
             return None
         size = int(np.median(np.bincount(next(iter(self.study.kept.values())).labels, minlength=count)))
@@ -181,7 +181,7 @@ class Paper:
                 found[group.label] = np.mean([np.abs(one - teacher.teacher.correlation) for one in seen], axis=0)
         near = {label: own for label, own in found.items() if label not in self.far} or found
         scale = max(float(np.quantile(difference, 0.99)) for difference in near.values())
-        drawn = tuple(pictures.correlations(label, own, scale, self.study.names) for label, own in found.items())
+        drawn = tuple(charts.correlations(label, own, scale, self.study.names) for label, own in found.items())
         text = (
             "Between each two classes, how far the correlation of the student's logits over the test set lies from the "
             "teacher's, mean over seeds; stronger is further (after Tian et al. 2020, arXiv:1910.10699). "
@@ -192,7 +192,7 @@ class Paper:
     def every_run(self) -> Section:
         return Section("runs", "Every run", table=tables.runs(self.study), folded=True)
 
-    def pairs(self) -> list[tuple[Gain, list[Evidence], list[Evidence]]]:
+    def pairs(self) -> list[tuple[Gain, list[Predictions], list[Predictions]]]:
         """The methods, without controls where there is anything else, with predictions of paired seeds."""
         every = list(self.study.pairs())
         return ([pair for pair in every if not pair[0].group.control] or every)[:MOST]
@@ -227,7 +227,7 @@ def render(study: Study) -> str:
     )
     environment.globals |= {"points": points}
     environment.filters |= {"upper_first": lambda text: text[:1].upper() + text[1:]}
-    return environment.get_template("page.html.j2").render(**about(study), sections=Paper(study).sections())
+    return environment.get_template("page.html.j2").render(**about(study), sections=PageBuilder(study).sections())
 
 
 def about(study: Study) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def versions(study: Study) -> list[str]:
     ]
 
 
-def _accuracy(seen: Evidence, classes: int) -> NDArray[np.floating]:
+def _accuracy(seen: Predictions, classes: int) -> NDArray[np.floating]:
     return per_class(seen.student.answers, seen.labels, classes)
 
 

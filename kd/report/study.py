@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kd.announce import shown
-from kd.command import override
 from kd.errors import InputError
-from kd.report.collect import CONFIG, Left, Run, collect, plan_of, quoted
-from kd.report.evidence import Evidence, evidence
+from kd.files import relative
+from kd.process.command import override
+from kd.report.collect import CONFIG, Excluded, Run, collect, plan_of, quoted
 from kd.report.groups import Group, flag_of, groups
 from kd.report.images import StudyImages
+from kd.report.predictions import Predictions, evidence
 from kd.report.verdicts import Gain, Sweep, Teacher, gains, sweeps, teachers
 from kd.run_folder.summary import names_in
 
@@ -29,9 +29,9 @@ class Study:
     teachers: tuple[Teacher, ...]
     gains: tuple[Gain, ...]
     sweeps: tuple[Sweep, ...]
-    left: tuple[Left, ...]
+    left: tuple[Excluded, ...]
     flag: str
-    kept: Mapping[str, Evidence]
+    kept: Mapping[str, Predictions]
     images: StudyImages | None
     missing: Mapping[str, str]
 
@@ -58,18 +58,18 @@ class Study:
             return tuple(self.images.names)
         return names_in({"data": self.first.data}) or tuple(str(c) for c in range(self.first.data["classes"]))
 
-    def seen(self, group: Group) -> dict[int, Evidence]:
+    def seen(self, group: Group) -> dict[int, Predictions]:
         """Seed to the predictions of the runs that kept theirs."""
         return {run.seed: self.kept[run.name] for run in group.runs if run.name in self.kept}
 
-    def taught(self) -> Evidence | None:
+    def taught(self) -> Predictions | None:
         """The predictions of a run that kept its teacher's too; of the run that agrees most with it."""
         runs = [run for group in self.judged for run in group.runs if run.name in self.kept]
         known = [run for run in runs if self.kept[run.name].teacher is not None]
         best = max(known, key=lambda run: run.score("test", "agreement") or 0.0, default=None)
         return self.kept[best.name] if best else None
 
-    def pairs(self) -> Iterator[tuple[Gain, list[Evidence], list[Evidence]]]:
+    def pairs(self) -> Iterator[tuple[Gain, list[Predictions], list[Predictions]]]:
         """Each method with its predictions and those of scratch, for the seeds that both have."""
         for gain in self.gains:
             if gain.scratch is None:
@@ -130,14 +130,14 @@ def _one(run: Run) -> str:
         return quoted("kd-train", run.overrides)
     if not run.config:
         return f"# {run.name} kept no {CONFIG}"
-    place = shown(run.folder.resolve())
+    place = relative(run.folder.resolve())
     path = shlex.quote(str(place)) if place.is_absolute() else f'"$PWD"/{shlex.quote(str(place))}'
     words = ("--config-name", CONFIG.removesuffix(".yaml"), override("hydra.run.dir", f"runs/again/{run.name}"))
     return quoted("kd-train", words).replace("kd-train", f"kd-train --config-path {path}", 1)
 
 
-def _predictions(every: list[Group], missing: dict[str, str]) -> dict[str, Evidence]:
-    kept: dict[str, Evidence] = {}
+def _predictions(every: list[Group], missing: dict[str, str]) -> dict[str, Predictions]:
+    kept: dict[str, Predictions] = {}
     absent = []
     for run in [run for group in every if group.role != "teacher" for run in group.runs]:
         try:
@@ -157,7 +157,7 @@ def _predictions(every: list[Group], missing: dict[str, str]) -> dict[str, Evide
     return kept
 
 
-def _images(every: list[Group], kept: Mapping[str, Evidence], missing: dict[str, str]) -> StudyImages | None:
+def _images(every: list[Group], kept: Mapping[str, Predictions], missing: dict[str, str]) -> StudyImages | None:
     if not kept:
         return None
     run = next(run for group in every for run in group.runs if run.name in kept)

@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 
 from kd.report.collect import Run, latencies
-from kd.report.evidence import Evidence, pooled
 from kd.report.groups import Group
+from kd.report.predictions import Predictions, pooled
 from kd.report.statistics import Spread, spread
 from kd.report.study import Study
-from kd.report.table import NONE, Table, count, interval, number, p_text, percent, share
+from kd.report.text_table import NONE, Table, count, interval, number, p_text, percent, share
 from kd.report.verdicts import Sweep
 
 SCORES = (("best", "val/acc"), ("last", "val/acc"), ("test", "acc"))
@@ -153,7 +153,7 @@ def _flag(study: Study) -> tuple[str, ...]:
     return (study.flag,) if study.flag else ()
 
 
-def _line(run: Run, group: Group, seen: Evidence | None) -> dict[str, object]:
+def _line(run: Run, group: Group, seen: Predictions | None) -> dict[str, object]:
     line: dict[str, object] = {"folder": run.name, "status": "finished", "role": group.role, "label": group.label}
     line |= {"seed": run.seed, "student": run.student["name"], "teacher": run.teacher.get("name")}
     line |= {"objective": run.objective.get("name"), "T": run.objective.get("T"), "alpha": run.objective.get("alpha")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kd.report.collect import Run
 from kd.report.groups import Group, baseline, flag_of, is_teacher_of
 from kd.report.statistics import Paired, Spread, gap_closed, holm, paired, spread
-from kd.report.table import p_text, points
+from kd.report.text_table import p_text, points
 
 SIGNIFICANT = 0.05
 TAGS = {

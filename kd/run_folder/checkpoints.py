@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd import integrity
 from kd.errors import InputError
+from kd.run_folder import integrity
 from kd.run_folder.layout import CHECKPOINTS
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from typing import TextIO
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from kd.command import override
 from kd.errors import InputError
-from kd.files import shown
+from kd.files import relative
+from kd.process.command import override
 from kd.process.ranks import launch, started_outside
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @contextmanager
-def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of a run folder, which is made if absent, while this one writes into it.
 
     Args:
@@ -72,7 +72,7 @@ def held(folder: Path, new: bool = False, wait: bool = False) -> Iterator[None]:
         lock.write(launch())
         lock.flush()
         if new and ((folder / SUMMARY).exists() or any((folder / CHECKPOINTS).glob("*.ckpt"))):
-            here, word = shown(folder), quote(override("resume", shown(folder)))
+            here, word = relative(folder), quote(override("resume", relative(folder)))
             raise InputError(f"{here} holds a run already: go on with it by {word}, or give another hydra.run.dir")
         yield
 
@@ -82,7 +82,7 @@ def _seize(lock: TextIO, folder: Path, wait: bool) -> None:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         if not wait:
-            here = shown(folder)
+            here = relative(folder)
             raise InputError(f"another process is training in {here}; wait for it, or stop it first") from error
         log.info("another process is training in %s; waiting for it", folder)
         fcntl.lockf(lock, fcntl.LOCK_EX)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd import predictor
 from kd.errors import InputError
-from kd.models.containers import read
 from kd.models.keys import without_prefix
+from kd.models.weight_files import read
 from kd.models.weights import fingerprint
+from kd.run_folder import predictor
 from kd.run_folder.layout import STUDENT, SUMMARY
 from kd.run_folder.network import network_of
 from kd.run_folder.summary import names_in, read_summary, require

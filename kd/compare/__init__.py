@@ -1,0 +1,1 @@
+"""A comparison of many runs: its plan, and how they are launched."""

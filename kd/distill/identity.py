@@ -1,0 +1,244 @@
+"""By what a trained teacher, a table of its answers, a run and a study are known: all that shapes them, no more.
+
+What only rounds otherwise is not in it: accelerator, strategy, ``deterministic``, ``speed`` (but for the precision of a
+teacher's answers) and the versions of torch and Lightning. A change of kd that trains otherwise from the same
+configuration raises :data:`RULE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from kd.distill.source import code_of, code_of_classes, content_of, with_content
+from kd.distill.teacher_options import TeacherOptions
+from kd.errors import InputError
+from kd.models.normalized import InputSpec
+from kd.models.weights import prepare
+from kd.registry import split, with_current
+
+Config = Mapping[str, Any]
+
+RULE = 2  # 1 was without callbacks, devices and the source of the user's code
+
+# Keys that shape nothing of a run's result: where it runs, where things lie, what is shown and what is only checked.
+INERT = (
+    *("task", "cell", "about", "resume", "resume_data", "trust", "teachers", "logger", "cache.root", "cache.max_gb"),
+    *("data.root", "data.download", "data.workers", "data.eval_batch_size", "data.resident"),
+    *("teacher.min_accuracy", "teacher.members.*.min_accuracy", "speed.min_agreement"),
+    *("speed.channels_last", "speed.fold", "speed.compile", "speed.recompute"),
+    *("trainer.accelerator", "trainer.strategy", "trainer.deterministic", "trainer.benchmark"),
+    *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
+    *("trainer.enable_model_summary", "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode"),
+    *("trainer.limit_predict_batches", "trainer.enable_autolog_hparams", "trainer.model_registry", "trainer.logger"),
+    "trainer.default_root_dir",
+)
+# Callbacks that change nothing of what is trained and kept.
+WATCHING = (
+    *(
+        "kd.callbacks.Last",
+        "kd.callbacks.ProgressBar",
+        "kd.callbacks.Charts",
+        "kd.callbacks.Throughput",
+        "kd.callbacks.Pictures",
+    ),
+    "kd.callbacks.AtChance",
+    *(
+        f"pytorch_lightning.callbacks.{name}"
+        for name in ("LearningRateMonitor", "DeviceStatsMonitor", "RichProgressBar", "TQDMProgressBar")
+    ),
+    *("pytorch_lightning.callbacks.ModelSummary", "pytorch_lightning.callbacks.RichModelSummary"),
+)
+# What may be changed where a run is resumed: its place and its length. The weights that it began from or is taught by
+# may have been moved; their content is compared.
+RESUMABLE = (
+    *("epochs", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    *("trainer.devices", "trainer.num_nodes"),
+    *("teacher.checkpoint", "teacher.members.*.checkpoint", "student.checkpoint", "callbacks", "nan"),
+    *("data.root", "data.download", "data.workers"),
+)
+
+# Arguments of Lightning's trainer that the training of a teacher takes from the run; the first change what is trained.
+STEP = (
+    *("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm"),
+    *("devices", "num_nodes", "use_distributed_sampler", "reload_dataloaders_every_n_epochs", "plugins", "_target_"),
+)
+MACHINE = (
+    *("accelerator", "strategy", "deterministic", "benchmark", "num_sanity_val_steps"),
+    *("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly"),
+    *("inference_mode",),
+)
+SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def teacher_key(recipe: Config, data: Any, start: str | None = None) -> str:
+    """Sixteen letters for the run that trains a teacher.
+
+    They stand for the network with the user's code, its library's version and the files that it names, the data's
+    content and augmentation, the optimiser, the steps and the seed.
+
+    Args:
+        recipe: that run's configuration, of :func:`kd.recipe.recipe_of`.
+        data: its data module.
+        start: sha256 of the weights that the network begins with, where its options do not say it.
+    """
+    network, trainer = recipe["student"], dict(recipe["trainer"])
+    course = {key: value for key, value in trainer.items() if key not in MACHINE and value is not None}
+    course |= {"precision": _precision(trainer), "devices": _count(trainer.get("devices"))}
+    parts = {
+        "rule": RULE,
+        "network": {**network_key(network), "start": start},
+        "data": data_key(recipe["data"], data),
+        "optim": [with_content(recipe["optim"]), code_of(recipe["optim"])],
+        "trainer": [course, code_of(trainer)],
+        "seed": recipe["seed"],
+        "nan": recipe.get("nan", "stop"),
+    }
+    return digest(parts)
+
+
+def network_key(node: Config) -> dict[str, Any]:
+    """What decides a network's answers besides its weights: class, options, files, code."""
+    network, options = split(node, "teacher", prepare, TeacherOptions)
+    return _network_key(network | {key: options[key] for key in (*InputSpec._fields, "output") if key in options})
+
+
+def answers_key(node: Config) -> dict[str, Any]:
+    """The same for a table of answers, which knows weights, pixels and columns by themselves."""
+    network, options = split(node, "teacher", prepare, TeacherOptions)
+    network = {key: value for key, value in network.items() if key not in ("weights", "pretrained")}
+    return _network_key({**network, "output": options.get("output")})
+
+
+def _network_key(options: Config) -> dict[str, Any]:
+    options = {key: value for key, value in options.items() if value is not None}
+    return {"options": with_content(options), "code": code_of(options)}
+
+
+def structure_key(network: nn.Module) -> dict[str, Any]:
+    """The same for a network that no configuration names: its modules' classes and plain attributes, and their code."""
+    modules = {name: _plain(module) for name, module in network.named_modules()}
+    return {"modules": digest(modules), "code": code_of_classes({type(module) for module in network.modules()})}
+
+
+def data_key(node: Config, data: Any) -> dict[str, Any]:
+    """The data's content and how it is shown in training; where the content is not known, all that its node says."""
+    content = data.describe().get("sha256") if hasattr(data, "describe") else None
+    places = {key.removeprefix("data.") for key in INERT if key.startswith("data.")} if content else set()
+    said = {key: value for key, value in node.items() if key not in places and value is not None}
+    looks = data.augmentation() if content and hasattr(data, "augmentation") else None
+    pixels = {key: _listed(getattr(data, key, None)) for key in ("mean", "std")}
+    return {"node": said, "content": content, "augmentation": looks, **pixels, "code": code_of(node)}
+
+
+def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
+    """Twelve letters for a comparison: its configuration apart from seeds and from what it compares.
+
+    Args:
+        config: of a student with a teacher.
+        words: overrides that all its runs share; those of objectives count.
+        content: the data's sha256, where it is known.
+    """
+    plainly = shaping(config, ("seed", "objective"))
+    plainly = {
+        key: content_of(value) or value if key.endswith("checkpoint") else value for key, value in plainly.items()
+    }
+    said = sorted(word for word in words if word.lstrip("+~").startswith(("objective.", "loss@")))
+    nodes = [config[group] for group in ("student", "teacher", "data", "optim", "callbacks")]
+    return digest([plainly, said, content, code_of(nodes)], 12)
+
+
+def files_of(config: Config) -> dict[str, str]:
+    """The weights that a run begins from and is taught by: dotted key to the sha256 of the file's content."""
+    known = {key: content_of(value) for key, value in _flat(config).items() if key.endswith(".checkpoint")}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
+    """What shapes a run: dotted key to value, without what is null.
+
+    Args:
+        config: a run's configuration.
+        free: further keys, or groups of keys, that are left out; ``*`` stands for anything.
+    """
+    config = with_current(config)
+    callbacks = config.get("callbacks") or {}
+    if isinstance(callbacks, Mapping):
+        watching = {
+            key for key, node in callbacks.items() if isinstance(node, Mapping) and node.get("_target_") in WATCHING
+        }
+        config = {**config, "callbacks": {key: node for key, node in callbacks.items() if key not in watching}}
+    own = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # whose content kd may not know
+    left = [*(key for key in INERT if not (own and key.startswith("data."))), *free]
+    flat = {key: value for key, value in _flat(config).items() if value is not None}
+    return {key: value for key, value in flat.items() if not matches(key, left)}
+
+
+def differing(here: Config, there: Config, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
+    """The keys in which two runs' configurations differ, each with its value here and there."""
+    ours, theirs = (shaping(config, tuple(free)) for config in (here, there))
+    keys = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    return [(key, ours.get(key), theirs.get(key)) for key in keys]
+
+
+def check_run(config: Config, known: Any, path: Any) -> None:
+    """Whether a checkpoint is of a run of this configuration, apart from what resuming may change.
+
+    Args:
+        config: the run's.
+        known: the configuration that the checkpoint carries.
+        path: the checkpoint, for messages.
+
+    Raises:
+        InputError: it is not; the first keys that differ are named.
+    """
+    if not isinstance(known, Mapping):
+        raise InputError(f"{path} does not say of which run it is")
+    if apart := differing(config, known, RESUMABLE):
+        first = ", ".join(f"{key}={there}, here {here}" for key, here, there in apart[:3])
+        more = f", and {len(apart) - 3} more" if len(apart) > 3 else ""
+        raise InputError(f"{path} is of another run: it was trained with {first}{more}")
+
+
+def matches(key: str, patterns: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these, or in a group that is."""
+    return any(fnmatchcase(key, pattern) or fnmatchcase(key, f"{pattern}.*") for pattern in patterns)
+
+
+def digest(parts: Any, length: int = 16) -> str:
+    """So many letters that stand for plain containers."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping) or not node:
+        return {prefix.rstrip("."): node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+
+
+def _plain(module: nn.Module) -> list[Any]:
+    kinds = (bool, int, float, str, type(None), tuple)
+    options = {key: value for key, value in vars(module).items() if isinstance(value, kinds)}
+    kept = {key: value for key, value in options.items() if not key.startswith("_") and key != "training"}
+    return [f"{type(module).__module__}.{type(module).__qualname__}", kept]
+
+
+def _precision(trainer: Config) -> str:
+    asked = str(trainer.get("precision") or "32-true")
+    return SHORT.get(asked, asked)
+
+
+def _count(devices: Any) -> Any:
+    """How many devices there are; a list of them says which."""
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else devices or "auto"
+
+
+def _listed(values: Any) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]

@@ -1,0 +1,40 @@
+"""The stage of pre-training that some objectives begin with: how long it is, at which rate, and what ends with it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+
+from kd.distill.objective import Objective
+from kd.optim import Optim
+
+NEAR = 0.05  # of an epoch: a share of the run as 0.1111 stands for 30 of 270 epochs
+
+
+class Stage(NamedTuple):
+    """A stage of pre-training: its whole epochs, 0 if there is none, and its optimiser steps."""
+
+    epochs: int = 0
+    steps: int = 0
+
+
+def stage_of(objective: Objective, optim: Optim, trainer: pl.Trainer) -> Stage:
+    """The stage of a run: the objective's, or the share ``optim.init`` if it is given."""
+    total, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs or 0
+    batches = trainer.num_training_batches
+    each = total if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+    if optim.init is None:
+        first = objective.init_epochs()
+        return Stage(first, min(first * each, total))
+    asked = optim.init * total / max(each, 1)
+    if abs(asked - round(asked)) <= NEAR:
+        return Stage(round(asked), round(asked) * each)
+    return Stage(math.ceil(asked) if epochs else 0, round(optim.init * total))
+
+
+def begin_anew(trainer: pl.Trainer) -> None:
+    """Forgets what the optimisers remember of the stage before, as new ones would: momentum, moments, counts."""
+    for optimizer in trainer.optimizers:
+        optimizer.state.clear()

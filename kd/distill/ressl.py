@@ -1,0 +1,193 @@
+"""ReSSL: a network that learns without labels, from how a moving teacher relates each image to a queue of others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.data.augment import permutation
+from kd.data.batch import Batch
+from kd.data.datamodule import Data
+from kd.distill.distiller import Distiller
+from kd.distill.mean_teacher import check_decay, follow
+from kd.distill.objective import Objective
+from kd.distill.taps import Taps
+from kd.errors import InputError
+from kd.models.check import copied
+from kd.models.normalized import unwrap
+from kd.models.weights import classifier_names
+from kd.optim import Optim
+
+EMBEDDING = "embedding"
+
+
+class MomentumTeacher(nn.Module):
+    """The teacher of ReSSL: the moving average of the student and of its projection head, of which it begins as a copy.
+
+    Args:
+        student: a network with a linear classifier, whose input is the embedding.
+        decay: average = decay * average + (1 - decay) * student after each step.
+        dim: width of the projections, whose relations are compared.
+        hidden: width of the head's hidden layer; 0 for no head.
+        neighbours: how many of the nearest training images vote in the k-NN classifier that is measured.
+        bank: at most how many labelled training images can be among them.
+
+    Raises:
+        InputError: a number out of range, or a network without a linear layer.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        decay: float = 0.99,
+        dim: int = 128,
+        hidden: int = 512,
+        neighbours: int = 20,
+        bank: int = 10_000,
+    ) -> None:
+        super().__init__()
+        check_decay(decay)
+        for name, value in {"dim": dim, "neighbours": neighbours, "bank": bank, "hidden": hidden}.items():
+            if value < (least := 0 if name == "hidden" else 1):
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        self.decay, self.neighbours, self.most = decay, neighbours, bank
+        width: Any = unwrap(student).get_submodule(classifier_names(unwrap(student))[-1]).in_features
+        head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim)) if hidden else nn.Identity()
+        self.width = dim if hidden else width
+        self.network, self.head = copied(student), head
+        self.requires_grad_(False)
+        self.taps = Taps(self.network, [EMBEDDING])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The projections [B, dim], without gradient."""
+        return self.head(self.taps(images)[EMBEDDING].flatten(1))
+
+    def follow(self, student: nn.Module, head: nn.Module) -> None:
+        """Moves towards the student and its head."""
+        follow(self.network, student, self.decay)
+        follow(self.head, head, self.decay)
+
+
+class ReSSLDistiller(Distiller):
+    """Zheng et al. 2021, "ReSSL: Relational Self-Supervised Learning with Weak Augmentation" (arXiv:2107.09282).
+
+    The student sees the batch as the data augments it, the teacher another crop and flip of the same images and no
+    more. The terms compare the projections [B, dim] of both, as ``""``. What is validated and tested is a k-NN
+    classifier on the student's embeddings: of the labelled training images, without augmentation, the nearest by cosine
+    vote with weight exp(cosine / 0.07). The student's own classifier does not train: a linear probe gives it one.
+
+    Raises:
+        InputError: terms that need labels or look at layers; data that is not in memory, that mixes or repeats images,
+            or has no label at all.
+    """
+
+    classifies = False
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: MomentumTeacher,
+        objective: Objective,
+        optim: Optim | None = None,
+        shape: Sequence[int] = (3, 32, 32),
+        classes: int = 10,
+        T: float = 4.0,
+        config: Mapping[str, Any] | None = None,
+        shuffle_teacher: bool = False,
+    ) -> None:
+        super().__init__(student, None, objective, optim, shape, classes, T, config)
+        self.momentum, self.head = teacher, copy.deepcopy(teacher.head).requires_grad_(True)
+        self.embed = Taps(student, [EMBEDDING])
+        example = torch.ones(2, teacher.width)
+        objective.build({"": example}, {"": example})
+        self.bank: tuple[Tensor, Tensor] | None = None
+
+    def _build(self, shape: Sequence[int], classes: int) -> None:
+        for name, term in self.objective.named_terms():
+            if set(term.needs) - {"student", "teacher"} or term.layers("student") or term.layers("teacher"):
+                why = "compares the projections of two views, without labels, layers and positions"
+                raise InputError(f"objective.{name}: teacher=momentum {why}; say objective=ressl")
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._known()
+
+    def _memory(self) -> Any:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, Data) or data.mixed or data.memory.repeats > 1:
+            raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix and data.repeats")
+        return data.memory
+
+    def _known(self) -> Tensor:
+        """The positions of the labelled training images."""
+        known = (self._memory().parts["train"][1] >= 0).nonzero().flatten()
+        if not len(known):
+            raise InputError("a k-NN classifier is measured, and no training image has a label")
+        return known
+
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The images for the student and those for the teacher."""
+        weak = self._memory().weak(batch.index, self.trainer.datamodule.seed, self.current_epoch)  # type: ignore[attr-defined]
+        return batch.images, weak
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self.batch(batch, "train")
+        strong, weak = self.views(batch)
+        student, teacher = self.head(self.embed(strong)[EMBEDDING].flatten(1)), self.momentum(weak)
+        total, self.parts = self.objective({"": student}, batch.labels, {"": teacher}, batch.index, self.current_epoch)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", total.detach(), prog_bar=True)
+            self.log_dict({f"train/{name}": part for name, part in self.parts.items()})
+        return total
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        self.momentum.follow(self.student, self.head)
+
+    def on_validation_epoch_start(self) -> None:
+        self.fill()
+
+    def on_test_epoch_start(self) -> None:
+        self.fill()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Embeds labelled training images [N, D] for the k-NN classifier, with their labels [N]."""
+        memory = self._memory()
+        images, labels = memory.parts["train"]
+        known = self._known()
+        chosen = known[permutation(len(known), 0, 0)[: self.momentum.most]]
+        with self.trainer.precision_plugin.val_step_context():
+            parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]
+        # until its first step of validation each process has batch statistics of its own
+        bank = self.trainer.strategy.broadcast(torch.cat(parts)).to(self.device)
+        self.bank = bank, labels[chosen].to(self.device)
+
+    def _unit(self, images: Tensor) -> Tensor:
+        return F.normalize(self.embed(images)[EMBEDDING].flatten(1).float(), dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logarithm of the neighbours' shares of the vote [B, classes], a hundredth of it spread over all."""
+        if self.bank is None:
+            raise InputError("the k-NN classifier has no images yet: call fill first")
+        return knn(self._unit(images), *self.bank, self.classes, self.momentum.neighbours)
+
+    def _evaluate(self, part: str, batch: Batch, batch_idx: int) -> None:
+        super()._evaluate(part, batch, batch_idx)
+        if part == "val":
+            accuracy: Any = self.scores["val"].named()["acc"]  # type: ignore[operator]
+            self.log("val/knn", accuracy, on_step=False, on_epoch=True)
+
+
+def knn(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, neighbours: int, T: float = 0.07) -> Tensor:
+    """log of the vote of the nearest rows of a bank [N, D] for unit vectors [B, D], weight exp(cosine / T) each."""
+    with torch.autocast(queries.device.type, enabled=False):  # neighbours lie nearer to each other than bfloat16 tells
+        near, place = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+        votes = queries.new_zeros(len(queries), classes).scatter_add_(1, labels[place], (near / T).softmax(1))
+        return (0.99 * votes + 0.01 / classes).log()

@@ -1,0 +1,174 @@
+"""What a configuration node stands for besides its words: the source of the user's code, library versions, files."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import pkgutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+from kd.registry import models
+
+# Their versions only round otherwise; what kd itself trains otherwise is counted by kd.distill.identity.RULE.
+NO_VERSION = ("kd", "torch", "pytorch_lightning", "lightning_fabric", "builtins")
+HUBS = ("torchvision", "timm")  # registered networks that another library defines
+LIBRARIES = [Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+LIBRARIES.append(Path(__file__).resolve().parents[1])
+
+
+def code_of(node: Any) -> dict[str, str]:
+    """The code that a node names: module to the sha256 of its source, or library to its version.
+
+    Every ``_target_`` in it counts, and the ``path`` of ``import``. Of the user's own modules those count as well
+    that a counted one imports. Comments and layout do not count.
+
+    Args:
+        node: plain containers; what it names is imported.
+    """
+    return _code(name for path in _named(node) for name in _modules_of(path))
+
+
+def code_of_classes(kinds: Iterable[type]) -> dict[str, str]:
+    """The same for classes."""
+    return _code(kind.__module__ for kind in kinds)
+
+
+def _code(modules: Iterable[str]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    left = sorted(set(modules))
+    while left:
+        name = left.pop()
+        if name in known:
+            continue
+        if (path := _file_of(name)) is not None:
+            tree = _parsed(path)
+            known[name] = "unknown" if tree is None else hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+            left += [each for each in _imported(tree, name, path) if _file_of(each) is not None] if tree else []
+        elif top := _library(name):
+            known[top] = _version(top)
+    return known
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module of the user's own; None for what is kd's, Python's or of an installed package."""
+    top, known = module.partition(".")[0], sys.modules.get(module)
+    if known is None and top != module and _file_of(top) is None:
+        return None  # else finding it would import an installed package
+    try:
+        spec = None if known is not None else find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    file = getattr(known, "__file__", None) or (spec.origin if spec is not None else None)
+    if not file or not str(file).endswith(".py"):
+        return None
+    path = Path(str(file)).resolve()
+    installed = "site-packages" in path.parts or "dist-packages" in path.parts
+    return None if installed or any(path.is_relative_to(folder) for folder in LIBRARIES) else path
+
+
+def _parsed(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_text())
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _imported(tree: ast.Module, module: str, path: Path) -> Iterator[str]:
+    """The modules that a module imports, wherever in it."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                base = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:
+                continue
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def with_content(node: Any) -> Any:
+    """A node in which every path to a file or a run folder is replaced by the sha256 of the content there."""
+    if isinstance(node, Mapping):
+        return {key: value if key == "_target_" else with_content(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [with_content(value) for value in node]
+    return content_of(node) or node
+
+
+def content_of(value: Any) -> str | None:
+    """``sha256:...`` of the file that a string names, of the student of a run folder; None if it names neither."""
+    if not isinstance(value, str) or not (os.sep in value or Path(value).suffix or os.path.isdir(value)):
+        return None
+    try:
+        path = Path(value).expanduser()
+        path = path / "student.safetensors" if path.is_dir() else path
+        if not path.is_file():
+            return None
+        about = path.stat()
+        return f"sha256:{_file_sha256(str(path.resolve()), about.st_size, about.st_mtime_ns)}"
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _file_sha256(path: str, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(node: Any) -> Iterator[str]:
+    """The dotted paths of code in a node."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str):
+            yield target
+            name = models.name_of(target)
+            if name == "import" and isinstance(node.get("path"), str):
+                yield node["path"]
+            if name in HUBS:
+                yield str(name)
+        for value in node.values():
+            yield from _named(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _named(value)
+
+
+def _modules_of(path: str) -> list[str]:
+    """The module in which a path looks a name up, and the one in which that is defined."""
+    if path in HUBS:
+        return [path]
+    try:
+        thing = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    module = path.partition(":")[0]
+    while module and module not in sys.modules:
+        module = module.rpartition(".")[0]
+    defined = getattr(thing, "__module__", None)
+    return [name for name in (module, defined) if isinstance(name, str) and name]
+
+
+def _library(module: str) -> str:
+    """The package of a module that is none of the user's; nothing if its version does not count."""
+    top = module.partition(".")[0]
+    return "" if top in NO_VERSION or top in sys.stdlib_module_names else top
+
+
+def _version(package: str) -> str:
+    for name in (package, *packages_distributions().get(package, ())):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

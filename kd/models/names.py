@@ -1,0 +1,22 @@
+"""What a network is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kd.registry import models
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """What a network is called: its name in its library, that of an imported function, else the registered or dotted
+    name."""
+    target = str(node["_target_"])
+    known = models.name_of(target)
+    function = str(node.get("path") or "").rpartition(":")[2] if known == "import" else ""
+    return str(node.get("name") or function or known or target.rpartition(".")[2])
+
+
+def title_of(node: Mapping[str, Any]) -> str:
+    """What a network is called in messages: an imported one by its path."""
+    return str(node.get("path") or name_of(node))

@@ -1,0 +1,11 @@
+"""A resolved configuration in, a run folder out."""
+
+from __future__ import annotations
+
+from kd.registry.lazy import exports
+
+_FILES = {
+    "train": "pipeline",
+}
+
+__getattr__, __dir__ = exports(__name__, _FILES)

@@ -1,0 +1,260 @@
+"""From configuration to objects: each function makes one part of a run out of plain containers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from kd.callbacks.checkpoint import AtomicCheckpointIO
+from kd.callbacks.curves import continued
+from kd.callbacks.modes import mode_of
+from kd.callbacks.position import Position
+from kd.callbacks.speed import ApplySpeed, Speed
+from kd.data.datamodule import Data
+from kd.data.memory import Memory
+from kd.data.own import adopted
+from kd.distill.cached import Cached, CacheOptions, cached
+from kd.distill.distiller import Distiller
+from kd.distill.dot import check_trainer
+from kd.distill.ensemble import Ensemble
+from kd.distill.identity import answers_key, files_of
+from kd.distill.mean_teacher import MeanTeacher
+from kd.distill.methods import distiller_for
+from kd.distill.objective import Objective, Term
+from kd.distill.spec import MemberSpec, TeacherSpec
+from kd.distill.teacher import Frozen
+from kd.distill.teacher_options import TeacherOptions
+from kd.errors import InputError, located, unknown
+from kd.models.check import check
+from kd.models.names import name_of, title_of
+from kd.models.normalized import Normalized, unwrap
+from kd.models.weights import fingerprint, outputs_of, prepare
+from kd.optim import DOT, Optim
+from kd.registry import build, defaults_of, is_node_of, split
+from kd.run_folder.from_run import check_network
+from kd.run_folder.network import network_of
+
+Config = Mapping[str, Any]
+Teacher = Frozen | Cached | Ensemble
+
+
+def data(config: Config) -> Any:
+    """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
+    node = config["data"]
+    own, around = split(node, "data", Memory)
+    pl.seed_everything(config["seed"], workers=True, verbose=False)  # a source of one's own may draw a split
+    source = build(own, "data", seed=config["seed"])
+    if isinstance(source, pl.LightningDataModule):
+        if unused := sorted(around):
+            raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
+        with located("data"):
+            return source if getattr(source, "checked", False) else adopted(source, config["seed"])
+    with located("data"):
+        return Data(Memory(source, **around), config["seed"])
+
+
+def network(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
+    """A network for the data, with its normalisation in front, tried on two images.
+
+    It is for the data's classes unless others are said.
+
+    ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
+    """
+    fitted = untried(node, at, data, classes, *around)
+    check(fitted, at, title_of(node), data.shape, classes or data.classes, frozen=TeacherOptions in around)
+    return fitted
+
+
+def untried(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
+    """The same as :func:`network`, before it is tried."""
+    mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
+    std = getattr(data, "std", None) or [1.0] * data.shape[0]
+    own, extra = split(node, at, prepare, *around)
+    options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
+    return network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
+
+
+def objective(nodes: Config) -> Objective:
+    """The terms, each a loss with its weight and layers."""
+    terms = {}
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise InputError(f"objective.{name} must be a term with a _target_, got {node!r}")
+        if "_target_" not in node:
+            known = [f"objective.{key}" for key, other in nodes.items() if "_target_" in (other or ())]
+            raise unknown("key", f"objective.{name}", known)
+        own, around = split(node, f"objective.{name}", Term)
+        loss = build(own, f"objective.{name}")
+        with located(f"objective.{name}"):
+            terms[name] = Term(loss, **around)
+    return Objective(terms)
+
+
+def optim(node: Config) -> Optim:
+    """The optimiser's maker and its schedule."""
+    own, around = split(node, "optim", Optim)
+    make = build(own, "optim", partial=True)
+    with located("optim"):
+        make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
+        return Optim(make, **around)
+
+
+def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
+    """Student and objective, made anew from the run's seed, around the teacher."""
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    student = network(config["student"], "student", data)
+    terms = objective(config["objective"])
+    for name, term in terms.named_terms():
+        if term.start >= config["trainer"].get("max_epochs", math.inf):
+            raise InputError(f"objective.{name}.start={term.start} is after the run's last epoch; see init_epochs")
+    terms.check_epochs(config["trainer"].get("max_epochs"))
+    labels = getattr(data, "train_labels", None)
+    if labels is not None:
+        terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))
+        if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
+            raise InputError("no training image has a label, and every term of the objective needs one")
+        terms.tell("attach_data", len(labels), labels)
+    settings = {"config": dict(config), "files": files_of({"student": config["student"]})}
+    spec, optimiser = TeacherSpec.parse(config["teacher"]), optim(config["optim"])
+    apart = terms.uses_teacher and is_node_of(config["optim"], DOT)
+    if apart:
+        course = config["trainer"]
+        check_trainer(course.get("gradient_clip_val"), course.get("precision"), speed(config).compile)
+    if spec.online:
+        if apart:
+            raise InputError(f"optim=dot needs a teacher that does not change, not teacher={name_of(spec.node)}")
+        teacher = _online(spec, student, data)
+    kind = distiller_for(spec.node, apart)
+    return kind(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], settings, spec.shuffle)
+
+
+def _online(spec: TeacherSpec, student: nn.Module, data: Any) -> Any:
+    """A teacher that changes with the student: made from it, or of other students."""
+    wrapper = ["name", "peers", "min_accuracy", "trainer"]  # debug= sets the last two for any teacher
+    wrapper += ["shuffle"] if is_node_of(spec.node, MeanTeacher) else []
+    make = build({key: value for key, value in spec.node.items() if key not in wrapper}, "teacher", partial=True)
+    with located("teacher"):
+        if "peers" not in spec.node:
+            return make(student)
+        peers = {peer.name: network(peer.node, peer.key, data) for peer in spec.members}
+        if same := [name for name, peer in peers.items() if fingerprint(unwrap(peer)) == fingerprint(unwrap(student))]:
+            raise InputError(f"peers.{same[0]} has the student's own weights, so that neither could teach the other")
+        return make(peers)
+
+
+def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0) -> pl.Trainer:
+    """Lightning's trainer with kd's own and the configured callbacks and loggers, which write into the run folder.
+
+    ``step`` is the optimiser step from which a run goes on.
+    """
+    places: dict[str, Any] = {
+        "save_dir": str(folder),
+        "dirpath": str(folder / "checkpoints"),
+        "hyperparameters": hyperparameters(config),
+        "purge_step": step,
+    }
+    callbacks = [_callback(node, f"callbacks.{key}", places) for key, node in config["callbacks"].items() if node]
+    loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and step:
+            continued(logger, step)
+    bar = config["trainer"].get("enable_progress_bar", True)
+    useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
+    callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]
+    trainer, quick = build(config["trainer"], "trainer", partial=True), ApplySpeed(speed(config))
+    with located("trainer"):
+        try:
+            return trainer(
+                callbacks=[*own, Position(), quick, *callbacks],  # the gate before the speed
+                logger=loggers or False,
+                default_root_dir=str(folder),
+                plugins=[AtomicCheckpointIO(config)],
+            )
+        except (MisconfigurationException, ImportError) as error:
+            raise InputError(str(error)) from error
+
+
+def _callback(node: Config, at: str, places: dict[str, Any]) -> Callback:
+    """One callback; where it monitors a metric, in the mode that is the metric's, as Lightning's default is ``min``."""
+    mode = mode_of(node["monitor"]) if node.get("monitor") else None
+    return build(node, at, **places | ({"mode": mode} if mode else {}))
+
+
+def speed(config: Config) -> Speed:
+    """The switches that make a step faster; their defaults where a configuration has none."""
+    return Speed(**(config.get("speed") or {}))
+
+
+def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False) -> Teacher | None:
+    """The frozen teacher, each network with a table of its answers if ``cache``.
+
+    With ``weights=False`` none are loaded, so that all else is checked before they are made.
+    """
+    spec = TeacherSpec.parse(config["teacher"])
+    if spec.online:
+        return None  # it is made with the student
+    members: dict[str, Frozen | Cached] = {}
+    for member in spec.members:
+        frozen = _frozen(member, data, weights)
+        members[member.name] = _cached(config, member, frozen, data) if cache else frozen
+    if spec.kind != "ensemble":
+        return members.get("")
+    return build(spec.ensemble_options(), "teacher", members=members)
+
+
+def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: Any) -> Frozen | Cached:
+    with located("cache"):
+        store = CacheOptions(**config["cache"])
+    precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
+    table = member.options().get("cache", "auto")
+    return cached(frozen, data, table, store, name_of(member.node), precision, answers_key(member.node))
+
+
+def _frozen(member: MemberSpec, data: Any, weights: bool) -> Frozen:
+    at, asked = member.key, member.node
+    node = asked if weights else member.without_weights()
+    check_network(asked, at)
+    options = member.options()
+    classes, outputs = options.get("classes"), options.get("outputs")
+    if classes is not None:
+        if len(classes) != data.classes:
+            raise InputError(f"{at}.classes picks {len(classes)} columns, but the data has {data.classes} classes")
+        if outputs is None and asked.get("checkpoint"):
+            fresh = unwrap(network(member.without_weights(), at, data, None, TeacherOptions))
+            outputs = outputs_of(fresh, asked["checkpoint"], asked.get("checkpoint_key"))
+        if outputs is None:
+            raise InputError(f"{at}.outputs must say how many classes the teacher knows, as {at}.classes picks some")
+    with located(at):
+        return Frozen(network(node, at, data, outputs, TeacherOptions), classes)
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """What the HPARAMS tab shows: the root keys, the networks' names and the options of what shapes the result."""
+    shown = {key: config[key] for key in ("T", "alpha", "seed")}
+    shown |= {
+        "student": name_of(config["student"]),
+        "teacher": TeacherSpec.parse(config["teacher"]).display_name or "none",
+    }
+    for group in ("objective", "optim", "data"):
+        shown |= _flat(config[group], f"{group}.")
+    shown["trainer.max_epochs"] = config["trainer"].get("max_epochs")
+    return shown
+
+
+def _flat(config: Config, prefix: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            shown |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)) and value != "" and key != "_target_":
+            shown[f"{prefix}{key}"] = value
+    return shown

@@ -1,0 +1,219 @@
+"""What a run's numbers and names may be: checked before any work, where others would stumble over them later."""
+
+from __future__ import annotations
+
+import math
+import os
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.strategies import StrategyRegistry
+
+from kd.callbacks.modes import mode_of
+from kd.distill.cached import CacheOptions
+from kd.distill.metrics import Scores
+from kd.distill.mutual import nodes_of
+from kd.distill.ressl import MomentumTeacher
+from kd.errors import InputError, located, too_seldom, unknown
+from kd.registry import defaults_of, is_node_of
+from kd.run_folder.checkpoints import LAST, PREVIOUS
+
+Config = Mapping[str, Any]
+
+ROOT = ("T", "alpha", "seed", "epochs", "teachers", "teacher")
+GROUPS = ("cache", "data", "student", "objective", "optim", "trainer", "logger", "callbacks")
+
+# keys of the trainer that are whole numbers, and the least of them
+LEAST = {
+    **dict.fromkeys(("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"), 1),
+    **dict.fromkeys(("log_every_n_steps", "num_nodes", "limit_train_batches", "limit_val_batches"), 1),
+    "val_check_interval": 1,
+    "num_sanity_val_steps": 0,
+}
+ALL = ("max_steps", "num_sanity_val_steps")  # -1 stands for all
+SHARES = ("limit_train_batches", "limit_val_batches", "val_check_interval")  # of the batches, if not a number of them
+MACHINE = ("accelerator", "devices", "strategy", "precision")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "transformer-engine", "transformer-engine-float16")
+SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+OURS = ("kd.", "pytorch_lightning.")
+
+
+def check(config: Config) -> None:
+    """The ranges of the root keys, of the trainer's and of the cache's.
+
+    Raises:
+        InputError: a value out of range; the key, the value and what is allowed are named.
+    """
+    for key in (*ROOT, *GROUPS):
+        if key not in config:
+            raise InputError(f"{key} must be given")
+    if not 0 <= config["alpha"] <= 1:
+        near = 1 if config["alpha"] > 1 else 0
+        raise InputError(f"alpha={config['alpha']:g} must lie in [0, 1]; the nearest that does is alpha={near}")
+    if not 0 < config["T"] < math.inf:
+        raise InputError(f"T={config['T']:g} must be a finite number above 0; 1 to 8 is usual")
+    if not 0 <= config["seed"] < 2**32:
+        raise InputError(f"seed={config['seed']} must lie in [0, 2**32)")
+    for key in ("epochs", "init_epochs"):
+        if config.get(key, 1) < 1:
+            raise InputError(f"{key}={config[key]} must be a whole number of at least 1")
+    for group in GROUPS:
+        if not isinstance(config[group], Mapping):
+            raise InputError(f"{group}={config[group]} must be a group of keys; see kd-train --cfg job")
+    _check_trainer(config["trainer"])
+    for key in config["cache"]:
+        if key not in defaults_of(CacheOptions):
+            raise unknown("option", f"cache.{key}", [f"cache.{name}" for name in defaults_of(CacheOptions)])
+    with located("cache"):
+        CacheOptions(**config["cache"])
+
+
+def check_batches(config: Config, data: Any, processes: int) -> None:
+    """Whether every process gets a whole batch of training images, and the share of them that is asked for is one.
+
+    Raises:
+        InputError: there would be nothing to train on.
+    """
+    if not hasattr(data, "counts") or not hasattr(data, "batch_size"):
+        return  # a data module of the user's own
+    images, size, share = data.counts()["train"], data.batch_size, config["trainer"].get("limit_train_batches")
+    batches = images // (size * processes)
+    if not batches:
+        raise InputError(f"data.batch_size={size} on {processes} processes is more than the {images} training images")
+    if isinstance(share, float) and int(batches * share) < 1:
+        raise InputError(f"trainer.limit_train_batches={share} of {batches} batches is none; {1 / batches:.2g} is one")
+    batches = min(batches, share) if isinstance(share, int) else int(batches * (1.0 if share is None else share))
+    interval = config["trainer"].get("val_check_interval")
+    whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
+    if whole and interval > batches:
+        raise InputError(too_seldom(interval, batches))
+
+
+def check_monitors(config: Config, classes: int) -> None:
+    """Whether what callbacks look at is measured; not if there is a callback of the user's own, which may log anything.
+
+    Raises:
+        InputError: a metric or mode that does not exist.
+    """
+    nodes = {key: node for key, node in config["callbacks"].items() if isinstance(node, Mapping)}
+    teacher = config["teacher"] or {}
+    knn = is_node_of(teacher, MomentumTeacher)
+    taught = bool(teacher.get("_target_")) and not knn
+    names = [f"val/{name}".replace("val/teacher_", "teacher/") for name in Scores(classes, taught).named()]
+    names += ["train/loss", "train/acc", "time/images_per_s", *(f"train/{term}" for term in config["objective"])]
+    names += ["train/kl", "train/soft_ce", "teacher/entropy"] if taught else []
+    names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
+    names += ["val/knn"] if knn else []
+    for key, node in nodes.items():
+        _check_filename(key, node)
+        monitor, mode = node.get("monitor"), node.get("mode")
+        if mode not in ("min", "max", None) and "monitor" in node:
+            raise InputError(f"callbacks.{key}.mode={mode}: {unknown('mode', str(mode), ('min', 'max'))}")
+        own = not all(str(other.get("_target_")).startswith(OURS) for other in nodes.values())
+        inner = any(str(monitor).startswith(f"train/{term}/") for term in config["objective"])
+        if monitor is not None and monitor not in names and not inner and not own:
+            raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
+        if monitor is not None and "mode" in node:
+            _check_mode(key, str(monitor), mode)
+
+
+def _check_filename(key: str, node: Config) -> None:
+    """Whether a callback's checkpoints have names of their own."""
+    if f"{node.get('filename')}.ckpt" in (LAST, PREVIOUS):
+        raise InputError(
+            f"callbacks.{key}.filename={node['filename']} is the name of the checkpoint from which a run is resumed; "
+            "give another one"
+        )
+
+
+def _check_mode(key: str, monitor: str, mode: str | None) -> None:
+    """Whether the best of a metric is looked for where it lies."""
+    right, at = mode_of(monitor), f"callbacks.{key}.mode"
+    if mode is None and right is None:
+        raise InputError(f"{at} must be given: max or min, whichever is better of callbacks.{key}.monitor={monitor}")
+    if mode is not None and right not in (mode, None):
+        better = "lower" if right == "min" else "higher"
+        raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={right}")
+
+
+def _check_trainer(node: Config) -> None:
+    if node.get("_target_") != "pytorch_lightning.Trainer":
+        return
+    hints = typing.get_type_hints(pl.Trainer.__init__)
+    for key, value in node.items():
+        if key in LEAST and value is not None:
+            _check_number(key, value)
+        elif key in hints and key not in MACHINE and not _fits(value, hints[key]):
+            raise InputError(f"trainer.{key}={value} must be {_said(hints[key])}")
+    clip = node.get("gradient_clip_val")
+    if clip is not None and not 0 <= clip < math.inf:
+        raise InputError(f"trainer.gradient_clip_val={clip} must be a finite number from 0 up, or null for none")
+    every, epochs = node.get("check_val_every_n_epoch"), node.get("max_epochs")
+    if epochs is None:
+        raise InputError("trainer.max_epochs=null must be a whole number of at least 1")
+    if every is not None and every > epochs:
+        raise InputError(f"trainer.check_val_every_n_epoch={every} must be at most the run's {epochs} epochs")
+    _check_machine(node)
+
+
+def _check_number(key: str, value: Any) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= LEAST[key]
+    if whole or (key in SHARES and isinstance(value, float) and 0 < value <= 1) or (key in ALL and value == -1):
+        return
+    besides = ", or a share in (0, 1]" if key in SHARES else ", or -1 for all" if key in ALL else ""
+    raise InputError(f"trainer.{key}={value} must be a whole number of at least {LEAST[key]}{besides}")
+
+
+def _check_machine(node: Config) -> None:
+    """Devices, accelerator, strategy and precision: known by name, and there."""
+    accelerator, devices = str(node.get("accelerator", "auto")), node.get("devices", "auto")
+    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if accelerator not in known:
+        raise InputError(f"trainer.accelerator={accelerator}: {unknown('accelerator', accelerator, known)}")
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    there = {"auto": True, "gpu": gpu}
+    there |= {name: about["accelerator"].is_available() for name, about in AcceleratorRegistry.items()}
+    if not there[accelerator]:
+        raise InputError(f"trainer.accelerator={accelerator}: torch finds no such device here; there is trainer=cpu")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpu)
+    count = int(devices) if str(devices).lstrip("-").isdigit() else None
+    most = max(2, os.cpu_count() or 1)
+    if count == 0 or (on_cpu and devices != "auto" and (count is None or not 1 <= count <= most)):
+        allowed = f"a whole number from 1 to {most}, one process for each" if on_cpu else "a number of devices"
+        raise InputError(f"trainer.devices={devices} must be {allowed}, or auto")
+    strategy = str(node.get("strategy", "auto"))
+    strategies = ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(node.get("strategy"), str) and strategy not in strategies and not strategy.startswith("deepspeed"):
+        raise InputError(f"trainer.strategy={strategy}: {unknown('strategy', strategy, strategies)}")
+    precision = SHORT.get(given := str(node.get("precision") or "32-true"), given)
+    if precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={given}: {unknown('precision', given, PRECISIONS)}")
+    if precision == "16-mixed" and on_cpu:
+        raise InputError(f"trainer.precision={given} needs a GPU; here there are bf16-mixed and 32-true")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; what is not plain is left to Lightning."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in arguments
+    if arguments and typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, argument) for argument in arguments)
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        return True
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(hint, type) and type(value) is hint
+
+
+def _said(hint: Any) -> str:
+    kinds = typing.get_args(hint) or (hint,)
+    names = {float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    said = [names[kind] for kind in names if kind in kinds]
+    said += ["a whole number"] if int in kinds and float not in kinds else []
+    literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+    return " or ".join([*said, *(str(value) for kind in literals for value in typing.get_args(kind))])

@@ -1,0 +1,97 @@
+"""Which of a run's students is tested and kept, and in words that are true of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from torch import Tensor
+
+from kd.callbacks.history import History
+from kd.callbacks.modes import validated
+
+BEST = "at the best validation epoch"
+
+
+class Choice(NamedTuple):
+    """A student: its weights, None for those in memory; its validation scores; what it is; the metric that chose it."""
+
+    weights: dict[str, Tensor] | None
+    scores: dict[str, float]
+    words: str
+    monitor: str | None = None
+
+
+def choose(trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: History) -> Choice:
+    """The student of a run whose training is over: averaged weights, the best validated ones, else the last.
+
+    The callback that keeps the best is the first ``ModelCheckpoint`` that monitors a metric. Weights of the moving
+    average are what it keeps; the average of ``StochasticWeightAveraging`` is made at the end, so it is validated here.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._copy_average_to_current(module)  # which a run that is resumed at its end has not done
+        if isinstance(callback, StochasticWeightAveraging) and _is_averaged(trainer, callback):
+            return Choice(None, _averaged(trainer, module, data, record, callback), _words_of_average(callback))
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    path = Path(best.best_model_path) if best is not None and best.best_model_path else None
+    if best is None or path is None or not path.is_file():
+        return Choice(None, record.at(trainer.global_step), _words_of_last(trainer, record, best))
+    content = trainer.strategy.load_checkpoint(path)  # and no more than its weights: callbacks would train on with them
+    step = content["global_step"]
+    scores = record.at(step)
+    words = _words_of_best(scores, step, record, best, trainer)
+    return Choice(content["state_dict"], scores, words, best.monitor)
+
+
+def _words_of_last(trainer: pl.Trainer, record: History, best: ModelCheckpoint | None) -> str:
+    if not record.epochs:
+        return "of the last epoch; nothing was validated"
+    unseen = "" if record.at(trainer.global_step) else ", which was not validated"
+    if best is None:
+        return f"of the last epoch{unseen}; no callback keeps the best"
+    return f"of the last epoch{unseen}; there is no checkpoint of the best"
+
+
+def _words_of_best(
+    scores: Mapping[str, float], step: int, record: History, best: ModelCheckpoint, trainer: pl.Trainer
+) -> str:
+    monitor = str(best.monitor)
+    words = BEST if monitor == "val/acc" else f"{BEST if validated(monitor) else 'at the best epoch'} by {monitor}"
+    if not scores:
+        words = f"of step {step}, kept by {monitor} and not validated"
+    elif monitor in scores:
+        pick = min if best.mode == "min" else max
+        known = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
+        top = pick(known, key=lambda row: row[monitor], default=scores)
+        if top[monitor] != scores[monitor]:
+            epoch, other = int(scores["epoch"]), int(top["epoch"])
+            words = f"of epoch {epoch}; epoch {other} was better by {monitor}, and its checkpoint is not there"
+    unseen = trainer.global_step - int(record.epochs[-1]["step"]) if record.epochs else 0
+    return f"{words}; the last {unseen} steps were not validated" if unseen else words
+
+
+def _is_averaged(trainer: pl.Trainer, callback: StochasticWeightAveraging) -> bool:
+    """Whether training went on to the end of the average, and not only to where it stopped early."""
+    count = callback._init_n_averaged if callback.n_averaged is None else int(callback.n_averaged)
+    pass_of_statistics = bool(callback._model_contains_batch_norm)
+    return count > 0 and trainer.current_epoch > callback.swa_end + pass_of_statistics
+
+
+def _averaged(
+    trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: History, callback: StochasticWeightAveraging
+) -> dict[str, float]:
+    """The validation scores of the averaged weights, which the module then has."""
+    if not callback._model_contains_batch_norm:  # else a last pass has measured its statistics and validated them
+        assert callback._average_model is not None
+        callback.transfer_weights(callback._average_model, module)
+        trainer.validate(module, datamodule=data, verbose=False)
+    return record.last()
+
+
+def _words_of_average(callback: StochasticWeightAveraging) -> str:
+    return f"of the averaged weights ({type(callback).__name__})"

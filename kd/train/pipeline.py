@@ -1,0 +1,201 @@
+"""The program: configuration in, run folder out. Plain containers only; Hydra stops at ``kd.cli``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+
+from kd.callbacks.best import moved_to
+from kd.callbacks.history import History
+from kd.callbacks.position import check_same_run
+from kd.callbacks.teacher_gate import TeacherGate
+from kd.distill.distiller import Distiller
+from kd.distill.identity import files_of, teacher_key
+from kd.distill.objective import Objective
+from kd.distill.spec import TeacherSpec
+from kd.errors import InputError, Stopped
+from kd.files import write_text
+from kd.models.check import quietly
+from kd.models.names import name_of
+from kd.run_folder import integrity
+from kd.run_folder.checkpoints import Saved, latest
+from kd.run_folder.classes import matched
+from kd.run_folder.layout import CHECKPOINTS, CONFIG, HISTORY, SUMMARY, locked
+from kd.train import assemble
+from kd.train.assemble import Config
+from kd.train.checks import check, check_batches, check_monitors
+from kd.train.console import print_start
+from kd.train.finish import finish
+from kd.train.preflight import preflight
+from kd.train.teacher_recipe import has_weights, recipe_of, start_of
+
+log = logging.getLogger(__name__)
+
+_AGAIN = "; the same command goes on with it"
+
+
+def train(
+    config: Config, folder: Path, go_on: bool = False, data_changed: bool = False, **about: Any
+) -> dict[str, Any]:
+    """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
+
+    Args:
+        config: the composed configuration as plain containers.
+        folder: the run folder, made if absent.
+        go_on: whether to go on from what a stopped run of this configuration left in the folder.
+        data_changed: whether the data may be other than that of the run so far.
+        about: what else the summary is to say: the ``objective``'s name, the ``cell`` of a comparison.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+
+    Raises:
+        InputError: anything in the configuration that cannot work, or a folder that holds a run already.
+        TrainingFailed: numbers that are not finite, a full disk.
+        Stopped: a signal; the state is saved.
+    """
+    with locked(folder, new=not go_on):
+        return _train(config, folder, about, data_changed)
+
+
+def _train(config: Config, folder: Path, about: Config, data_changed: bool = False) -> dict[str, Any]:
+    check(config)
+    saved = latest(folder)
+    data = assemble.data(config)
+    config = resolved(config, data)
+    check_checkpoints(config, folder, saved)
+    check_monitors(config, data.classes)
+    record, gate = History(folder / HISTORY), TeacherGate(TeacherSpec.parse(config["teacher"]).min_accuracies())
+    trainer = assemble.trainer(config, folder, [gate, record], saved.content["global_step"] if saved else 0)
+    check_batches(config, data, trainer.world_size)
+    teacher = assemble.teacher(config, data, weights=False)
+    distiller = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
+    preflight(config, data, distiller, trainer)
+    if teacher is not None:
+        config = {**config, "teacher": with_weights(config, data)}
+        teacher = assemble.teacher(config, data, cache=cacheable(distiller.objective))
+        with quietly():
+            distiller = assemble.distiller(config, data, teacher)
+    if saved is not None:
+        check_same_run(saved, data, distiller.teacher_sha256, data_changed)
+    if trainer.is_global_zero:
+        about = {**about, "files": files_of(config)}
+        write_text(folder / CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
+    print_start(config, distiller, data, trainer, folder)
+    try:
+        return fit(config, folder, trainer, distiller, data, record, gate, saved and saved.path, about)
+    finally:
+        for logger in trainer.loggers:
+            close = getattr(getattr(logger, "experiment", None), "finish", None)
+            if close is not None:
+                close()  # else the next job of a sweep would go on writing into this one's W&B run
+
+
+def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None:
+    """Whether what a stopped run left is whole and of this configuration, before anything else is done.
+
+    Raises:
+        InputError: a checkpoint of another run, or a best one that is damaged.
+    """
+    if saved is None:
+        return
+    integrity.check(saved.path, saved.content, config, files_of(config))
+    for best in best_of(saved, folder / CHECKPOINTS):
+        try:
+            content = integrity.read(best)
+        except integrity.Damaged as error:
+            raise InputError(f"{error}; put a copy of it back, or start the run anew") from error
+        integrity.check(best, content, config, files_of(config))
+
+
+def best_of(saved: Saved, folder: Path) -> list[Path]:
+    """The checkpoints of the best epoch in a folder, whatever their callbacks call them."""
+    states = (saved.content.get("callbacks") or {}).values()
+    kept = [(state["best_model_path"], state.get("dirpath")) for state in states if state.get("best_model_path")]
+    paths = {folder / "best.ckpt", *(Path(moved_to(path, before, folder)) for path, before in kept)}
+    return sorted(path for path in paths if path.is_file())
+
+
+def fit(
+    config: Config,
+    folder: Path,
+    trainer: pl.Trainer,
+    distiller: Distiller,
+    data: Any,
+    record: History,
+    gate: TeacherGate,
+    checkpoint: Path | None,
+    about: Config,
+) -> dict[str, Any]:
+    """Trains, and writes what is left behind."""
+    if trainer.precision == "64-true":  # before callbacks copy the weights, and before those of a checkpoint are read
+        distiller.double()
+    trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if not trainer.global_step:
+        raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
+    return finish(config, folder, trainer, distiller, data, record, gate, about)
+
+
+def cacheable(objective: Objective) -> bool:
+    """Whether a table of logits can answer for the teacher; says if it cannot because layers are looked at."""
+    if layers := objective.layers("teacher"):
+        log.info("cache: off, the objective looks at the teacher's layers %s", ", ".join(layers))
+    return objective.uses_teacher and not layers
+
+
+def resolved(config: Config, data: Any) -> Config:
+    """The configuration with what the data decides: options scaled to it, and its classes among a teacher's."""
+    config = {**config, "data": {**config["data"], **getattr(data, "resolved", {})}}
+    spec = TeacherSpec.parse(config["teacher"])
+    if spec.online or not spec.members:
+        return config
+    nodes = {member.name: matched(member.node, member.key, data) for member in spec.members}
+    return {**config, "teacher": spec.with_members(nodes)}
+
+
+def with_weights(config: Config, data: Any) -> Config:
+    """The teacher's node with the file or run folder of the weights of each of its networks, trained now if need be."""
+    spec = TeacherSpec.parse(config["teacher"])
+    if spec.online:
+        return spec.node
+    shared = {"trainer": spec.node["trainer"]} if spec.kind == "ensemble" and spec.node.get("trainer") else {}
+    members = [replace(member, node={**shared, **member.node}) for member in spec.members]
+    ready = {member.name: has_weights(member, data) for member in members}  # of all, before any is trained
+    nodes: dict[str, Config] = {}
+    for name, node in ((member.name, member.node) for member in members):
+        weights = node.get("checkpoint") if ready[name] else str(trained_teacher({**config, "teacher": node}, data))
+        nodes[name] = {**node, "checkpoint": weights}
+    return spec.with_members(nodes)
+
+
+def trained_teacher(config: Config, data: Any) -> Path:
+    """The folder of the run that trained this teacher, which is trained now if there is none.
+
+    Its name is the key of :func:`kd.distill.identity.teacher_key`.
+    """
+    recipe = recipe_of(config)
+    if recipe["data"] != config["data"]:
+        data = assemble.data(recipe)
+    name = f"{name_of(recipe['student'])}-{teacher_key(recipe, data, start_of(recipe, data))}"
+    folder = Path(recipe["teachers"]) / name
+    if (folder / SUMMARY).is_file():
+        log.info("teacher: reused from %s", folder)
+        return folder
+    with locked(folder, wait=True):
+        if (folder / SUMMARY).is_file():  # by the process that was waited for
+            return folder
+        how = "its training was stopped and goes on" if latest(folder) else "no checkpoint, so it is trained first"
+        log.info("teacher: %s, %d epochs, once; kept in %s", how, recipe["trainer"]["max_epochs"], folder)
+        try:
+            _train(recipe, folder, {})
+        except InputError as error:  # which calls this run's student so, as the teacher that it is
+            raise InputError(re.sub(r"\bstudent(?=[.:])", "teacher", str(error))) from error
+        except Stopped as stop:
+            raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop
+    return folder

@@ -1,0 +1,200 @@
+"""What the end of a run needs, proven at its start: no run trains for a day and then cannot leave its student."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from kd.data.adapt import Adapter
+from kd.data.batch import Batch
+from kd.data.datamodule import Data
+from kd.data.folder import Folder
+from kd.data.image_files import Decoded
+from kd.distill.distiller import Distiller
+from kd.distill.metrics import Scores
+from kd.distill.spec import TeacherSpec, without_weights
+from kd.errors import InputError, located
+from kd.models.check import KNOWN, alike, copied, explained, quietly, untouched
+from kd.models.cost import size_of
+from kd.models.names import title_of
+from kd.models.normalized import Normalized, unwrap
+from kd.models.weight_files import Weights
+from kd.models.weights import fill, fingerprint, serialised
+from kd.run_folder import predictor
+from kd.train import assemble
+
+Config = Mapping[str, Any]
+IMAGES = 2  # of a batch that is tried
+
+
+def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Trainer | None = None) -> None:
+    """Tries on two images each what a run does last: about as long as four training steps of so small a batch.
+
+    Every network that trains runs forward and backward in training mode; the student's weights are written, read into
+    a network that is made anew, and compared; so is what answers for it; its operations are counted; a validation and
+    a test batch are measured. The distiller and the random numbers stay as they are.
+
+    Raises:
+        InputError: something of that fails: what, and how it is mended.
+    """
+    who = title_of(config["student"])
+    with untouched(distiller):
+        for at, name, network in _trained(config, distiller):
+            _trains(network, at, name, data, distiller)
+        with quietly():
+            fresh = assemble.untried(without_weights(config["student"], "student"), "student", data)
+        _returns(distiller.student, fresh, who)
+        _answers_alike(distiller.student, fresh, who, data.shape)
+        with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
+            size_of(distiller.student, list(data.shape))
+        if config["callbacks"].get("ema"):
+            with located("callbacks.ema"):
+                copied(distiller.student)
+        _predicts(config, distiller, fresh, list(data.shape))
+        with _proven("the configuration cannot be written", "give plain numbers, words, lists and dictionaries"):
+            json.dumps(config)
+        for part in ("val", "test"):
+            _measures(part, data, distiller, trainer)
+
+
+@contextmanager
+def _proven(what: str, mend: str = "") -> Iterator[None]:
+    """Says in one line what failed, unless the exception has a line of its own."""
+    try:
+        yield
+    except KNOWN as error:
+        from kd.process.classify import classify
+
+        if classify(error)[1] is not None:
+            raise
+        line = (str(error).strip() or "no reason said").splitlines()[0]
+        raise InputError(f"{what} ({type(error).__name__}: {line}){f'; {mend}' if mend else ''}") from error
+
+
+def _trained(config: Config, distiller: Distiller) -> list[tuple[str, str, nn.Module]]:
+    """The networks that a step trains: the student, and its peers in mutual learning."""
+    spec = TeacherSpec.parse(config["teacher"])
+    peers = spec.members if spec.online else ()
+    networks = distiller.teacher.networks() if peers and distiller.teacher is not None else {}
+    others = [(peer.key, title_of(peer.node), networks[peer.name]) for peer in peers]
+    return [("student", title_of(config["student"]), distiller.student), *others]
+
+
+def _trains(network: nn.Module, at: str, who: str, data: Any, distiller: Distiller) -> None:
+    """One forward and backward pass in training mode, in which a network may answer otherwise than in eval mode."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trainable and distiller.objective.predictor is None:
+        some = next(network.parameters(), None) is not None
+        why = "all parameters are frozen (requires_grad=False)" if some else "there are no parameters"
+        raise InputError(f"{at}: {who} has nothing to train: {why}")
+    count = min(IMAGES, getattr(data, "batch_size", IMAGES) or IMAGES)
+    images = torch.rand(count, *data.shape, generator=torch.Generator().manual_seed(0))
+    network.train()
+    assert isinstance(network, Normalized)
+    with torch.enable_grad(), explained(network, at, who, data.shape, distiller.classes):
+        output = network(images)
+    distiller.check_output(f"{at}, in training,", torch.cat([output] * IMAGES)[:IMAGES].detach(), distiller.classes)
+    if trainable and not output.requires_grad:
+        raise InputError(
+            f"{at}: {who} has nothing to train: its logits depend on no parameter that trains; "
+            "is its forward under no_grad, or does it detach them?"
+        )
+    with _proven(f"{at}: {who} cannot be trained", "no gradient comes back through its forward"):
+        gradients = (
+            torch.autograd.grad(output.float().square().sum(), trainable, allow_unused=True) if trainable else ()
+        )
+    del gradients
+    network.eval()
+
+
+def _returns(student: nn.Module, fresh: Normalized, who: str) -> None:
+    """Its weights, written and read into a network that was made anew, are the same."""
+    state = unwrap(student).state_dict()
+    if strange := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(
+            f"student: {who} keeps {strange[0]!r}, a {type(state[strange[0]]).__name__}, in its state dict, and only "
+            "tensors can be written: make it a tensor, or leave it out of get_extra_state"
+        )
+    with _proven(f"student: the weights of {who} cannot be written and read back"):
+        fill(unwrap(fresh), Weights(load(serialised(state))), f"student: what was written of {who}")
+    if fingerprint(unwrap(fresh)) != fingerprint(unwrap(student)):
+        raise InputError(
+            f"student: the weights of {who} are others when written and read back: see its load_state_dict"
+        )
+
+
+@torch.no_grad()
+def _answers_alike(student: nn.Module, fresh: Normalized, who: str, shape: Sequence[int]) -> None:
+    """What was made anew around the same weights gives the same logits."""
+    images = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    assert isinstance(student, Normalized)
+    fresh.mean, fresh.std = student.mean, student.std  # which the run folder states, as it does these:
+    fresh.size, fresh.output = student.size, student.output
+    fresh.eval()
+    first, again = student.eval()(images), student(images)
+    if alike(first, again) and not alike(first, fresh(images)):
+        raise InputError(
+            f"student: {who} gives other logits when it is made anew around the same weights: it draws or counts "
+            "numbers that are not in its state dict; keep them by register_buffer(name, tensor)"
+        )
+
+
+def _predicts(config: Config, distiller: Distiller, fresh: Normalized, shape: list[int]) -> None:
+    """What answers for the student, a part of the objective, is written and read back."""
+    term = distiller.objective.predictor
+    about = predictor.describe(distiller.objective, config["objective"])
+    if term is None or about is None:
+        return
+    what = f"objective.{about['term']}: what answers for the student cannot be written and read back"
+    with _proven(what), tempfile.TemporaryDirectory() as folder:
+        predictor.keep(term, Path(folder))
+        predictor.restore(fresh, about, shape, Path(folder), trust=True)
+
+
+def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | None) -> None:
+    """The first images of a part go through both networks and every score."""
+    mend = "every part must give (images [B, C, H, W], labels [B])"
+    with _proven(f"data: the first {part} batch cannot be measured", mend), torch.no_grad():
+        raw = _first(part, data, trainer)
+        if raw is None:
+            return
+        with quietly():
+            batch = Adapter(distiller.classes, data.shape, getattr(data, "names", None))(raw, part)
+        batch = batch.each(lambda tensor: tensor[:IMAGES])
+        distiller.student.eval()
+        if not distiller.classifies:
+            distiller.student(batch.images)
+            return
+        teacher = None if distiller.teacher is None else distiller.teacher(batch)[""]
+        Scores(distiller.classes, teacher is not None).update(distiller(batch.images), batch.labels, teacher)
+
+
+def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
+    """The first batch of a part, of whatever structure.
+
+    None of a data module of the user's own that has no such part, or that several processes would prepare at once.
+    """
+    if isinstance(data, Data):
+        return Batch(*next(iter(data.memory.loader(part, data.seed))))
+    if isinstance(data, Folder):
+        return Batch(*next(iter(Decoded(data.parts[part], IMAGES, 0, None, data.seed, int, 0, 1, 0))))
+    if trainer is not None and trainer.world_size > 1:
+        return None
+    if not is_overridden(f"{part}_dataloader", data, pl.LightningDataModule):
+        return None
+    data.trainer = data.trainer or trainer
+    data.prepare_data()
+    data.setup("test" if part == "test" else "fit")
+    loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+    raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
+    return data.on_after_batch_transfer(raw, 0)

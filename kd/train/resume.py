@@ -1,0 +1,170 @@
+"""``kd-train resume=RUN``: a run's own configuration, checked against what the user says, and on it goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import kd
+from kd.distill.ensemble import Ensemble
+from kd.distill.identity import INERT, RESUMABLE, matches
+from kd.errors import InputError, unknown
+from kd.registry import check_registered, target_of, with_current
+from kd.run_folder.checkpoints import LAST, resumable
+from kd.run_folder.layout import CONFIG, SUMMARY
+from kd.run_folder.summary import is_tested, read_summary, require
+from kd.train.checks import check
+from kd.train.console import print_results
+from kd.train.pipeline import train
+from kd.train.shaping import checked
+from kd.train.summary import limits_of
+
+log = logging.getLogger(__name__)
+
+DATA = ("same", "changed")  # of resume_data
+
+
+def config_of(run: str, trust: bool = False) -> dict[str, Any]:
+    """The configuration of a run folder. It is data: what it names must be known to kd, or ``trust`` be given.
+
+    Raises:
+        InputError: no run there, no configuration, or one that names what kd does not know.
+    """
+    folder = Path(run)
+    if "://" in run or not folder.is_dir():
+        raise InputError(f"resume={run} is no run folder: {'a URL' if '://' in run else 'there is no such folder'}")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start it anew") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged") from error
+    keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
+    if not isinstance(config, dict) or (missing := sorted(keys - config.keys())):
+        lacking = f": it does not say {missing[0]}" if isinstance(config, dict) else ""
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged{lacking}")
+    if not trust:
+        for key, node in config.items():
+            check_registered(node, key, known=targets())
+    return with_current(config)
+
+
+def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str = "same") -> dict[str, Any]:
+    """Goes on with a run, or says that it is finished; its summary.
+
+    Args:
+        run: the run folder.
+        typed: what the user says beside it, dotted key to value; see :func:`changed`.
+        trust: whether classes may be imported that the folder names and kd does not know.
+        data: ``same``, or ``changed`` where other data than the run's so far is meant.
+
+    Raises:
+        InputError: as :func:`config_of` and :func:`changed`.
+    """
+    if data not in DATA:
+        raise InputError(f"resume_data={data}: {unknown('choice', data, DATA)}")
+    folder, config = Path(run), changed(config_of(run, trust), typed, run)
+    about = config.pop("about", None) or {}
+    trained = (folder / SUMMARY).is_file()
+    if trained:
+        summary = read_summary(folder)
+        require(summary, folder, "metrics.best", "training.epochs", "training.steps")
+        if summary["training"].get("limits") != limits_of(config):
+            check(config)
+        if is_over(summary, config):
+            log.info("resume: %s is finished already; %s", run, _longer(summary, config))
+            print_results(summary, folder)
+            return summary
+    if not resumable(folder):
+        if trained:
+            raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
+        log.info("resume: no checkpoint was written in %s yet, so its training begins anew", run)
+    return train(config, folder, go_on=True, data_changed=data == "changed", **about)
+
+
+def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run with this summary has nothing left to do under this configuration: no step and no test."""
+    training, limits = summary["training"], limits_of(config)
+    reached = limits["max_epochs"] <= training["epochs"] or 0 < limits.get("max_steps", -1) <= training["steps"]
+    return is_tested(summary) and (reached or training.get("limits") == limits)
+
+
+def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """How a finished run is resumed for longer, in words."""
+    most = limits_of(config).get("max_steps", -1)
+    if not 0 < most <= summary["training"]["steps"]:
+        return "epochs=N goes on for longer"
+    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, goes on for longer"
+
+
+@cache
+def targets() -> frozenset[str]:
+    """The targets that kd's own configuration files name, and the ensemble."""
+    found = {target_of(Ensemble)}
+    for path in Path(kd.CONFIG_DIR).rglob("*.yaml"):
+        found |= set(_targets(yaml.safe_load(path.read_text())))
+    return frozenset(found)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for inner in node.values():
+            yield from _targets(inner)
+
+
+def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """A run's configuration with what the user types beside ``resume=``.
+
+    Args:
+        config: the run's.
+        typed: dotted key to value.
+        run: as the user gave it, for messages.
+
+    Raises:
+        InputError: another experiment than the run's: the keys that differ are named.
+    """
+    before, differing = config, []
+    for key, value in typed.items():
+        for name, here in _flat(value, key):
+            there = _at(config, name)
+            if here == there:
+                continue
+            if matches(name, (*INERT, *RESUMABLE)):
+                config = _with(config, name.split("."), here)
+            else:
+                differing.append(f"{name} ({there} there, {here} here)")
+    if differing:
+        raise InputError(
+            f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
+        )
+    config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
+    if typed.get("epochs") is not None and "trainer.max_epochs" not in typed:
+        config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
+    return config
+
+
+def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}")
+    else:
+        yield prefix, node
+
+
+def _at(node: Any, name: str) -> Any:
+    for key in name.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _with(node: Any, keys: list[str], value: Any) -> Any:
+    first, *rest = keys
+    inner = node.get(first) if isinstance(node, Mapping) else None
+    return {**(node or {}), first: _with(inner, rest, value) if rest else value}
