@@ -20,7 +20,7 @@ from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
 from kd.models.normalized import InputSpec
 from kd.models.weights import prepare
-from kd.registry import split, with_current
+from kd.registry import first, split, with_current
 
 Config = Mapping[str, Any]
 
@@ -148,6 +148,7 @@ def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
     plainly = {
         key: content_of(value) or value if key.endswith("checkpoint") else value for key, value in plainly.items()
     }
+    plainly |= {key: first(value) for key, value in plainly.items() if key.endswith("_target_")}
     said = sorted(word for word in words if word.lstrip("+~").startswith(("objective.", "loss@")))
     nodes = [config[group] for group in ("student", "teacher", "data", "optim", "callbacks")]
     return digest([plainly, said, content, code_of(nodes)], 12)

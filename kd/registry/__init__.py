@@ -5,7 +5,7 @@
 of earlier versions lead.
 """
 
-from kd.registry.aliases import current, with_current
+from kd.registry.aliases import current, first, with_current
 from kd.registry.core import (
     Registry,
     RegistryPackage,
@@ -32,6 +32,7 @@ __all__ = [
     "dataclass_of",
     "defaults_of",
     "fields_of",
+    "first",
     "is_node_of",
     "load_plugins",
     "locate",

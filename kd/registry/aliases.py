@@ -31,6 +31,13 @@ EARLIER = {
     "kd.teacher.Ensemble": "kd.distill.Ensemble",
 }
 
+FIRST = {path: earlier for earlier, path in EARLIER.items()}
+
+
+def first(path: str) -> str:
+    """The dotted path under which digests know a class, whatever it is called today."""
+    return FIRST.get(path, path)
+
 
 def current(path: str) -> str:
     """The dotted path by which a class or function is written today."""

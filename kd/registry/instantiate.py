@@ -116,7 +116,11 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
     registries = (losses, models, sources, optimisers, modules)
     if isinstance(node, Mapping):
         target = node.get("_target_")
-        if target is not None and target not in known and not any(r.is_registered(target) for r in registries):
+        if (
+            target is not None
+            and current(str(target)) not in known
+            and not any(r.is_registered(target) for r in registries)
+        ):
             known_here = any(registry.name_of(target) for registry in registries)
             why = "imports what it is told" if known_here else "is not registered with kd"
             raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")
