@@ -29,10 +29,10 @@ HEAD = """# Methods
 Every objective of `kd-train objective=NAME`. `scripts/methods.py` generates this page from the configurations in
 `configs/objective`, the losses' signatures and the costs measured by `benchmarks/objectives.py`.
 
-*Needs*: logits or layers of the teacher, labels, sample indices. *Trains*: number of parameters that the method trains in
-addition to resnet8x4's. *Cost*: median time of a whole training step relative to `kd`, on {measured}.
-*Published*: accuracies for resnet32x4 → resnet8x4 on CIFAR-100 (scratch 72.50, teacher 79.42), as reported by the source;
-"last epoch" and "best epoch" are different scales, the second about 0.3 higher by construction.
+*Needs*: logits or layers of the teacher, labels, sample indices. *Trains*: number of parameters that the method trains
+in addition to resnet8x4's. *Cost*: median time of a whole training step relative to `kd`, on {measured}.
+*Published*: accuracies for resnet32x4 → resnet8x4 on CIFAR-100 (scratch 72.50, teacher 79.42), as reported by the
+source; "last epoch" and "best epoch" are different scales, the second about 0.3 higher by construction.
 
 No golden case from an authors' code covers `byot`, `mgd`, `sdd`, `tfkd`, `ttm`, `wttm`, `crd_batch`, `tv` and
 `alpha_beta`; their formulas and properties are tested instead.
