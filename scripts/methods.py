@@ -1,9 +1,9 @@
-"""Writes docs/methods.md from the objectives' configurations, their losses and the measured costs.
+"""Generates docs/methods.md from the objectives' configurations, their losses and the measured costs.
 
-    python scripts/methods.py          # write it
-    python scripts/methods.py --check  # exit 1 if it is not what it would write
+    python scripts/methods.py          # write the page
+    python scripts/methods.py --check  # exit 1 if the page is out of date
 
-Each ``configs/objective/*.yaml`` opens with comments: ``# NAME: title; authors year, arXiv:...``, its formula, its
+Each ``configs/objective/*.yaml`` starts with comments: ``# NAME: title; authors year, arXiv:...``, its formula, its
 published figures, and a line ``# Choose it ...``.
 """
 
@@ -28,18 +28,18 @@ from kd.train import assemble  # noqa: E402
 
 HEAD = """# Methods
 
-Every objective of `kd-train objective=NAME`, written by `scripts/methods.py` from the configurations in
-`configs/objective`, the losses' signatures and the costs that `benchmarks/objectives.py` measured.
+Every objective of `kd-train objective=NAME`. `scripts/methods.py` generates this page from the configurations in
+`configs/objective`, the losses' signatures and the costs measured by `benchmarks/objectives.py`.
 
-*Needs*: logits or layers of the teacher, labels, the sample's index; *trains*: the number of parameters of its own that
-the method trains beside resnet8x4's. *Cost*: the median time of a whole training step over that of `kd`, on {measured}.
-Accuracies are the published ones for resnet32x4 → resnet8x4 on CIFAR-100 (scratch 72.50, teacher 79.42), as said by
-whoever published them; "last epoch" and "best epoch" are two scales, the second about 0.3 higher by construction.
+*Needs*: logits or layers of the teacher, labels, sample indices. *Trains*: number of parameters that the method trains
+in addition to resnet8x4's. *Cost*: median time of a whole training step relative to `kd`, on {measured}.
+*Published*: accuracies for resnet32x4 → resnet8x4 on CIFAR-100 (scratch 72.50, teacher 79.42), as reported by the
+source; "last epoch" and "best epoch" are different scales, the second about 0.3 higher by construction.
 
 No golden case from an authors' code covers `byot`, `mgd`, `sdd`, `tfkd`, `ttm`, `wttm`, `crd_batch`, `tv` and
-`alpha_beta`, which are tested by their formulas and properties.
+`alpha_beta`; their formulas and properties are tested instead.
 
-| objective | method | needs | trains | weights | published | cost | choose it |
+| objective | method | needs | trains | weights | published | cost | when to choose it |
 |---|---|---|---|---|---|---|---|
 """
 
@@ -131,6 +131,6 @@ if __name__ == "__main__":
     target = ROOT / "docs" / "methods.md"
     if "--check" in sys.argv[1:]:
         if target.read_text() != page():
-            sys.exit("docs/methods.md is not what scripts/methods.py writes; run it")
+            sys.exit("docs/methods.md is out of date; run scripts/methods.py")
     else:
         target.write_text(page())
