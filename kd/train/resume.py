@@ -84,7 +84,7 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
         if trained:
             raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
         log.info("resume: no checkpoint was written in %s yet, so its training begins anew", run)
-    return train(config, folder, go_on=True, data_changed=data == "changed", **about)
+    return train(config, folder, resume=True, data_changed=data == "changed", objective=about.get("objective"))
 
 
 def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
