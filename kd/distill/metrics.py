@@ -109,8 +109,8 @@ class Predictions(nn.Module):
         if self.count > self.most:
             self.parts.clear()
             return
-        given = {"index": index, "labels": class_of(labels), "student": student, "teacher": teacher}
-        for name, values in given.items():
+        tensors = {"index": index, "labels": class_of(labels), "student": student, "teacher": teacher}
+        for name, values in tensors.items():
             if values is not None:
                 if name not in self.parts:
                     self.parts[name] = CatMetric(nan_strategy="disable").to(values.device)
@@ -118,8 +118,8 @@ class Predictions(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """``labels`` [N], ``student`` and perhaps ``teacher`` in half precision [N, C]; empty if there are too many."""
-        found = {name: metric.compute() for name, metric in self.parts.items()}  # type: ignore[operator]
-        if "index" in found:
-            order = found.pop("index").argsort()
-            found = {name: values[order] for name, values in found.items()}
-        return {name: values.long() if name == "labels" else values.half() for name, values in found.items()}
+        columns = {name: metric.compute() for name, metric in self.parts.items()}  # type: ignore[operator]
+        if "index" in columns:
+            order = columns.pop("index").argsort()
+            columns = {name: values[order] for name, values in columns.items()}
+        return {name: values.long() if name == "labels" else values.half() for name, values in columns.items()}

@@ -28,10 +28,10 @@ def stage_of(objective: Objective, optim: Optim, trainer: pl.Trainer) -> Stage:
     if optim.init is None:
         first = objective.init_epochs()
         return Stage(first, min(first * each, total))
-    asked = optim.init * total / max(each, 1)
-    if abs(asked - round(asked)) <= NEAR:
-        return Stage(round(asked), round(asked) * each)
-    return Stage(math.ceil(asked) if epochs else 0, round(optim.init * total))
+    stage_epochs = optim.init * total / max(each, 1)
+    if abs(stage_epochs - round(stage_epochs)) <= NEAR:
+        return Stage(round(stage_epochs), round(stage_epochs) * each)
+    return Stage(math.ceil(stage_epochs) if epochs else 0, round(optim.init * total))
 
 
 def begin_anew(trainer: pl.Trainer) -> None:

@@ -102,10 +102,10 @@ def check_monitors(config: Config, classes: int) -> None:
     nodes = {key: node for key, node in config["callbacks"].items() if isinstance(node, Mapping)}
     teacher = config["teacher"] or {}
     knn = is_node_of(teacher, MomentumTeacher)
-    taught = bool(teacher.get("_target_")) and not knn
-    names = [f"val/{name}".replace("val/teacher_", "teacher/") for name in Scores(classes, taught).named()]
+    with_teacher = bool(teacher.get("_target_")) and not knn
+    names = [f"val/{name}".replace("val/teacher_", "teacher/") for name in Scores(classes, with_teacher).named()]
     names += ["train/loss", "train/acc", "time/images_per_s", *(f"train/{term}" for term in config["objective"])]
-    names += ["train/kl", "train/soft_ce", "teacher/entropy"] if taught else []
+    names += ["train/kl", "train/soft_ce", "teacher/entropy"] if with_teacher else []
     names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
     names += ["val/knn"] if knn else []
     for key, node in nodes.items():
@@ -113,9 +113,9 @@ def check_monitors(config: Config, classes: int) -> None:
         monitor, mode = node.get("monitor"), node.get("mode")
         if mode not in ("min", "max", None) and "monitor" in node:
             raise InputError(f"callbacks.{key}.mode={mode}: {unknown('mode', str(mode), ('min', 'max'))}")
-        own = not all(str(other.get("_target_")).startswith(OURS) for other in nodes.values())
+        custom = not all(str(other.get("_target_")).startswith(OURS) for other in nodes.values())
         inner = any(str(monitor).startswith(f"train/{term}/") for term in config["objective"])
-        if monitor is not None and monitor not in names and not inner and not own:
+        if monitor is not None and monitor not in names and not inner and not custom:
             raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
         if monitor is not None and "mode" in node:
             _check_mode(key, str(monitor), mode)
@@ -132,12 +132,12 @@ def _check_filename(key: str, node: Config) -> None:
 
 def _check_mode(key: str, monitor: str, mode: str | None) -> None:
     """Whether the best of a metric is looked for where it lies."""
-    right, at = mode_of(monitor), f"callbacks.{key}.mode"
-    if mode is None and right is None:
+    better_mode, at = mode_of(monitor), f"callbacks.{key}.mode"
+    if mode is None and better_mode is None:
         raise InputError(f"{at} must be given: max or min, whichever is better of callbacks.{key}.monitor={monitor}")
-    if mode is not None and right not in (mode, None):
-        better = "lower" if right == "min" else "higher"
-        raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={right}")
+    if mode is not None and better_mode not in (mode, None):
+        better = "lower" if better_mode == "min" else "higher"
+        raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={better_mode}")
 
 
 def _check_trainer(node: Config) -> None:
@@ -171,13 +171,13 @@ def _check_number(key: str, value: Any) -> None:
 def _check_machine(node: Config) -> None:
     """Devices, accelerator, strategy and precision: known by name, and there."""
     accelerator, devices = str(node.get("accelerator", "auto")), node.get("devices", "auto")
-    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
-    if accelerator not in known:
-        raise InputError(f"trainer.accelerator={accelerator}: {unknown('accelerator', accelerator, known)}")
+    accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if accelerator not in accelerators:
+        raise InputError(f"trainer.accelerator={accelerator}: {unknown('accelerator', accelerator, accelerators)}")
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    there = {"auto": True, "gpu": gpu}
-    there |= {name: about["accelerator"].is_available() for name, about in AcceleratorRegistry.items()}
-    if not there[accelerator]:
+    available = {"auto": True, "gpu": gpu}
+    available |= {name: entry["accelerator"].is_available() for name, entry in AcceleratorRegistry.items()}
+    if not available[accelerator]:
         raise InputError(f"trainer.accelerator={accelerator}: torch finds no such device here; there is trainer=cpu")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpu)
     count = int(devices) if str(devices).lstrip("-").isdigit() else None
@@ -189,11 +189,11 @@ def _check_machine(node: Config) -> None:
     strategies = ("auto", *StrategyRegistry.available_strategies())
     if isinstance(node.get("strategy"), str) and strategy not in strategies and not strategy.startswith("deepspeed"):
         raise InputError(f"trainer.strategy={strategy}: {unknown('strategy', strategy, strategies)}")
-    precision = SHORT.get(given := str(node.get("precision") or "32-true"), given)
+    precision = SHORT.get(requested := str(node.get("precision") or "32-true"), requested)
     if precision not in PRECISIONS:
-        raise InputError(f"trainer.precision={given}: {unknown('precision', given, PRECISIONS)}")
+        raise InputError(f"trainer.precision={requested}: {unknown('precision', requested, PRECISIONS)}")
     if precision == "16-mixed" and on_cpu:
-        raise InputError(f"trainer.precision={given} needs a GPU; here there are bf16-mixed and 32-true")
+        raise InputError(f"trainer.precision={requested} needs a GPU; here there are bf16-mixed and 32-true")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -213,7 +213,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _said(hint: Any) -> str:
     kinds = typing.get_args(hint) or (hint,)
     names = {float: "a number", bool: "true or false", str: "a word", type(None): "null"}
-    said = [names[kind] for kind in names if kind in kinds]
-    said += ["a whole number"] if int in kinds and float not in kinds else []
+    types = [names[kind] for kind in names if kind in kinds]
+    types += ["a whole number"] if int in kinds and float not in kinds else []
     literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
-    return " or ".join([*said, *(str(value) for kind in literals for value in typing.get_args(kind))])
+    return " or ".join([*types, *(str(value) for kind in literals for value in typing.get_args(kind))])

@@ -76,9 +76,9 @@ def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
         nodes |= {member.key: (member.node, prepare, TeacherOptions) for member in spec.members}
     return [
         f"{at}: {key} is {node['_target_']}'s own parameter, not kd's"
-        for at, (node, *around) in nodes.items()
+        for at, (node, *wrappers) in nodes.items()
         if not any(registry.name_of(node["_target_"]) for registry in (models, losses, sources, optimisers))
-        for key in shadowed(node, at, *around)
+        for key in shadowed(node, at, *wrappers)
     ]
 
 
@@ -116,10 +116,10 @@ def print_results(summary: dict[str, Any], folder: Path) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     rows = {"teacher": ("teacher/acc", "teacher_"), "student": ("val/acc", "")}
     for side, (val, prefix) in rows.items():
-        if about := summary[side]:
+        if network := summary[side]:
             scores = [_percent(best.get(val)), _percent(last.get(val)), _percent(test.get(f"{prefix}acc"))]
-            rest = [_number(test.get(f"{prefix}nll")), _number(test.get(f"{prefix}ece"))]
-            table.add_row(f"{side} {about['name']}", f"{about['parameters']:,}", *scores, *rest)
+            losses = [_number(test.get(f"{prefix}nll")), _number(test.get(f"{prefix}ece"))]
+            table.add_row(f"{side} {network['name']}", f"{network['parameters']:,}", *scores, *losses)
     training = summary["training"]
     console = console_for(table)
     console.print(table)

@@ -105,10 +105,10 @@ def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 @cache
 def targets() -> frozenset[str]:
     """The targets that kd's own configuration files name, and the ensemble."""
-    found = {target_of(Ensemble)}
+    names = {target_of(Ensemble)}
     for path in Path(kd.CONFIG_DIR).rglob("*.yaml"):
-        found |= set(_targets(yaml.safe_load(path.read_text())))
-    return frozenset(found)
+        names |= set(_targets(yaml.safe_load(path.read_text())))
+    return frozenset(names)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -132,14 +132,14 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     """
     before, differing = config, []
     for key, value in typed.items():
-        for name, here in _flat(value, key):
-            there = _at(config, name)
-            if here == there:
+        for name, new in _flat(value, key):
+            old = _at(config, name)
+            if new == old:
                 continue
             if matches(name, (*INERT, *RESUMABLE)):
-                config = _with(config, name.split("."), here)
+                config = _with(config, name.split("."), new)
             else:
-                differing.append(f"{name} ({there} there, {here} here)")
+                differing.append(f"{name} ({old} there, {new} here)")
     if differing:
         raise InputError(
             f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
