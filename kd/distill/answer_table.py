@@ -144,7 +144,7 @@ class AnswerTable:
         try:
             stored = json.loads((self.folder / KEY).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / KEY} is damaged; delete {self.folder}, it can be made again") from error
+            raise InputError(f"{self.folder / KEY} is damaged; delete {self.folder}, it will be rebuilt") from error
         mine = json.loads(json.dumps(self.key))
         differing = [name for name in sorted({*stored, *mine}) if stored.get(name) != mine.get(name)]
         if differing:
@@ -154,7 +154,7 @@ class AnswerTable:
         for name, (dtype, width) in self.layout.items():
             path, size = self.folder / f"{name}.bin", self.rows * width * dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
-                raise InputError(f"{path} is cut off or absent; delete {self.folder}, it can be made again")
+                raise InputError(f"{path} is cut off or absent; delete {self.folder}, it will be rebuilt")
 
     def _mapped(self, name: str, dtype: torch.dtype, width: int) -> np.memmap:
         plain = np.dtype(f"i{dtype.itemsize}")  # numpy has no bfloat16

@@ -174,7 +174,7 @@ class Cached(FrozenTeacher):
         if not apart <= (max(self.tolerance, TF32) if coarse else self.tolerance):
             raise InputError(
                 f"the cache {self.table.folder} does not hold this teacher's answers: they differ by {apart:.2g} of "
-                "the largest logit; delete it, or say teacher.cache=off"
+                "the largest logit; delete it, or set teacher.cache=off"
             )
         self._unchecked = max(self._unchecked - len(logits), 0)
 
@@ -233,7 +233,7 @@ def cached(
             return frozen
         raise
     log.info(
-        "cache: %s, %s views, %.2f GB, %.1f %% met", folder, f"{table.rows:,}", size, 100 * table.met.float().mean()
+        "cache: %s, %s views, %.2f GB, %.1f %% filled", folder, f"{table.rows:,}", size, 100 * table.met.float().mean()
     )
     return Cached(frozen, table, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
 
@@ -243,7 +243,7 @@ def _size(data: Any, store: CacheOptions, where: str) -> float | None:
     count = getattr(data, "views", 0)
     reason, size = "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
     if count:
-        size = AnswerTable.bytes(data.counts()["train"], count, data.classes, _known(store.dtype), store.topk) / 1e9
+        size = AnswerTable.bytes(data.counts()["train"], count, data.classes, _checked(store.dtype), store.topk) / 1e9
         reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
     if count and size <= store.max_gb:
         return size
@@ -275,7 +275,7 @@ def digest(key: Mapping[str, Any], store: CacheOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _known(dtype: str) -> str:
+def _checked(dtype: str) -> str:
     if dtype not in DTYPES:
         raise unknown("cache.dtype", dtype, DTYPES)
     return dtype

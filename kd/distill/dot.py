@@ -67,7 +67,7 @@ class DOTDistiller(Distiller):
 def check_trainer(clip: float | None, precision: Any, compiled: Any = False) -> None:
     """Refuses by an InputError what two gradients cannot have: a clipped norm, float16's scale, a compiled student."""
     if clip:
-        raise InputError("optim=dot keeps two gradients and cannot clip them: say trainer.gradient_clip_val=null")
+        raise InputError("optim=dot keeps two gradients and cannot clip them: set trainer.gradient_clip_val=null")
     if str(precision).startswith("16"):
         raise InputError(f"optim=dot cannot scale its gradients for trainer.precision={precision}")
     if compiled is True:

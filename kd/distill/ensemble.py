@@ -49,7 +49,7 @@ class Ensemble(FrozenTeacher):
     ) -> None:
         super().__init__({name: member.network for name, member in members.items()})
         if len(members) < 2:
-            raise InputError(f"an ensemble has two members at least, got {', '.join(members) or 'none'}")
+            raise InputError(f"an ensemble has at least two members, got {', '.join(members) or 'none'}")
         if average not in AVERAGES:
             raise unknown("average", average, AVERAGES)
         share = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]

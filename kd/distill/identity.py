@@ -192,7 +192,7 @@ def check_run(config: Config, recorded: Any, path: Any) -> None:
 
     Args:
         config: the run's.
-        known: the configuration that the checkpoint carries.
+        recorded: the configuration in the checkpoint.
         path: the checkpoint, for messages.
 
     Raises:

@@ -40,7 +40,7 @@ def objective_of(objective: Any) -> Objective:
     if isinstance(objective, Mapping) and all(isinstance(each, nn.Module) for each in objective.values()):
         return Objective({name: each if isinstance(each, Term) else Term(each) for name, each in objective.items()})
     example = 'kd.Objective({"ce": kd.Term(CE(), 0.1), "kd": kd.Term(KL(T=4), 0.9)})'
-    raise InputError(f"objective must be terms by name, {example} for example, got a {type(objective).__name__}")
+    raise InputError(f"objective must be terms by name, for example {example}, got a {type(objective).__name__}")
 
 
 def optim_of(optim: Any) -> Optim | None:
@@ -55,11 +55,11 @@ def optim_of(optim: Any) -> Optim | None:
     if isinstance(optim, Optimizer):
         raise InputError(
             f"optim is a {type(optim).__name__} of parameters chosen already, but an objective may have parameters of "
-            f"its own: say how it is made, {example} for example"
+            f"its own: pass a function that makes it, for example {example}"
         )
     if callable(optim):
         return Optim(optim)
-    raise InputError(f"optim must say how an optimiser is made, {example} for example, got a {type(optim).__name__}")
+    raise InputError(f"optim must be a function that makes an optimiser, for example {example}, got a {type(optim).__name__}")
 
 
 def seed_of(config: Mapping[str, Any]) -> int:

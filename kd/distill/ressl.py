@@ -112,11 +112,11 @@ class ReSSLDistiller(Distiller):
         for name, term in self.objective.named_terms():
             if set(term.needs) - {"student", "teacher"} or term.layers("student") or term.layers("teacher"):
                 why = "compares the projections of two views, without labels, layers and positions"
-                raise InputError(f"objective.{name}: teacher=momentum {why}; say objective=ressl")
+                raise InputError(f"objective.{name}: teacher=momentum {why}; set objective=ressl")
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._known()
+        self._labelled()
 
     def _memory(self) -> Any:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ class ReSSLDistiller(Distiller):
             raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix and data.repeats")
         return data.memory
 
-    def _known(self) -> Tensor:
+    def _labelled(self) -> Tensor:
         """The positions of the labelled training images."""
         labelled = (self._memory().parts["train"][1] >= 0).nonzero().flatten()
         if not len(labelled):
@@ -161,7 +161,7 @@ class ReSSLDistiller(Distiller):
         """Embeds labelled training images [N, D] for the k-NN classifier, with their labels [N]."""
         memory = self._memory()
         images, labels = memory.parts["train"]
-        labelled = self._known()
+        labelled = self._labelled()
         chosen = labelled[permutation(len(labelled), 0, 0)[: self.momentum.most]]
         with self.trainer.precision_plugin.val_step_context():
             parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]

@@ -145,7 +145,7 @@ class Frozen(FrozenTeacher):
         if self.picked is not None:
             last, columns = self.picked
             if last >= (width := answer[""].shape[-1]):
-                raise InputError(f"teacher.classes names column {last} of a teacher that knows {width}")
+                raise InputError(f"teacher.classes names column {last} of a teacher with {width} outputs")
             answer[""] = answer[""][:, columns.on(answer[""].device)[0]]
         return answer
 

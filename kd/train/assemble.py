@@ -131,7 +131,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         check_trainer(course.get("gradient_clip_val"), course.get("precision"), speed(config).compile)
     if spec.online:
         if apart:
-            raise InputError(f"optim=dot needs a teacher that does not change, not teacher={name_of(spec.node)}")
+            raise InputError(f"optim=dot needs a frozen teacher, not teacher={name_of(spec.node)}")
         teacher = _online(spec, student, data)
     kind = distiller_for(spec.node, apart)
     return kind(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], settings, spec.shuffle)

@@ -178,7 +178,7 @@ def _check_machine(node: Config) -> None:
     available = {"auto": True, "gpu": gpu}
     available |= {name: entry["accelerator"].is_available() for name, entry in AcceleratorRegistry.items()}
     if not available[accelerator]:
-        raise InputError(f"trainer.accelerator={accelerator}: torch finds no such device here; there is trainer=cpu")
+        raise InputError(f"trainer.accelerator={accelerator}: torch finds no such device; use trainer=cpu")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpu)
     count = int(devices) if str(devices).lstrip("-").isdigit() else None
     most = max(2, os.cpu_count() or 1)
@@ -193,7 +193,7 @@ def _check_machine(node: Config) -> None:
     if precision not in PRECISIONS:
         raise InputError(f"trainer.precision={requested}: {unknown('precision', requested, PRECISIONS)}")
     if precision == "16-mixed" and on_cpu:
-        raise InputError(f"trainer.precision={requested} needs a GPU; here there are bf16-mixed and 32-true")
+        raise InputError(f"trainer.precision={requested} needs a GPU; available: bf16-mixed, 32-true")
 
 
 def _fits(value: Any, hint: Any) -> bool:

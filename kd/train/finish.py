@@ -102,5 +102,5 @@ def _failed(error: Exception, run: Run, summary: dict[str, Any]) -> None:
     if not isinstance(error, Stopped):  # whose message has the command that resumes
         later = command("kd-evaluate", run=relative(run.folder))
         log.warning(
-            "test: it failed; the trained student is kept, and once the cause is mended it is measured by: %s", later
+            "the test failed; the trained student is saved. Once the cause is fixed, test it with: %s", later
         )

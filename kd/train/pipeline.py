@@ -37,7 +37,7 @@ from kd.train.teacher_recipe import has_weights, recipe_of, start_of
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "; the same command goes on with it"
+_AGAIN = "; the same command resumes it"
 
 
 def train(
@@ -115,7 +115,7 @@ def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None
         try:
             content = integrity.read(best)
         except integrity.Damaged as error:
-            raise InputError(f"{error}; put a copy of it back, or start the run anew") from error
+            raise InputError(f"{error}; restore a copy of it, or start a new run") from error
         integrity.check(best, content, config, files_of(config))
 
 
@@ -185,8 +185,8 @@ def trained_teacher(config: Config, data: Any) -> Path:
     with locked(folder, wait=True):
         if (folder / SUMMARY).is_file():  # by the process that was waited for
             return folder
-        how = "its training was stopped and goes on" if latest(folder) else "no checkpoint, so it is trained first"
-        log.info("teacher: %s, %d epochs, once; kept in %s", how, recipe["trainer"]["max_epochs"], folder)
+        how = "resuming its training" if latest(folder) else "no checkpoint, so it is trained first"
+        log.info("teacher: %s, %d epochs, once; stored in %s", how, recipe["trainer"]["max_epochs"], folder)
         try:
             _train(recipe, folder, None)
         except InputError as error:  # which calls this run's student so, as the teacher that it is

@@ -41,7 +41,7 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
     except FileNotFoundError as error:
-        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start it anew") from error
+        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start a new run") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"resume={run}: {folder / CONFIG} is damaged") from error
     keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
@@ -83,7 +83,7 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
     if not resumable(folder):
         if trained:
             raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
-        log.info("resume: no checkpoint was written in %s yet, so its training begins anew", run)
+        log.info("resume: no checkpoint was written in %s yet, so its training starts from the beginning", run)
     return train(config, folder, resume=True, data_changed=data == "changed", objective=about.get("objective"))
 
 
@@ -98,8 +98,8 @@ def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """How a finished run is resumed for longer, in words."""
     most = limits_of(config).get("max_steps", -1)
     if not 0 < most <= summary["training"]["steps"]:
-        return "epochs=N goes on for longer"
-    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, goes on for longer"
+        return "epochs=N trains for longer"
+    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, trains for longer"
 
 
 @cache
