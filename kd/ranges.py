@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import types
 import typing
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_object
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
@@ -108,6 +111,7 @@ def check_monitors(config: Config, classes: int) -> None:
     names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
     names += ["val/knn"] if teacher.get("_target_") == target_of(Momentum) else []
     for key, node in nodes.items():
+        _check_types(f"callbacks.{key}", node)
         _check_filename(key, node)
         monitor, mode = node.get("monitor"), node.get("mode")
         if mode not in ("min", "max", None) and "monitor" in node:
@@ -118,6 +122,20 @@ def check_monitors(config: Config, classes: int) -> None:
             raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
         if monitor is not None and "mode" in node:
             _check_mode(key, str(monitor), mode)
+
+
+def _check_types(at: str, node: Config) -> None:
+    """Whether the options of a callback of Lightning's or kd's are of the types that it states."""
+    target = str(node.get("_target_"))
+    if not target.startswith(OURS):
+        return
+    try:
+        hints = typing.get_type_hints(get_object(target).__init__)
+    except Exception:  # none that can be imported, of which its making complains, or types that only a checker knows
+        return
+    for name, value in node.items():
+        if name in hints and name != "mode" and not _fits(value, hints[name]):  # the mode may follow from the metric
+            raise InputError(f"{at}.{name}={value} must be {_said(hints[name])}")
 
 
 def _check_filename(key: str, node: Config) -> None:
@@ -200,9 +218,9 @@ def _fits(value: Any, hint: Any) -> bool:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return value in arguments
-    if arguments and typing.get_origin(hint) is typing.Union:
+    if arguments and typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
-    if not isinstance(value, (str, int, float, bool, type(None))):
+    if hint is Any or not isinstance(value, (str, int, float, bool, type(None))):
         return True
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -213,6 +231,7 @@ def _said(hint: Any) -> str:
     kinds = typing.get_args(hint) or (hint,)
     names = {float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     said = [names[kind] for kind in names if kind in kinds]
+    said += ["{_target_: datetime.timedelta, minutes: 10}"] if timedelta in kinds else []
     said += ["a whole number"] if int in kinds and float not in kinds else []
     literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
     return " or ".join([*said, *(str(value) for kind in literals for value in typing.get_args(kind))])

@@ -18,7 +18,7 @@ from kd.registry.core import (
     sources,
     target_of,
 )
-from kd.registry.instantiate import build, check_registered, named_by, shadowed, split
+from kd.registry.instantiate import build, check_maker, check_registered, named_by, shadowed, split, unnamed
 from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Registry",
     "RegistryPackage",
     "build",
+    "check_maker",
     "check_registered",
     "current",
     "dataclass_of",
@@ -44,5 +45,6 @@ __all__ = [
     "sources",
     "split",
     "target_of",
+    "unnamed",
     "with_current",
 ]

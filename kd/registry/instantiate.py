@@ -37,6 +37,8 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     node = with_current(node)
     try:
         function = get_object(node["_target_"])
+        with placed(at):
+            check_maker(function, node["_target_"])
         _check_arguments(function, node, at)
         named = inspect.signature(function).parameters
         supplied = {key: value for key, value in given.items() if key in named and key not in node}
@@ -47,10 +49,35 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, KeyError) and not parameters(function):
+            raise at_place(at, unnamed(node["_target_"], cause)) from error
         told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
         if isinstance(cause, told):
             raise at_place(at, cause) from error
         raise cause from None
+
+
+def check_maker(function: Any, name: str) -> None:
+    """Refuses a finished module in the place of a function, which would be called with what is meant for its maker.
+
+    Raises:
+        InputError: ``function``, imported as ``name``, is a module.
+    """
+    from torch import nn
+
+    if isinstance(function, nn.Module):
+        kind = type(function).__name__
+        raise InputError(
+            f"{name} is a {kind} itself: name the class, or a function that makes one, as each run needs its own"
+        )
+
+
+def unnamed(name: str, error: KeyError) -> InputError:
+    """The error for a function of ``**`` alone that misses an argument which kd gives only to those that name it."""
+    return InputError(
+        f"{name} looks for {error} among its ** arguments, and kd fills in only what a function names: "
+        "give it a parameter of that name"
+    )
 
 
 def named_by(node: Mapping[str, Any], at: str) -> set[str]:
