@@ -94,6 +94,20 @@ def check_batches(config: Config, data: Any, processes: int) -> None:
     whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
     if whole and interval > batches:
         raise InputError(too_seldom(interval, batches))
+    _check_starts(config, batches)
+
+
+def _check_starts(config: Config, batches: int) -> None:
+    """Whether each term of the objective starts before ``trainer.max_steps`` ends a run of so many batches an epoch."""
+    steps = config["trainer"].get("max_steps") or -1
+    epochs = math.ceil(steps * (config["trainer"].get("accumulate_grad_batches") or 1) / batches)
+    for name, node in config["objective"].items():
+        start = node.get("start", 0) if steps > 0 and isinstance(node, Mapping) else 0
+        if start and start >= epochs:
+            raise InputError(
+                f"objective.{name}.start={start}: trainer.max_steps={steps} ends the run in epoch {epochs - 1}, counted "
+                "from 0, and the term would never count"
+            )
 
 
 def check_monitors(config: Config, classes: int) -> None:

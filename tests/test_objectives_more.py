@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Complain
+from conftest import Complain, Run
 from torch import Tensor, nn
+from trained import trained
 
 import kd
+from kd.losses import KL, ReverseKL
 from kd.metrics import Scores
 from kd.run import read_summary
 
@@ -108,3 +113,71 @@ def test_an_option_of_a_callback_of_another_type_is_one_line(word: str, said: st
 def test_the_patience_of_an_early_stop_must_be_a_number(complain: Complain) -> None:
     stop = "+callbacks.stop={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/acc, patience: abc}"
     assert complain(*ALONE, stop) == "error: callbacks.stop.patience=abc must be a whole number"
+
+
+@pytest.mark.parametrize("loss", [KL, ReverseKL])
+@pytest.mark.parametrize("T", [1e3, 1e4, 1e6])
+def test_kl_at_a_high_temperature_is_not_lost_in_rounding(loss: type[nn.Module], T: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(64, 10, generator=generator) for _ in range(2))
+    single, double = student.clone().requires_grad_(), student.double().requires_grad_()
+    value, right = loss(T=T)(single, teacher), loss(T=T)(double, teacher.double())
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(right.item(), rel=1e-4)
+    value.backward()
+    right.backward()
+    assert single.grad is not None
+    assert double.grad is not None
+    assert single.grad.dtype == torch.float32
+    torch.testing.assert_close(single.grad.double(), double.grad, rtol=1e-4, atol=1e-9)
+
+
+def test_a_term_that_would_start_after_the_last_step_is_refused(complain: Complain) -> None:
+    line = complain(*SMALL, "teacher=cnn", "epochs=4", "+trainer.max_steps=5", "objective.kd.start=2")
+    assert line.startswith("error: objective.kd.start=2: trainer.max_steps=5 ends the run in epoch 0, counted from 0")
+
+
+def test_a_term_that_starts_before_the_last_step_is_taken(tmp_path: Path) -> None:
+    words = ("teacher=none", "objective=ce", "epochs=4", "+trainer.max_steps=11", "+loss@objective.late=ce")
+    run = trained(tmp_path, *SMALL, *words, "objective.late.start=2")
+    assert read_summary(run)["training"]["steps"] == 11
+
+
+def test_a_stage_of_two_lengths_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = ("student=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "teacher.epochs=1", "objective=ab")
+    trained(tmp_path, *SMALL, *words, "epochs=4", "init_epochs=1", "optim.init=0.5")
+    assert "optim.init=0.5 ends the stage of pre-training after 2 epochs, but" in caplog.text
+    caplog.clear()
+    trained(tmp_path / "again", *SMALL, *words, "epochs=4", "init_epochs=2", "optim.init=0.5")
+    assert "optim.init=0.5 ends" not in caplog.text
+
+
+@pytest.mark.parametrize(("logger", "said"), [("none", False), ("csv", False), ("tensorboard", True)])
+def test_tensorboard_is_named_where_it_has_something_to_show(
+    logger: str, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "kd"):
+        trained(tmp_path, *ALONE, f"logger={logger}")
+    assert ("tensorboard --logdir" in caplog.text) == said
+
+
+def test_readmes_own_network_runs_as_written(kd_train: Run, tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    section = text[text.index("A **model** is any function") : text.index("A **folder** of pictures")]
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL))
+    (tmp_path / "mine.py").write_text(blocks["python"])
+    words = shlex.split(blocks["bash"], comments=True)
+    quick = ("teacher=none", "objective=ce", "epochs=1", "trainer.limit_train_batches=1", "logger=none")
+    done = kd_train(*words[1:], *quick)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_recipe_of_deit_decays_all_parameters_where_its_command_says_so() -> None:
+    from test_configs import composed
+
+    text = (Path(__file__).parent.parent / "docs" / "regimes.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("kd-compare experiment=fashion_mnist/deit")]
+    assert lines
+    assert all("optim.decay_norm_bias=true" in line for line in lines)
+    assert composed("experiment=fashion_mnist/deit")["optim"]["decay_norm_bias"] is False
+    assert composed("experiment=fashion_mnist/deit", "optim.decay_norm_bias=true")["optim"]["decay_norm_bias"] is True
