@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_object
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
@@ -22,7 +21,7 @@ from kd.errors import InputError, placed, too_seldom, unknown
 from kd.metrics import Scores
 from kd.modes import mode_of
 from kd.mutual import nodes_of
-from kd.registry import defaults_of, target_of
+from kd.registry import defaults_of, locate, target_of
 from kd.ressl import Momentum
 
 Config = Mapping[str, Any]
@@ -105,8 +104,8 @@ def _check_starts(config: Config, batches: int) -> None:
         start = node.get("start", 0) if steps > 0 and isinstance(node, Mapping) else 0
         if start and start >= epochs:
             raise InputError(
-                f"objective.{name}.start={start}: trainer.max_steps={steps} ends the run in epoch {epochs - 1}, counted "
-                "from 0, and the term would never count"
+                f"objective.{name}.start={start}: trainer.max_steps={steps} ends the run in epoch {epochs - 1}, "
+                "counted from 0, so that the term would never count"
             )
 
 
@@ -144,7 +143,7 @@ def _check_types(at: str, node: Config) -> None:
     if not target.startswith(OURS):
         return
     try:
-        hints = typing.get_type_hints(get_object(target).__init__)
+        hints = typing.get_type_hints(locate(":".join(target.rpartition(".")[::2])).__init__)
     except Exception:  # none that can be imported, of which its making complains, or types that only a checker knows
         return
     for name, value in node.items():

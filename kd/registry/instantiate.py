@@ -37,8 +37,6 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     node = with_current(node)
     try:
         function = get_object(node["_target_"])
-        with placed(at):
-            check_maker(function, node["_target_"])
         _check_arguments(function, node, at)
         named = inspect.signature(function).parameters
         supplied = {key: value for key, value in given.items() if key in named and key not in node}
@@ -46,9 +44,7 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     except InputError:
         raise
     except (InstantiationException, ImportError, ValueError, TypeError) as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = _within(error, InstantiationException)
         if isinstance(cause, KeyError) and not parameters(function):
             raise at_place(at, unnamed(node["_target_"], cause)) from error
         told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
@@ -156,7 +152,16 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
         raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
 
 
+def _within(error: BaseException, wrapper: type[BaseException]) -> BaseException:
+    """The exception that others of one kind are wrapped around."""
+    while isinstance(error, wrapper) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
+    with placed(at):
+        check_maker(function, node["_target_"])
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         return
     known = parameters(function)
