@@ -268,6 +268,8 @@ class Distiller(pl.LightningModule):
         assert isinstance(scores, Scores)
         self.confusion = scores.confusion.compute()
         scores.confusion.reset()
+        if part == "test":
+            scores.check_finite("test")
         if self.trainer.sanity_checking or self.confusion.sum():
             return
         if part == "val":

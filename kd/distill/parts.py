@@ -59,7 +59,9 @@ def optim_of(optim: Any) -> Optim | None:
         )
     if callable(optim):
         return Optim(optim)
-    raise InputError(f"optim must be a function that makes an optimiser, for example {example}, got a {type(optim).__name__}")
+    raise InputError(
+        f"optim must be a function that makes an optimiser, for example {example}, got a {type(optim).__name__}"
+    )
 
 
 def seed_of(config: Mapping[str, Any]) -> int:

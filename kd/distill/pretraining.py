@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import pytorch_lightning as pl
 
 from kd.distill.objective import Objective
 from kd.optim import Optim
+
+log = logging.getLogger(__name__)
 
 NEAR = 0.05  # of an epoch: a share of the run as 0.1111 stands for 30 of 270 epochs
 
@@ -29,9 +32,16 @@ def stage_of(objective: Objective, optim: Optim, trainer: pl.Trainer) -> Stage:
         first = objective.init_epochs()
         return Stage(first, min(first * each, total))
     stage_epochs = optim.init * total / max(each, 1)
+    stage = Stage(math.ceil(stage_epochs) if epochs else 0, round(optim.init * total))
     if abs(stage_epochs - round(stage_epochs)) <= NEAR:
-        return Stage(round(stage_epochs), round(stage_epochs) * each)
-    return Stage(math.ceil(stage_epochs) if epochs else 0, round(optim.init * total))
+        stage = Stage(round(stage_epochs), round(stage_epochs) * each)
+    if (first := objective.init_epochs()) and stage.epochs != first:
+        log.warning(
+            "optim.init=%g ends pre-training after %d epochs, but the objective's terms change after %d: "
+            "init_epochs sets both",
+            *(optim.init, stage.epochs, first),
+        )
+    return stage
 
 
 def begin_anew(trainer: pl.Trainer) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import types
 import typing
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +21,7 @@ from kd.distill.metrics import Scores
 from kd.distill.mutual import nodes_of
 from kd.distill.ressl import MomentumTeacher
 from kd.errors import InputError, located, too_seldom, unknown
-from kd.registry import defaults_of, is_node_of
+from kd.registry import defaults_of, is_node_of, locate
 from kd.run_folder.checkpoints import LAST, PREVIOUS
 
 Config = Mapping[str, Any]
@@ -91,6 +93,20 @@ def check_batches(config: Config, data: Any, processes: int) -> None:
     whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
     if whole and interval > batches:
         raise InputError(too_seldom(interval, batches))
+    _check_starts(config, batches)
+
+
+def _check_starts(config: Config, batches: int) -> None:
+    """Whether each term of the objective starts before ``trainer.max_steps`` ends a run of so many batches an epoch."""
+    steps = config["trainer"].get("max_steps") or -1
+    epochs = math.ceil(steps * (config["trainer"].get("accumulate_grad_batches") or 1) / batches)
+    for name, node in config["objective"].items():
+        start = node.get("start", 0) if steps > 0 and isinstance(node, Mapping) else 0
+        if start and start >= epochs:
+            raise InputError(
+                f"objective.{name}.start={start}: trainer.max_steps={steps} ends the run in epoch {epochs - 1}, "
+                "counted from 0, so that the term would never count"
+            )
 
 
 def check_monitors(config: Config, classes: int) -> None:
@@ -109,6 +125,7 @@ def check_monitors(config: Config, classes: int) -> None:
     names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
     names += ["val/knn"] if knn else []
     for key, node in nodes.items():
+        _check_types(f"callbacks.{key}", node)
         _check_filename(key, node)
         monitor, mode = node.get("monitor"), node.get("mode")
         if mode not in ("min", "max", None) and "monitor" in node:
@@ -119,6 +136,20 @@ def check_monitors(config: Config, classes: int) -> None:
             raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
         if monitor is not None and "mode" in node:
             _check_mode(key, str(monitor), mode)
+
+
+def _check_types(at: str, node: Config) -> None:
+    """Whether the options of a callback of Lightning's or kd's are of the types that it states."""
+    target = str(node.get("_target_"))
+    if not target.startswith(OURS):
+        return
+    try:
+        hints = typing.get_type_hints(locate(":".join(target.rpartition(".")[::2])).__init__)
+    except Exception:  # none that can be imported, of which its making complains, or types that only a checker knows
+        return
+    for name, value in node.items():
+        if name in hints and name != "mode" and not _fits(value, hints[name]):  # the mode may follow from the metric
+            raise InputError(f"{at}.{name}={value} must be {_said(hints[name])}")
 
 
 def _check_filename(key: str, node: Config) -> None:
@@ -201,9 +232,9 @@ def _fits(value: Any, hint: Any) -> bool:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return value in arguments
-    if arguments and typing.get_origin(hint) is typing.Union:
+    if arguments and typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
-    if not isinstance(value, (str, int, float, bool, type(None))):
+    if hint is Any or not isinstance(value, (str, int, float, bool, type(None))):
         return True
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -214,6 +245,7 @@ def _said(hint: Any) -> str:
     kinds = typing.get_args(hint) or (hint,)
     names = {float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     types = [names[kind] for kind in names if kind in kinds]
+    types += ["{_target_: datetime.timedelta, minutes: 10}"] if timedelta in kinds else []
     types += ["a whole number"] if int in kinds and float not in kinds else []
     literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
     return " or ".join([*types, *(str(value) for kind in literals for value in typing.get_args(kind))])

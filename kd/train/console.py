@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -63,7 +64,8 @@ def print_start(config: Mapping[str, Any], distiller: Distiller, data: Any, trai
         log.info("objective: %s", line)
     if distiller.optim is not None:
         log.info("optim: %s", distiller.optim.describe(distiller))
-    log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
 
 
 def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:

@@ -101,6 +101,4 @@ def _failed(error: Exception, run: Run, summary: dict[str, Any]) -> None:
     write_summary(run.folder, summary)
     if not isinstance(error, Stopped):  # whose message has the command that resumes
         later = command("kd-evaluate", run=relative(run.folder))
-        log.warning(
-            "the test failed; the trained student is saved. Once the cause is fixed, test it with: %s", later
-        )
+        log.warning("the test failed; the trained student is saved. Once the cause is fixed, test it with: %s", later)
