@@ -146,7 +146,7 @@ def test_a_term_that_starts_before_the_last_step_is_taken(tmp_path: Path) -> Non
 def test_a_stage_of_two_lengths_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ("student=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "teacher.epochs=1", "objective=ab")
     trained(tmp_path, *SMALL, *words, "epochs=4", "init_epochs=1", "optim.init=0.5")
-    assert "optim.init=0.5 ends the stage of pre-training after 2 epochs, but" in caplog.text
+    assert "optim.init=0.5 ends pre-training after 2 epochs, but" in caplog.text
     caplog.clear()
     trained(tmp_path / "again", *SMALL, *words, "epochs=4", "init_epochs=2", "optim.init=0.5")
     assert "optim.init=0.5 ends" not in caplog.text
@@ -163,7 +163,7 @@ def test_tensorboard_is_named_where_it_has_something_to_show(
 
 def test_readmes_own_network_runs_as_written(kd_train: Run, tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
-    section = text[text.index("A **model** is any function") : text.index("A **folder** of pictures")]
+    section = text[text.index("A **model** is any function") : text.index("A **folder** of images")]
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL))
     (tmp_path / "mine.py").write_text(blocks["python"])
     words = shlex.split(blocks["bash"], comments=True)

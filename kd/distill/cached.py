@@ -232,9 +232,8 @@ def cached(
             log.info("cache: off, %s", error)
             return frozen
         raise
-    log.info(
-        "cache: %s, %s views, %.2f GB, %.1f %% filled", folder, f"{table.rows:,}", size, 100 * table.met.float().mean()
-    )
+    filled = 100 * table.met.float().mean()
+    log.info("cache: %s, %s views, %.2f GB, %.1f %% filled", folder, f"{table.rows:,}", size, filled)
     return Cached(frozen, table, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
 
 
