@@ -17,6 +17,7 @@ from torch import nn
 from kd import run
 from kd.cached import Cached, Store, cached
 from kd.checkpoints import WholeFiles
+from kd.classes import realign
 from kd.curves import continued
 from kd.data.memory import Memory
 from kd.data.module import Data
@@ -109,6 +110,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     """Student and objective, made anew from the run's seed, around the teacher."""
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     student = network(config["student"], "student", data)
+    realign(student, config["student"], data)
     terms = objective(config["objective"])
     for name, term in terms.named_terms():
         if term.start >= config["trainer"].get("max_epochs", math.inf):

@@ -48,9 +48,14 @@ def adopted(module: pl.LightningDataModule, seed: int) -> pl.LightningDataModule
 
 
 def _check_length(module: Any, key: str) -> None:
+    """``mean`` or ``std`` as plain numbers, one for each channel."""
     numbers, channels = getattr(module, key, None), module.shape[0]
+    if isinstance(numbers, (int, float)):
+        raise InputError(f"{_name(module)}.{key} must have a number for each channel: [{numbers}]")
     if numbers is not None and len(numbers) != channels:
         raise InputError(f"{_name(module)}.{key} has {len(numbers)} numbers for images of {channels} channels")
+    if numbers is not None:
+        setattr(module, key, [float(number) for number in numbers])
 
 
 def _seeded_setup(setup: Callable[[str], None], seed: int, stage: str) -> None:

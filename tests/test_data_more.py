@@ -1,0 +1,171 @@
+"""Data of one's own: what a newcomer's files, arrays and modules may get wrong, and what is then said or put right."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import Complain
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.io import write_png
+from trained import trained
+
+import kd
+from kd import InputError, classes
+from kd.data.own import adopted
+from kd.evaluate import evaluate
+from kd.restore import batches
+
+COLOURS = {"ant": 0, "bee": 1, "cow": 2}  # the channel that is bright
+FAST = ("student=mlp", "student.width=16", "epochs=4", "optim.lr=0.05", "teacher=none", "objective=ce")
+FOLDER = (*FAST, "data=folder", "data.workers=0", "data.crop=centre", "data.batch_size=4")
+
+
+def pictures(root: Path, names: tuple[str, ...] = tuple(COLOURS), per_class: int = 12) -> Path:
+    """Class folders in which each class has its colour."""
+    draw = torch.Generator().manual_seed(len(str(root)))
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            picture = torch.randint(0, 90, (3, 8, 8), generator=draw)
+            picture[COLOURS[name]] += 150
+            write_png(picture.to(torch.uint8), str(root / name / f"{i}.png"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on three classes of pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    pictures(folder / "pets" / "train"), pictures(folder / "pets" / "test")
+    return trained(folder, *FOLDER, f"data.root={folder / 'pets'}")
+
+
+def test_class_folders_without_parts_are_tested_as_a_whole_by_a_relative_path_too(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "photos", ("ant", "cow"), per_class=5)
+    monkeypatch.chdir(tmp_path)
+    result = evaluate(str(run), {"root": "photos"}, out="out")
+    assert result["data"]["images"] == 10
+    assert any("all is tested" in note for note in result["data"]["notes"])
+
+
+def test_pictures_that_are_read_otherwise_than_in_the_run_are_a_warning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(pictures(tmp_path / "photos" / "test").parent)
+    whole = {"_target_": "kd.data.folder.Folder", "root": root, "workers": 0, "background": "black"}
+    notes = evaluate(str(run), whole, out=str(tmp_path / "out"))["data"]["notes"]
+    line = "WARNING: data.background=black, but the run had data.background=white"
+    assert line in notes
+    assert line in capsys.readouterr().out
+    assert not any("WARNING" in note for note in evaluate(str(run), {"root": root})["data"]["notes"])
+
+
+def bars(order: str = "abcd", count: int = 200) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images 1x8x8 with a bright bar whose place is that of the class among ``abcd``; labels in ``order``."""
+    kinds = torch.randint(0, 4, (count,), generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 100, (count, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    for image, kind in zip(images, kinds.tolist()):
+        image[0, 2 * kind : 2 * kind + 2] += 150
+    return images.to(torch.uint8), torch.tensor([order.index("abcd"[kind]) for kind in kinds]), tuple(order)
+
+
+def arrays(order: str = "abcd") -> kd.Arrays:
+    images, labels, names = bars(order)
+    return kd.Arrays(train=(images, labels), test=(images, labels), names=names)
+
+
+def arrays_run(folder: Path, order: str, *words: str) -> Path:
+    return trained(folder, "~data", f"+data={{_target_: {__name__}.arrays, order: {order}, batch_size: 16}}", *words)
+
+
+NETWORKS = {"mlp": ["student=mlp", "student.width=16"], "deit_tiny": ["student=deit_tiny", "student.depth=1"]}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_student_that_starts_from_a_run_knows_the_classes_by_name(tmp_path: Path, network: str) -> None:
+    words = (*NETWORKS[network], "teacher=none", "objective=ce")
+    one = arrays_run(tmp_path / "one", "abcd", *words, "epochs=2")
+    two = arrays_run(tmp_path / "two", "dbca", *words, "epochs=1", "optim.lr=1e-9", f"student.checkpoint={one}")
+    images = bars()[0][:20]
+    expected, found = kd.load(one)(images), kd.load(two)(images)
+    assert kd.load(two).classes == tuple("dbca")
+    torch.testing.assert_close(found, expected[:, [3, 1, 2, 0]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_that_starts_from_a_run_on_other_classes_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = arrays_run(tmp_path / "one", "abcd", *FAST)
+    data = type("Other", (), {"names": tuple("abcx")})()
+    student = kd.load(one)
+    before = {key: value.clone() for key, value in student.net.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        classes.realign(student, {"checkpoint": str(one)}, data)
+    assert "its classifier was trained on other classes (a, b, c, d)" in caplog.text
+    assert all(torch.equal(value, before[key]) for key, value in student.net.state_dict().items())
+
+
+class Bars(pl.LightningDataModule):
+    """A module of a user's own, whose parts are drawn in ``setup``."""
+
+    classes = 4
+    mean: Any = None
+    std: Any = None
+
+    def setup(self, stage: str) -> None:
+        images, labels, _ = bars()
+        self.parts = torch.utils.data.random_split(TensorDataset(images, labels), [120, 40, 40])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.parts[0], batch_size=16, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.parts[1], batch_size=16)
+
+
+def test_statistics_may_be_tensors_or_arrays() -> None:
+    class Colour(Bars):
+        mean, std, shape = torch.tensor([0.5, 0.4, 0.3]), np.array([0.5, 0.25, 0.5]), (3, 8, 8)
+
+    module = adopted(Colour(), 0)
+    assert (module.mean, module.std) == (pytest.approx([0.5, 0.4, 0.3]), [0.5, 0.25, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (0.5, [0.2], r"Stated.mean must have a number for each channel: \[0.5\]"),
+        ([0.5], [0.2, 0.2], "Stated.std has 2 numbers for images of 1 channels"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(mean: Any, std: Any, message: str) -> None:
+    module = type("Stated", (Bars,), {"mean": mean, "std": std})()
+    with pytest.raises(InputError, match=message):
+        adopted(module, 0)
+
+
+@pytest.mark.parametrize(("mean", "std"), [([120.0], [60.0]), ([0.5], [60.0]), ([-1.0], [0.5])])
+def test_statistics_of_pixels_in_0_to_255_are_refused(complain: Complain, mean: Any, std: Any) -> None:
+    line = complain(
+        "student=mlp",
+        "teacher=none",
+        "objective=ce",
+        f"+student.mean={mean}".replace(" ", ""),
+        f"+student.std={std}".replace(" ", ""),
+    )
+    assert "mean and std are those of pixels in [0, 1]" in line
+    assert "divide what is in 0..255 by 255" in line
+
+
+def test_a_part_that_a_module_does_not_have_is_refused_by_its_name() -> None:
+    with pytest.raises(InputError, match="part=test: the data has no such part, as Bars has no test_dataloader"):
+        next(batches(adopted(Bars(), 0), "test"))
