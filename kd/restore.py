@@ -18,10 +18,11 @@ from kd.data.adapt import Adapter
 from kd.data.batch import Batch
 from kd.data.decode import Reading
 from kd.data.folder import Folder, text
-from kd.data.layout import NONE, WORDS, layout
+from kd.data.layout import NONE, layout
 from kd.data.listing import lacks_training
 from kd.data.memory import Loader
 from kd.data.module import Data
+from kd.data.tables import WORDS
 from kd.errors import InputError, unknown
 from kd.loaded import reading_of
 from kd.losses.cross_entropy import class_of

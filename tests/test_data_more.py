@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from trained import trained
 
 import kd
 from kd import InputError, classes
+from kd.data.arrays import adapted
+from kd.data.folder import Folder
+from kd.data.listing import listed
 from kd.data.own import adopted
 from kd.evaluate import evaluate
 from kd.restore import batches
@@ -169,3 +173,131 @@ def test_statistics_of_pixels_in_0_to_255_are_refused(complain: Complain, mean: 
 def test_a_part_that_a_module_does_not_have_is_refused_by_its_name() -> None:
     with pytest.raises(InputError, match="part=test: the data has no such part, as Bars has no test_dataloader"):
         next(batches(adopted(Bars(), 0), "test"))
+
+
+# ---------------------------------------------------------------- csv files and folders
+
+
+def written(root: Path, rows: list[str], name: str = "labels.csv") -> Path:
+    (root / name).write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_a_column_of_parts_in_a_csv_file_gives_each_part_its_own_rows(tmp_path: Path) -> None:
+    pictures(tmp_path, per_class=10)
+    parts = ["train"] * 6 + ["Test"] * 2 + ["valid"] * 2
+    rows = [f"{name}/{i}.png,{name},{parts[i]}" for name in COLOURS for i in range(10)]
+    written(tmp_path, ["path,label,split", *rows])
+    found = listed(str(tmp_path), **dict.fromkeys(("train", "val", "test"), "labels.csv"))
+    numbers = {part: {Path(file.path).stem for file in getattr(found, part)} for part in ("train", "val", "test")}
+    assert numbers == {"train": set("012345"), "val": set("89"), "test": set("67")}
+    alone = listed(str(tmp_path), train="labels.csv")
+    assert len(alone.train) == 18
+    assert any("rows of other parts, which data.val= and data.test= may name (12)" in note for note in alone.notes)
+
+
+def test_a_csv_file_without_a_row_of_the_part_is_refused(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    rows = [f"{name}/{i}.png,{name},{'val' if i % 3 else 'train'}" for name in COLOURS for i in range(6)]
+    written(tmp_path, ["path,label,split", *rows])
+    with pytest.raises(InputError, match="has no row of the part test: its column split has train, val"):
+        listed(str(tmp_path), train="labels.csv", test="labels.csv")
+
+
+@pytest.mark.parametrize("value", ["train", "fold1", ""])
+def test_a_column_that_gives_no_parts_is_passed_over(tmp_path: Path, value: str) -> None:
+    pictures(tmp_path)
+    written(tmp_path, ["path,label,split", *(f"{name}/{i}.png,{name},{value}" for name in COLOURS for i in range(6))])
+    assert len(listed(str(tmp_path), train="labels.csv", test="labels.csv").test) == 18
+
+
+def test_the_label_minus_one_in_a_csv_file_is_not_known(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    names = {"ant": 2, "bee": 10, "cow": 1}
+    rows = [f"{name}/{i}.png,{-1 if i > 7 else names[name]}" for name in COLOURS for i in range(12)]
+    data = Folder(str(written(tmp_path, ["path,label", *rows])), train="labels.csv", workers=0, batch_size=4)
+    assert data.names == ("1", "2", "10")
+    assert data.unlabelled
+    assert data.counts()["train"] - data.counts()["labelled"] == 12
+    assert (data.train_labels >= -1).all()
+    assert all(file.label >= 0 for part in ("val", "test") for file in data.parts[part].files)
+    with pytest.raises(InputError, match=r"have other classes, first \['-1'\]"):
+        Folder(str(tmp_path), train="labels.csv", test="labels.csv", workers=0, batch_size=4)
+
+
+def test_class_folders_that_look_like_parts_are_a_warning(tmp_path: Path) -> None:
+    for part in ("images_test", "images_train"):
+        pictures(tmp_path / part)
+    notes = " ".join(listed(str(tmp_path)).notes)
+    assert "WARNING: images_test/, images_train/ are taken for classes, but each holds ant/, bee/, cow/" in notes
+    assert "name the parts by data.train=images_train" in notes
+    assert "WARNING" not in " ".join(listed(str(pictures(tmp_path / "plain"))).notes)
+
+
+# ---------------------------------------------------------------- arrays and modules
+
+
+def test_classes_without_a_training_image_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    images, labels, names = bars()
+    some = labels < 3
+    with caplog.at_level(logging.WARNING):
+        adapted(kd.Arrays(train=(images[some], labels[some]), test=(images, labels), names=names))
+    assert "1 of 4 classes have no training image, first 'd'" in caplog.text
+    caplog.clear()
+    words = [names[label] for label in labels]
+    with caplog.at_level(logging.WARNING):
+        adapted(kd.Arrays(train=(images, words), test=(images, [f"{word} " for word in words])))
+    assert "4 of 8 classes have no training image, first 'a '" in caplog.text
+
+
+@pytest.mark.parametrize("names", [None, tuple("abcd")])
+def test_labels_that_are_not_a_number_are_refused(names: Any) -> None:
+    images, labels, _ = bars()
+    lacking = labels.double().numpy()
+    lacking[3] = np.nan
+    with pytest.raises(
+        InputError, match="float64 that are not whole, so no class numbers; a label that is not known is -1"
+    ):
+        adapted(kd.Arrays(train=(images, lacking), test=(images, labels), names=names))
+
+
+GENERATORS = {
+    "torch": lambda: torch.Generator().manual_seed(5),
+    "numpy": lambda: np.random.default_rng(5),
+    "old numpy": lambda: np.random.RandomState(5),
+    "Python": lambda: random.Random(5),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_parts_that_a_module_draws_by_its_own_generator_are_the_same_at_each_setup(kind: str) -> None:
+    class Drawn(Bars):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = GENERATORS[kind]()
+
+        def setup(self, stage: str) -> None:
+            made: Any = self.generator
+            if isinstance(made, torch.Generator):
+                self.drawn = torch.randperm(50, generator=made).tolist()
+            else:
+                self.drawn = list(range(50))
+                made.shuffle(self.drawn)
+            super().setup(stage)
+
+    plain = Drawn()
+    plain.setup("fit")
+    module = adopted(Drawn(), 0)
+    for stage in ("fit", "test"):
+        module.setup(stage)
+        assert module.drawn == plain.drawn
+
+
+class Nothing(Bars):
+    def test_dataloader(self) -> Any:
+        return None
+
+
+def test_a_module_that_gives_no_loader_for_a_part_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="test_dataloader gives no loader: leave the method out"):
+        trained(tmp_path, *FAST, "~data", f"+data._target_={__name__}.Nothing")

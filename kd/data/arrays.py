@@ -42,6 +42,9 @@ def adapted(arrays: Any) -> Arrays:
     labels = {part: _class_numbers(pair[1], names, part) for part, pair in parts.items()}
     if missing := int((labels["test"] < 0).sum()):
         raise InputError(f"the test set has {missing} images without a label (-1): take a part that has labels")
+    known = set(labels["training"].unique().tolist())
+    if absent := [name for number, name in enumerate(names) if number not in known]:
+        log.warning("data: %d of %d classes have no training image, first %r", len(absent), len(names), absent[0])
     for key, numbers in (("mean", arrays.mean), ("std", arrays.std)):
         if numbers is not None and len(numbers) != shapes[0][0]:
             raise InputError(f"{key} has {len(numbers)} numbers for images of {shapes[0][0]} channels")
@@ -64,7 +67,8 @@ def _names(labels: Sequence[Any]) -> tuple[str, ...]:
         return tuple(sorted({word for each in words for word in each or ()}))
     tensors = [as_tensor(each, "the labels") for each in labels]
     wide = [each.shape[1] for each in tensors if each.ndim == 2 and each.shape[1] > 1]
-    count = max(wide) if wide else 1 + max(int(each.max()) for each in tensors)
+    largest = [int(each[each.isfinite()].max()) for each in tensors if bool(each.isfinite().any())]
+    count = max(wide) if wide else 1 + max(largest, default=0)
     return tuple(map(str, range(count)))
 
 
