@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Complain
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.io import write_png
@@ -301,3 +302,75 @@ class Nothing(Bars):
 def test_a_module_that_gives_no_loader_for_a_part_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="test_dataloader gives no loader: leave the method out"):
         trained(tmp_path, *FAST, "~data", f"+data._target_={__name__}.Nothing")
+
+
+@pytest.mark.parametrize(
+    "names", [{0: "a", 1: "b", 2: "c", 3: "d"}, {"d": 3, "a": 0, "c": 2, "b": 1}, {3: "d", 2: "c", 1: "b", 0: "a"}]
+)
+def test_names_by_their_numbers_and_numbers_by_their_names(names: dict[Any, Any]) -> None:
+    images, labels, _ = bars()
+    assert adapted(kd.Arrays(train=(images, labels), test=(images, labels), names=names)).names == tuple("abcd")
+    module = type("Known", (Bars,), {"classes": names})()
+    assert adopted(module, 0).names == tuple("abcd")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"a", "b", "c", "d"}, "names must be a list of the classes' names in their order, got a set"),
+        ("abcd", "names must be a list of the classes' names in their order, got a str"),
+        ({1: "a", 2: "b", 3: "c", 4: "d"}, "names must give each class a number from 0 to 3"),
+        ({"a": "x", "b": "y"}, "names must give each class a number from 0 to 1"),
+    ],
+)
+def test_names_without_a_clear_order_are_refused(names: Any, message: str) -> None:
+    images, labels, _ = bars()
+    with pytest.raises(InputError, match=message):
+        adapted(kd.Arrays(train=(images, labels), test=(images, labels), names=names))
+
+
+def test_names_in_one_part_and_numbers_in_the_other_are_refused() -> None:
+    images, labels, names = bars()
+    words = [names[label] for label in labels]
+    with pytest.raises(InputError, match="the labels of one part are names, those of the other numbers"):
+        adapted(kd.Arrays(train=(images, words), test=(images, labels)))
+    assert adapted(kd.Arrays(train=(images, words), test=(images, labels), names=names)).names == names
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "HSV"])
+def test_pillow_images_of_palettes_and_other_colours_are_taken_as_rgb(mode: str) -> None:
+    image = Image.fromarray(np.full((8, 8, 3), (200, 40, 120), dtype=np.uint8))
+    given = [image.convert(mode)] * 20
+    labels = [0, 1] * 10
+    images = adapted(kd.Arrays(train=(given, labels), test=(given, labels))).train[0]
+    assert list(images.shape) == [20, 3, 8, 8]
+    assert (images[0, :, 0, 0].int() - torch.tensor([200, 40, 120])).abs().max() <= 25
+
+
+class Grouped(Bars):
+    """Batches with a third tensor that is a group and no position."""
+
+    far = 1
+
+    def setup(self, stage: str) -> None:
+        images, labels, _ = bars()
+        groups = torch.arange(len(images)) % 3 * self.far
+        self.parts = torch.utils.data.random_split(TensorDataset(images, labels, groups), [120, 40, 40])
+
+
+class Far(Grouped):
+    far = 1000
+
+
+CRD = ("student=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "objective=crd", "objective.crd.samples=120")
+
+
+def test_a_third_tensor_that_repeats_itself_is_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with caplog.at_level(logging.WARNING):
+        trained(tmp_path, *FAST, "epochs=1", "~data", f"+data._target_={__name__}.Grouped")
+    assert "taken as positions in the training set, but of 16 images it holds 3 numbers" in caplog.text
+
+
+def test_a_third_tensor_beyond_the_training_set_is_refused_by_crd(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="position in the training set, from 0 to 119, but the third of a batch holds"):
+        trained(tmp_path, *CRD, "epochs=1", "~data", f"+data._target_={__name__}.Far")

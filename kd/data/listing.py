@@ -142,11 +142,10 @@ def _read(root: Path, found: Layout, left: LeftOut) -> dict[str, Pairs]:
     trees: dict[str, tuple[Path, dict[str, str]]] = {}
     for part, place in found.parts.items():
         if place.is_file():
-            parts[part], again, others = table(place, root, part)
+            parts[part], again, elsewhere = table(place, root, part)
             left.count("rows that come twice", str(place), again)
-            given = [found.parts.get(other) == place for other in ("train", "val", "test")]
-            if others and sum(given) == 1:
-                left.count("rows of other parts, which data.val= and data.test= may name", str(place), others)
+            if elsewhere and list(found.parts.values()).count(place) == 1:
+                left.count("rows of other parts, which data.val= and data.test= may name", str(place), elsewhere)
         elif (place / ANNOTATIONS).is_file():
             parts[part] = annotated(place, ANNOTATIONS)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,7 +90,7 @@ def _say_classes(module: Any) -> None:
     if classes is None:  # perhaps they are known once the data is read
         _prepare(module)
         classes = _classes(module)
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
+    if isinstance(classes, (Sequence, Mapping, set)) and not isinstance(classes, str):
         module.names, classes = named(classes), len(classes)
     if not isinstance(classes, (int, np.integer)) or isinstance(classes, bool):
         raise InputError(f"{_name(module)} must say `classes`, how many there are, and `shape`, [C, H, W]")
