@@ -374,3 +374,22 @@ def test_a_third_tensor_that_repeats_itself_is_a_warning(caplog: pytest.LogCaptu
 def test_a_third_tensor_beyond_the_training_set_is_refused_by_crd(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="position in the training set, from 0 to 119, but the third of a batch holds"):
         trained(tmp_path, *CRD, "epochs=1", "~data", f"+data._target_={__name__}.Far")
+
+
+# ---------------------------------------------------------------- pictures that are not in files
+
+
+@pytest.mark.parametrize("given", [np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8), None, b"cat.png", 3])
+def test_what_is_no_picture_is_refused_by_predict_in_one_line(run: Path, given: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"predict takes a path, a Pillow image or a list of them, got a \w+; for images"
+    ):
+        kd.load(run).predict(given)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_a_dark_image_of_many_bits_in_memory_is_refused_by_predict(run: Path, dtype: Any) -> None:
+    grey = np.full((8, 8), 170)
+    with pytest.raises(InputError, match="is of 16 bits with no value above 170"):
+        kd.load(run).predict(Image.fromarray(grey.astype(dtype)))
+    assert kd.load(run).predict(Image.fromarray((grey * 257).astype(dtype))).label in COLOURS
