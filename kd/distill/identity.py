@@ -83,7 +83,7 @@ def teacher_key(recipe: Config, data: Any, start: str | None = None) -> str:
     content and augmentation, the optimiser, the steps and the seed.
 
     Args:
-        recipe: that run's configuration, of :func:`kd.recipe.recipe_of`.
+        recipe: that run's configuration, of :func:`kd.train.teacher_recipe.recipe_of`.
         data: its data module.
         start: sha256 of the weights that the network begins with, where its options do not say it.
     """

@@ -40,6 +40,7 @@ from kd.models.normalized import Normalized, unwrap
 from kd.models.weights import fingerprint, outputs_of, prepare
 from kd.optim import DOT, Optim
 from kd.registry import build, defaults_of, is_node_of, split
+from kd.run_folder.classes import realign
 from kd.run_folder.from_run import check_network
 from kd.run_folder.network import network_of
 
@@ -67,7 +68,7 @@ def network(node: Config, at: str, data: Any, classes: int | None = None, *wrapp
 
     It is for the data's classes unless others are said.
 
-    ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
+    ``wrappers`` are functions whose parameters the node may have besides those of :func:`prepare`.
     """
     fitted = untried(node, at, data, classes, *wrappers)
     check(fitted, at, title_of(node), data.shape, classes or data.classes, frozen=TeacherOptions in wrappers)
@@ -112,6 +113,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     """Student and objective, made anew from the run's seed, around the teacher."""
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     student = network(config["student"], "student", data)
+    realign(student, config["student"], data)
     terms = objective(config["objective"])
     for name, term in terms.named_terms():
         if term.start >= config["trainer"].get("max_epochs", math.inf):

@@ -196,5 +196,7 @@ def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+    if loader is None or (isinstance(loader, (list, tuple)) and not loader):
+        raise InputError(f"{part}_dataloader gives no loader: leave the method out where there is no such part")
     raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
     return data.on_after_batch_transfer(raw, 0)
