@@ -52,7 +52,7 @@ def test_the_average_is_that_of_its_formula(run: Path) -> None:
         assert torch.equal(last["current_model_state"][f"student.net.{key}"], SEEN[-1][key])
 
 
-def test_validation_test_and_student_have_the_average(run: Path) -> None:
+def test_validation_test_and_saved_student_use_the_average(run: Path) -> None:
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     left = load_file(run / "student.safetensors")
     assert all(torch.equal(left[key], best[f"student.net.{key}"]) for key in left)

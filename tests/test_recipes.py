@@ -258,7 +258,7 @@ def test_every_experiment_composes_with_every_optimiser(name: str, optimiser: st
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "dot"])
-def test_recipes_keep_their_rates_for_sgd_and_its_kin(optimiser: str) -> None:
+def test_learning_rates_of_recipes_for_sgd_like_optimisers(optimiser: str) -> None:
     rates = {"cifar100/resnet32x4_resnet8x4": (0.05, 5e-4), "cifar100/vgg13_MobileNetV2": (0.01, 5e-4)}
     rates |= {"imagenet/r34_r18": (0.2, 1e-4), "fashion_mnist/few_labels": (0.1, 5e-4)}
     for name, expected in rates.items():
@@ -267,7 +267,7 @@ def test_recipes_keep_their_rates_for_sgd_and_its_kin(optimiser: str) -> None:
     assert composed("experiment=cifar100/base", "optim=sgd", "optim.lr=0.3")["optim"]["lr"] == 0.3
 
 
-def test_imagenet_batches_and_rates_are_those_of_each_method_s_published_run() -> None:
+def test_imagenet_batches_and_rates_are_the_published_ones() -> None:
     expected = {"kd": (512, 0.2), "crd": (256, 0.1), "reviewkd": (256, 0.1), "ofd": (128, 0.05), "sdd": (256, 0.2)}
     for objective, (batch, lr) in expected.items():
         config = composed("experiment=imagenet/r34_r18", f"objective={objective}")
@@ -338,7 +338,7 @@ def authors() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "settings"), authors())
-def test_a_figure_stands_beside_its_authors_settings(name: str, settings: dict[str, Any]) -> None:
+def test_published_figures_use_the_authors_settings(name: str, settings: dict[str, Any]) -> None:
     config = composed(f"experiment=cifar100/{name}", *(["objective=sdd"] if "resnet8x4" in name else []))
     for key, expected in settings.items():
         found: Any = config

@@ -33,7 +33,7 @@ def test_a_box_is_enlarged_as_torchvision_does(shape: tuple[int, int, int]) -> N
         assert (mine.double() - expected).abs().max() <= 0.5 + 1e-9  # rounded once, to the nearest
 
 
-def test_the_whole_image_stays_as_it_is() -> None:
+def test_crop_of_the_whole_image_is_identity() -> None:
     images = noise(5, (3, 8, 6))
     zero = torch.zeros(5, dtype=torch.long)
     assert torch.equal(enlarged(images, zero, zero, zero + 8, zero + 6), images)
@@ -90,7 +90,7 @@ def test_jitter_of_nothing_changes_nothing() -> None:
     assert torch.equal(Jitter(0.0)(images, torch.arange(9), 0, 0), images)
 
 
-def test_both_are_part_of_what_decides_the_pixels() -> None:
+def test_both_are_part_of_the_augmentation_description() -> None:
     """So that teacher outputs kept for other views are not taken; without them nothing is said, as before they were."""
     images, labels = noise(8, (1, 8, 8)), torch.arange(8) % 2
     data = Arrays((images, labels), (images, labels), ("a", "b"))

@@ -136,14 +136,14 @@ def test_a_term_of_weight_zero_without_the_teacher_is_still_logged() -> None:
     assert "train/sure" in trainer.callback_metrics
 
 
-def test_two_optimiser_parts_go_on_in_epochs_without_the_teacher() -> None:
+def test_optimiser_with_two_parts_works_in_epochs_without_the_teacher() -> None:
     teacher = Counted()
     terms = Objective({"ce": Term(CE(), 0.1), "kd": Term(KL(), 0.9, start=1)})
     fitted(terms, teacher, epochs=2, kind=DOTDistiller, make=partial(DOT, lr=0.05))
     assert teacher.calls == [3, 4, 5]
 
 
-def test_separate_gradients_of_task_and_distillation_go_twice_through_recomputed_blocks() -> None:
+def test_separate_gradients_pass_twice_through_recomputed_blocks() -> None:
     weights = []
     for again in (False, True):
         torch.manual_seed(1)
@@ -176,9 +176,7 @@ STANDARDISED += [NKD(standardise=True), DIST(standardise=True)]
 
 
 @pytest.mark.parametrize("loss", STANDARDISED, ids=lambda loss: type(loss).__name__)
-def test_a_loss_on_standardised_logits_of_two_classes_is_said_to_teach_nothing(
-    loss: nn.Module, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_warning_for_standardised_logits_of_two_classes(loss: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     for classes, expected in ((2, True), (3, False), (10, False)):
         caplog.clear()
         check_terms(Objective({"ce": Term(CE()), "kd": Term(loss)}), *logits(classes))
@@ -211,7 +209,7 @@ def test_a_term_that_gives_nothing_a_gradient_is_refused_by_name() -> None:
     check_terms(Objective({"ce": Term(CE()), "still": Term(Const(), weight=0)}), *logits(5))
 
 
-def test_a_trial_leaves_the_term_and_the_random_numbers_as_they_were() -> None:
+def test_trial_restores_the_term_and_the_random_state() -> None:
     class Counting(nn.Module):
         seen = 0
 
