@@ -119,6 +119,7 @@ def test_best_by_a_training_metric_is_not_labelled_validation(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "words",
     [("callbacks.best.monitor=val/nll", "callbacks.best.mode=max"), ("callbacks.best.mode=min",)],
+    ids=["nll-with-max", "accuracy-with-min"],
 )
 def test_a_mode_that_contradicts_its_metric_is_refused(complain: Complain, words: tuple[str, ...]) -> None:
     assert "is better; leave it out, or set callbacks.best.mode=" in complain(*SMALL, *words)
@@ -251,7 +252,7 @@ def test_swa_weights_with_batch_norms_are_saved(tmp_path: Path) -> None:
     assert summary["metrics"]["best"] == pytest.approx(rows_of(run)[-1])
 
 
-@pytest.mark.parametrize("best", [(), ("callbacks.best=null",)])
+@pytest.mark.parametrize("best", [(), ("callbacks.best=null",)], ids=["with-best", "without-best"])
 def test_lightning_weight_averaging_is_tested_with_its_average(tmp_path: Path, best: tuple[str, ...]) -> None:
     average = f"+callbacks.average._target_={CALLBACKS}.EMAWeightAveraging"
     run, summary = watched(tmp_path, average, *best, zero="[]")

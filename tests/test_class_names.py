@@ -73,7 +73,9 @@ def test_run_folder_without_class_names_loads(tmp_path: Path) -> None:
     assert kd.load(shutil.copytree(HERE / "formats/1/done", tmp_path / "done")).classes is None
 
 
-@pytest.mark.parametrize("names", [3, ["ant"], ["ant", 2, "cow"], "abc"])
+@pytest.mark.parametrize(
+    "names", [3, ["ant"], ["ant", 2, "cow"], "abc"], ids=["number", "too-few", "not-all-words", "word"]
+)
 def test_invalid_class_names_are_ignored(run: Path, names: Any) -> None:
     summary = summary_of(run)
     summary["data"]["names"] = names
@@ -99,7 +101,7 @@ def test_unknown_class_is_refused(run: Path, tmp_path: Path, complain: Complain)
     assert not (run / "evaluation").exists()
 
 
-@pytest.mark.parametrize("parts", [("test",), ("val",), ("Testing",), ("",)])
+@pytest.mark.parametrize("parts", [("test",), ("val",), ("Testing",), ("",)], ids=["test", "val", "Testing", "no-part"])
 def test_test_only_folder_with_a_missing_class_is_scored_by_name(
     run: Path, tmp_path: Path, parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

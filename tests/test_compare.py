@@ -168,7 +168,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("words", BAD)
+@pytest.mark.parametrize("words", BAD, ids=" ".join)
 def test_bad_input_gives_a_one_line_error(
     words: tuple[str, ...], complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -58,7 +58,9 @@ def test_test_set_is_used_for_selection_only_on_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"val": 0.0}, {"val": 1.0}, {"val": "tset"}, {"batch_size": 0}, {"pad": 6}, {"batch_size": 100}]
+    "wrong",
+    [{"val": 0.0}, {"val": 1.0}, {"val": "tset"}, {"batch_size": 0}, {"pad": 6}, {"batch_size": 100}],
+    ids=["no-validation", "validation-only", "misspelt-part", "empty-batch", "padding-too-wide", "batch-too-large"],
 )
 def test_sizes_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):

@@ -67,6 +67,7 @@ def said(data: Folder) -> str:
         ("training", "VAL", "testing"),
         ("Training", "dev", "test"),
     ],
+    ids="-".join,
 )
 def test_train_val_and_test_folders_in_any_spelling(tmp_path: Path, parts: tuple[str, ...]) -> None:
     data = folder(tree(tmp_path, *parts))

@@ -119,7 +119,7 @@ def test_damaged_cifar_files_give_a_one_line_error(tmp_path: Path, name: str, da
     refused(lambda: kd.data[name](root=str(tmp_path)), file)
 
 
-@pytest.mark.parametrize("names", [None, [], "abc", [1, 2]])
+@pytest.mark.parametrize("names", [None, [], "abc", [1, 2]], ids=["none", "empty", "word", "numbers"])
 def test_damaged_class_names_are_named(tmp_path: Path, names: Any) -> None:
     meta = make_cifar100(tmp_path) / "meta"
     meta.write_bytes(pickle.dumps({b"fine_label_names": names}))

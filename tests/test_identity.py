@@ -362,6 +362,7 @@ def test_custom_data_without_a_digest_is_identified_by_its_configuration() -> No
         {"_target_": "kd.batch_size.BatchSize"},
         None,
     ],
+    ids=["early-stopping", "weight-averaging", "moving-average", "batch-size-search", "no-callback"],
 )
 def test_student_callbacks_do_not_affect_teacher_training(callback: Any) -> None:
     config = composed("teacher=cnn")

@@ -51,7 +51,9 @@ def test_unknown_term_input_error_lists_valid_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}]
+    "wrong",
+    [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}],
+    ids=["negative-weight", "nan-weight", "negative-warmup", "negative-stop", "stop-at-start"],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):

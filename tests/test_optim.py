@@ -41,7 +41,7 @@ def test_frozen_parameters_are_excluded() -> None:
     assert [p is module.weight for p in answer["optimizer"].param_groups[0]["params"]] == [True]
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "cosin"}, {"warmup": 1.5}, {"milestones": (150, 180)}])
+@pytest.mark.parametrize("wrong", [{"schedule": "cosin"}, {"warmup": 1.5}, {"milestones": (150, 180)}], ids=" ".join)
 def test_invalid_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Optim(make, **wrong)  # type: ignore[arg-type]

@@ -441,7 +441,9 @@ def test_warning_for_probabilities_instead_of_logits(caplog: pytest.LogCaptureFi
         assert ("make gives probabilities, not logits" in caplog.text) is warned, kind
 
 
-@pytest.mark.parametrize("words", [(), ("speed.fold=false",), ("speed=plain", "+teacher.cache=off")])
+@pytest.mark.parametrize(
+    "words", [(), ("speed.fold=false",), ("speed=plain", "+teacher.cache=off")], ids=["default", "unfolded", "plain"]
+)
 def test_teacher_random_in_eval_mode_is_refused_with_a_remedy(words: tuple[str, ...], complain: Complain) -> None:
     line = complain(*SMALL, "student=cnn", *student("make", "teacher", kind="Random"), *words)
     assert "gives other logits for the same images at each call, in eval mode too" in line

@@ -63,7 +63,9 @@ def test_a_network_as_teacher_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", [{"ce": CE()}, {"ce": Term(CE())}, CE(), Term(CE()), Objective({"ce": Term(CE())})]
+    "objective",
+    [{"ce": CE()}, {"ce": Term(CE())}, CE(), Term(CE()), Objective({"ce": Term(CE())})],
+    ids=["named-loss", "named-term", "loss", "term", "objective"],
 )
 def test_losses_without_terms_have_weight_1(objective: Any) -> None:
     (term,) = (term for _, term in distiller(objective=objective, teacher=None).objective.named_terms())

@@ -42,7 +42,9 @@ def test_batch_contains_the_repeat_number_also_after_resuming() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"pad": 3, "flip": True}, {"transform": "randaugment"}, {"mixup": 1.0}, {"views": 50, "pad": 3}]
+    "more",
+    [{"pad": 3, "flip": True}, {"transform": "randaugment"}, {"mixup": 1.0}, {"views": 50, "pad": 3}],
+    ids=["crop-and-flip", "randaugment", "mixup", "views"],
 )
 def test_augmentations_differ_by_repeat_and_epoch(more: dict[str, object]) -> None:
     memory = Memory(ARRAYS, batch_size=10, val="test", repeats=2, **more)  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_csv_logger_has_every_point_once(tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("moment", [("validation", 1), ("test", 2), ("between", 1)])
+@pytest.mark.parametrize("moment", [("validation", 1), ("test", 2), ("between", 1)], ids=lambda moment: moment[0])
 def test_history_of_a_resumed_run_has_every_epoch_once(tmp_path: Path, moment: tuple[str, int]) -> None:
     launched(tmp_path, *struck(*moment), "hydra.run.dir=run")
     assert not (tmp_path / "run/summary.json").exists() or moment[0] == "test"
@@ -123,7 +123,9 @@ def test_history_of_a_resumed_run_has_every_epoch_once(tmp_path: Path, moment: t
 FOUND = ("callbacks=batch_size", "callbacks.batch_size.start=8", "callbacks.batch_size.most=32")
 
 
-@pytest.mark.parametrize("typed", [(), ("callbacks.batch_size=null",), ("callbacks=batch_size",)])
+@pytest.mark.parametrize(
+    "typed", [(), ("callbacks.batch_size=null",), ("callbacks=batch_size",)], ids=["none", "null", "again"]
+)
 def test_resumed_run_uses_the_batch_size_of_the_search(tmp_path: Path, typed: tuple[str, ...]) -> None:
     stopped = launched(tmp_path, *FOUND, *struck("step", 1, 1, 15), *EVERY, "hydra.run.dir=run")
     assert stopped.returncode == 143, stopped.stderr

@@ -79,7 +79,7 @@ def test_weights_in_float64_are_averaged_in_float64(tmp_path: Path, average: str
     assert any(not torch.equal(value, value.float().double()) for value in left)
 
 
-@pytest.mark.parametrize("typed", [(), ("epochs=3",)])
+@pytest.mark.parametrize("typed", [(), ("epochs=3",)], ids=["resumed", "extended"])
 def test_finished_run_without_checkpoints_is_not_retrained(
     copy: Path, complain: Complain, typed: tuple[str, ...]
 ) -> None:

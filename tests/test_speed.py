@@ -551,7 +551,9 @@ def test_a_live_step_makes_no_gpu_wait() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("words", [("speed.compile=true",), ("trainer.precision=bf16-mixed", "speed.compile=true")])
+@pytest.mark.parametrize(
+    "words", [("speed.compile=true",), ("trainer.precision=bf16-mixed", "speed.compile=true")], ids=["float32", "bf16"]
+)
 def test_cuda_graphs_begin_as_the_eager_run(kd_train: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
     for name, more in (("eager", words[:-1]), ("compiled", words)):
         done = kd_train(*SMALL, "trainer.accelerator=gpu", "teacher.cache=off", *more, f"hydra.run.dir={name}")

@@ -21,7 +21,7 @@ def noise(count: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(0, 256, (count, *shape), generator=generator).to(torch.uint8)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_box_is_enlarged_as_torchvision_does(shape: tuple[int, int, int]) -> None:
     sizes = torch.tensor(crop_boxes(shape, [0.1, 1.0]))[::37]
     images = noise(len(sizes), shape)
@@ -66,7 +66,7 @@ def test_places_of_boxes_are_uniform() -> None:
 ADJUST = [V.adjust_brightness, V.adjust_contrast, V.adjust_saturation]
 
 
-@pytest.mark.parametrize("shape", [(1, 14, 14), (3, 14, 14)])
+@pytest.mark.parametrize("shape", [(1, 14, 14), (3, 14, 14)], ids=["grey", "colour"])
 def test_jitter_is_torchvisions_one_after_the_other(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ def test_resident_images_are_on_the_gpu() -> None:
     assert all(b.images.is_cuda and torch.equal(a.images, b.images.cpu()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("asked", [{"fraction": 0.25}, {"per_class": 13}])
+@pytest.mark.parametrize("asked", [{"fraction": 0.25}, {"per_class": 13}], ids=["fraction", "per-class"])
 def test_subset_is_drawn_by_class_from_training_images_only(asked: dict[str, Any]) -> None:
     whole, part = Memory(arrays(), batch_size=8, val=0.2), Memory(arrays(), batch_size=8, val=0.2, **asked)
     each = round(48 * asked["fraction"]) if "fraction" in asked else asked["per_class"]
@@ -157,7 +157,7 @@ def mixed(student: Tensor, soft: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(student[known], halves, label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("labels", [torch.full((3,), -1), torch.zeros(3, 4)])
+@pytest.mark.parametrize("labels", [torch.full((3,), -1), torch.zeros(3, 4)], ids=["class-numbers", "probabilities"])
 def test_cross_entropy_of_no_labels_is_zero_with_a_gradient_of_zero(labels: Tensor) -> None:
     student = torch.randn(3, 4, requires_grad=True)
     loss = CE()(student, labels)

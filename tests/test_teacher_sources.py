@@ -202,7 +202,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
 def test_invalid_teachers_are_refused_before_any_training(words: tuple[str, ...], complain: Complain) -> None:
     assert REFUSED[words] in complain(*PLAIN, "teacher=cnn", *words)
     assert not Path("runs/teachers").exists()

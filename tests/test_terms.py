@@ -122,6 +122,7 @@ def fitted(objective: Objective, teacher: Frozen | None, epochs: int = 3, **kind
         ({"weight": 0.9, "stop": 1}, [0, 1, 2]),
         ({"weight": 0.9, "warmup": 3}, [*range(9)]),
     ],
+    ids=["weight-0", "late-start", "early-stop", "warmup"],
 )
 def test_the_teacher_runs_only_in_steps_where_a_term_with_it_counts(term: dict[str, Any], steps: list[int]) -> None:
     teacher = Counted()
