@@ -1,4 +1,4 @@
-"""Images and labels of one's own: converted where they are clear, refused in one line elsewhere."""
+"""Images and labels of the user: converted where they are unambiguous, refused with a one-line error elsewhere."""
 
 from __future__ import annotations
 

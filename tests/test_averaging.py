@@ -1,4 +1,4 @@
-"""callbacks=ema: what is validated, tested, kept and left behind is the moving average of the weights."""
+"""callbacks=ema: the moving average of the weights is validated, tested and saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running statistics that keep up with a short run, and the warning where validation stays at chance."""
+"""Running statistics that converge in a short run, and the warning where validation stays at chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student that is tested and kept is the best by the metric that chooses it, and the run says truthfully which."""
+"""The tested and saved student is the best by the chosen metric, and the output names it correctly."""
 
 from __future__ import annotations
 

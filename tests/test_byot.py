@@ -1,4 +1,4 @@
-"""BYOT: its formula, who teaches whom, and a student that keeps none of its heads."""
+"""BYOT: its formula, which head teaches which, and a saved student without heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of a teacher's answers: exact, keyed by what it depends on, and never wrong."""
+"""The cache of teacher answers: exact, keyed by everything it depends on, and verified."""
 
 from __future__ import annotations
 

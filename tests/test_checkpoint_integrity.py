@@ -1,4 +1,4 @@
-"""Checkpoints of another run, edited or damaged ones, and configurations edited beneath them, are found out."""
+"""Checkpoints of another run, edited or damaged ones, and edited configurations are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class names: kept in the run folder, and matched by name wherever a student or a teacher meets other data."""
+"""Class names: saved in the run folder, and matched by name where a student or a teacher is used on other data."""
 
 from __future__ import annotations
 

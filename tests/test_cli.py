@@ -1,4 +1,4 @@
-"""The command line as a user meets it: runs, run folders, bad input, and their own code."""
+"""The command line for users: runs, run folders, bad input, and user code."""
 
 from __future__ import annotations
 

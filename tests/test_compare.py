@@ -1,4 +1,4 @@
-"""Comparisons: the plan, the runs it leaves, and going on where it was stopped."""
+"""Comparisons: the plan, its runs, and resuming an interrupted one."""
 
 from __future__ import annotations
 

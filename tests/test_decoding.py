@@ -1,4 +1,4 @@
-"""Pictures of every mode, depth, orientation and transparency as uint8: right, or refused by name."""
+"""Pictures of every mode, depth, orientation and transparency become correct uint8, or are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DOT: two momenta by hand, what only one gradient reaches, SGD as its limit, and exact resume."""
+"""DOT: two momenta by hand, parameters with only one gradient, SGD as its limit, and exact resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kd-evaluate: its numbers against other libraries', what it leaves behind, and what it refuses."""
+"""kd-evaluate: its numbers against other libraries', its output files, and its errors."""
 
 from __future__ import annotations
 

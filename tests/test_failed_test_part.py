@@ -1,4 +1,4 @@
-"""A run whose test part fails keeps what it trained, and its test scores can still be had."""
+"""A run whose test part fails preserves what it trained, and its test scores can be computed later."""
 
 from __future__ import annotations
 

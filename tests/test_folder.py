@@ -1,4 +1,4 @@
-"""Pictures decoded by workers: the same batches however many there are, and wherever an epoch begins."""
+"""Pictures decoded by workers: equal batches for any number of workers and any start within an epoch."""
 
 from __future__ import annotations
 

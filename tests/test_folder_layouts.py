@@ -1,4 +1,4 @@
-"""Pictures in files as people have them: layouts, csv files, links, hidden files, damage; and what is said of them."""
+"""Pictures in files: layouts, csv files, links, hidden files, damage, and the messages about them."""
 
 from __future__ import annotations
 

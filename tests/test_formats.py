@@ -1,4 +1,4 @@
-"""The official file formats, made small, read whole, and damaged: what is wrong is said in one line with the file."""
+"""The official file formats, made small, read whole, and damaged: a one-line error names the file and the fault."""
 
 from __future__ import annotations
 

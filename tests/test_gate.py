@@ -1,4 +1,4 @@
-"""Who may teach: the gate, ensembles, and pairs of networks from different libraries."""
+"""The accuracy gate for teachers, ensembles, and pairs of networks from different libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what a trained teacher, a table of answers, a run and a study are known: each key of the configuration in turn."""
+"""The identities of a trained teacher, a table of answers, a run and a study, for each key of the configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kd.load``: a student that refuses what are no pixels and answers for pictures in files."""
+"""``kd.load``: a student that refuses invalid pixels and predicts for pictures in files."""
 
 from __future__ import annotations
 

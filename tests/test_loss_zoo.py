@@ -1,4 +1,4 @@
-"""What holds for every registered loss, whatever its formula."""
+"""Properties of every registered loss, whatever its formula."""
 
 from __future__ import annotations
 

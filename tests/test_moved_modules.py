@@ -1,4 +1,4 @@
-"""What files and folders of earlier runs hold of the code's own structure keeps its meaning when modules move."""
+"""Module paths and names stored in files of earlier runs stay valid when modules move."""
 
 from __future__ import annotations
 

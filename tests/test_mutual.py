@@ -1,4 +1,4 @@
-"""Mutual learning and the mean teacher: their steps by hand, labels left out, what is refused, and exact resume."""
+"""Mutual learning and the mean teacher: steps by hand, training without labels, errors, and exact resume."""
 
 from __future__ import annotations
 

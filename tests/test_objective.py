@@ -1,4 +1,4 @@
-"""Terms and objectives: what a loss may ask for, where its tensors come from, how the parts are summed."""
+"""Terms and objectives: the inputs of a loss, their sources, and how the parts are summed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overfitting: the same samples in each epoch, so that even noise is learned."""
+"""Overfitting: the same samples in each epoch, so that even random labels are learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LightningDataModule of one's own: what it may yield, in which order, and what is counted."""
+"""A LightningDataModule of the user: what it may yield, in which order, and what is counted."""
 
 from __future__ import annotations
 

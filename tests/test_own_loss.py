@@ -1,4 +1,4 @@
-"""A loss of one's own: README's words as they stand, a term's keys on any node, and what is said where it fails."""
+"""A loss of the user: README's example, a term's keys on any node, and the errors."""
 
 from __future__ import annotations
 

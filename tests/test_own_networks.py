@@ -1,4 +1,4 @@
-"""Networks of one's own: whatever they give, take and hold, a run trains them, or one line says what to change."""
+"""Networks of the user: a run trains any that it can, and a one-line error says what to change for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks whose weights are not all that they need, and run folders whose network gives several tensors."""
+"""Networks with state outside of their weights, and run folders whose network gives several tensors."""
 
 from __future__ import annotations
 

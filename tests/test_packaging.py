@@ -1,4 +1,4 @@
-"""The same commands from a checkout that is not installed and from a wheel, from any folder."""
+"""The same commands from an uninstalled checkout and from a wheel, in any folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last batch of an epoch where it is no whole one: given as it is, on any number of processes, and when resumed."""
+"""The partial last batch of an epoch: used as it is, on any number of processes, and after a resume."""
 
 from __future__ import annotations
 

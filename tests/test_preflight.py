@@ -1,4 +1,4 @@
-"""What the end of a run needs is proven at its start, before a teacher is trained and a step is made."""
+"""What the end of a run needs is checked at its start, before a teacher or a student is trained."""
 
 from __future__ import annotations
 

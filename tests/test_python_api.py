@@ -1,4 +1,4 @@
-"""The distiller in Python: what stands for a teacher, an objective, an optimiser and a batch."""
+"""The distiller in Python: which objects may be a teacher, an objective, an optimiser and a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that kd suggests work when they are pasted into a shell, whatever a run's folder is called."""
+"""Suggested commands work when pasted into a shell, for any name of the run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every regime owes: its student is exported, it stands in the report, and it goes on exactly."""
+"""Every training regime: its student is exported and reported, and its runs resume exactly."""
 
 from __future__ import annotations
 

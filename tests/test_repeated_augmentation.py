@@ -1,4 +1,4 @@
-"""Repeated augmentation: an epoch as long as ever, each of its samples several times in a row, never alike."""
+"""Repeated augmentation: epochs of equal length, in which each sample comes several times, augmented differently."""
 
 from __future__ import annotations
 

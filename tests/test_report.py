@@ -1,4 +1,4 @@
-"""kd-report: every figure recomputed independently from planted run folders, and what the page says and does not."""
+"""kd-report: every figure recomputed independently from made-up run folders, and the content of the page."""
 
 from __future__ import annotations
 

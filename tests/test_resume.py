@@ -1,4 +1,4 @@
-"""A run that is ended at any moment and gone on with ends as if nothing had happened, bit for bit."""
+"""A run that is interrupted at any moment and resumed ends bit for bit as an uninterrupted one."""
 
 from __future__ import annotations
 

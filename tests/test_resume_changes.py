@@ -1,4 +1,4 @@
-"""What changes between a stop and a resume: the length, callbacks, loggers, the loader, the batch size found."""
+"""Changes between a stop and a resume: the length, callbacks, loggers, the loader, the batch size of the search."""
 
 from __future__ import annotations
 

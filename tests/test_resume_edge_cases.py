@@ -1,4 +1,4 @@
-"""Runs that are resumed, and what is kept of them, in configurations that are less usual."""
+"""Resumed runs in less usual configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The place in an epoch, the gate and the guard, where a run goes on under other circumstances."""
+"""The place in an epoch, the gate and the guard after a resume under other circumstances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run refuses to lose or to call a success: other experiments, NaN, full disks, torn and foreign files."""
+"""What a run refuses to lose: other experiments, NaN, full disks, damaged and foreign files."""
 
 from __future__ import annotations
 

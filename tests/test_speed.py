@@ -1,4 +1,4 @@
-"""What makes a step faster gives what the plain step gives: equal, or apart by a bound that is measured."""
+"""Every faster variant of a step equals the plain step, or differs by a measured bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node of the configuration is divided in one place: what the target names is the target's own."""
+"""A configuration node is divided into keys of its target and keys of the wrapper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stage of pre-training: its own rate, a schedule that begins after it, and an optimiser that begins anew."""
+"""Pre-training stages: their own learning rate, a schedule that begins after them, and a fresh optimiser."""
 
 from __future__ import annotations
 

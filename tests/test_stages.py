@@ -1,4 +1,4 @@
-"""All stages and the last one, by words that every network answers: the zoo's, torchvision's, timm's, one's own."""
+"""Names for all stages and the last one, for networks of the zoo, torchvision, timm and the user."""
 
 from __future__ import annotations
 

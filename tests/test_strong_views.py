@@ -1,4 +1,4 @@
-"""The resized crop and the jitter of whole batches, against torchvision's, which take image by image."""
+"""Resized crop and jitter of whole batches, compared with torchvision's for single images."""
 
 from __future__ import annotations
 

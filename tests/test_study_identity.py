@@ -1,4 +1,4 @@
-"""By what a study is known, and which runs it takes for its own."""
+"""The identity of a study, and which runs it reuses."""
 
 from __future__ import annotations
 

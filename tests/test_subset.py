@@ -1,4 +1,4 @@
-"""Loaders that go on anywhere, labelled subsets, and what unlabelled and mixed labels mean for the losses."""
+"""Loaders that can start anywhere, labelled subsets, and unlabelled and mixed labels in the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taps on networks that run otherwise in training, by keyword, several times, in two places, or once more."""
+"""Taps on networks that behave differently in training, by keyword, run several times, or recomputed."""
 
 from __future__ import annotations
 

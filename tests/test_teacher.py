@@ -1,4 +1,4 @@
-"""The frozen teacher's place outside of everything."""
+"""The frozen teacher: outside the module tree, and its fingerprint."""
 
 from __future__ import annotations
 

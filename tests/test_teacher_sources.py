@@ -1,4 +1,4 @@
-"""Where a teacher's network and weights come from: the user's own code, as it is or trained first, and run folders."""
+"""Sources of a teacher's network and weights: user code, ready or trained first, and run folders."""
 
 from __future__ import annotations
 

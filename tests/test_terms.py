@@ -1,4 +1,4 @@
-"""Which terms count when, when the teacher runs, and what is tried of each term before anything is trained."""
+"""When terms apply, when the teacher runs, and the checks of each term before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user was given is data: files of weights, run folders and caches run nothing, whoever wrote them."""
+"""Weights, run folders and caches from others are data: they never run code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for, with every optimiser, and what runs say of it."""
+"""Which parameters are decayed, with every optimiser, and what runs report about it."""
 
 from __future__ import annotations
 

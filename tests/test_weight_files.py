@@ -1,4 +1,4 @@
-"""Files of weights: what is chosen among several, what is left out, and what a file is that holds none."""
+"""Files of weights: which entries are chosen or skipped, and errors for files that hold no weights."""
 
 from __future__ import annotations
 
