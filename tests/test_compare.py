@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import Complain
+from forked import kd_train_in
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,11 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
+def compared(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A comparison that is waited for, in a forked process."""
+    return kd_train_in(folder, [*SMALL, *words], {"COLUMNS": "160"}, command="compare")
+
+
 def results(folder: Path) -> list[dict[str, str]]:
     """The rows of a study's table, without what is measured by the clock."""
     (path,) = folder.glob("runs/compare/*/results.csv")
@@ -81,10 +87,9 @@ def results(folder: Path) -> list[dict[str, str]]:
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished comparison, and what it said."""
     folder = tmp_path_factory.mktemp("study")
-    process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
-    said, complained = process.communicate(timeout=300)
-    assert process.returncode == 0, complained
-    return folder, said
+    done = compared(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 def test_output_of_a_comparison(study: tuple[Path, str]) -> None:
@@ -129,10 +134,9 @@ def test_the_same_command_runs_nothing_twice(study: tuple[Path, str]) -> None:
     folder, _ = study
     before = results(folder)
     times = {path: path.stat().st_mtime for path in folder.rglob("summary.json")}
-    process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
-    said, complained = process.communicate(timeout=300)
-    assert process.returncode == 0, complained
-    assert "8 of 8 runs are finished already" in said
+    done = compared(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    assert done.returncode == 0, done.stderr
+    assert "8 of 8 runs are finished already" in done.stdout
     assert {path: path.stat().st_mtime for path in folder.rglob("summary.json")} == times
     assert results(folder) == before
 

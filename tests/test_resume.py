@@ -39,11 +39,11 @@ def run(folder: Path, *words: str, fresh: bool = False, **environment: str) -> s
     return kd_train_in(folder, words, {"COLUMNS": "120", "PYTHONPATH": PATH, **environment}, fresh=fresh)
 
 
-def whole(folder: Path, name: str, *words: str) -> Path:
-    """An uninterrupted run, of a teacher that is there before; in an interpreter with an order of sets of its own."""
+def whole(folder: Path, name: str, *words: str, fresh: bool = True) -> Path:
+    """An uninterrupted run, of a teacher that is there before; where ``fresh`` with another order of sets."""
     warm = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=warm", fresh="trainer.devices=2" in words)
     assert warm.returncode == 0, warm.stderr
-    done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}", fresh=True)
+    done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}", fresh=fresh)
     assert done.returncode == 0, done.stderr
     return folder / name
 

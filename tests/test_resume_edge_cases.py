@@ -13,7 +13,7 @@ from conftest import Complain
 from forked import kd_train_in
 from safetensors.torch import load_file
 from stopping import HERE, launched
-from test_compare import start
+from test_compare import compared
 from test_resume import FOLDER, as_if_nothing_happened, interrupted, pictures, whole
 
 import kd
@@ -65,7 +65,7 @@ def test_run_with_batch_size_search_saves_its_best_student(tmp_path: Path) -> No
 
 def test_a_run_in_float64_is_resumed_from_weights_in_float64(tmp_path: Path) -> None:
     words = (*EXACT, "trainer.precision=64-true")
-    full = whole(tmp_path, "full", *words)
+    full = whole(tmp_path, "full", *words, fresh=False)
     struck = interrupted(tmp_path, "struck", {"moment": "step", "epoch": 1, "batch": 4}, *words)
     as_if_nothing_happened(struck, full)
 
@@ -180,9 +180,8 @@ def test_trainer_length_and_epochs_combine_as_in_a_new_run(copy: Path) -> None:
 
 def test_a_study_of_another_configuration_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
     def compare(*more: str) -> tuple[int, str]:
-        process = start(tmp_path, "objective=[kd]", "seeds=1", "study=st", *more)
-        complained = process.communicate(timeout=300)[1]
-        return process.returncode, complained
+        done = compared(tmp_path, "objective=[kd]", "seeds=1", "study=st", *more)
+        return done.returncode, done.stderr
 
     teachers = tmp_path / "runs/teachers"
     assert compare()[0] == 0
