@@ -20,6 +20,7 @@ from kd.errors import InputError
 from kd.models.normalized import bare
 from kd.registry import optimisers
 
+pytestmark = pytest.mark.usefixtures("hashed_once")
 FOUR = {
     "vgg13_vgg8": 4,
     "vgg13_MobileNetV2": 4,
@@ -182,6 +183,13 @@ def layers_of(name: str, network: str, student: bool, count: int) -> list[str]:
     return [STEM[network], *kept] if name == "fsp" else kept
 
 
+@cache
+def all_caught(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """Every layer that a test compares, of a network in training, from one pass."""
+    layers = [*dict.fromkeys((*AFTER[name], *BEFORE[name], HEAD[name], STEM[name]))]
+    return dict(zip(layers, caught(network, layers, images())))
+
+
 STAGED = ("at", "vid", "nst", "ab", "fsp", "kdsvd", "ofd", "reviewkd", "semckd", "sp", "ickd", "ft")
 HEAVY = [("ResNet50_vgg8", "semckd"), ("ResNet50_MobileNetV2", "semckd")]  # convolutions between all their widths
 CASES = [
@@ -202,11 +210,12 @@ def test_a_four_stage_pair_s_first_step_is_the_benchmark_s_criterion_over_all_st
     found = first_step(distiller, 30 if name == "ft" else 0)[1][name]
     term: Any = distiller.objective.terms[name]
     (network,) = frozen.networks().values()
-    t = caught(network, layers_of(name, teacher, False, FOUR[pair]), images())
-    s = caught(student_network, layers_of(name, student, True, FOUR[pair]), images())
+    t_layers, s_layers = all_caught(network, teacher), all_caught(student_network, student)
+    t = [t_layers[layer] for layer in layers_of(name, teacher, False, FOUR[pair])]
+    s = [s_layers[layer] for layer in layers_of(name, student, True, FOUR[pair])]
     if name == "reviewkd":
-        s += caught(student_network, [HEAD[student]], images())
-        t += caught(network, [HEAD[teacher]], images())
+        s.append(s_layers[HEAD[student]])
+        t.append(t_layers[HEAD[teacher]])
     assert found == pytest.approx(float(by_hand(name, s, t, term.loss)), rel=2e-4)
     assert name != "fsp" or term.weight == 1, "the weight of 50 is of a term that the benchmark does not have then"
 
