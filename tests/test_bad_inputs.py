@@ -281,7 +281,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_unusable_teacher_weights(fault: str, files: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
     file, said = TEACHERS[fault]
     monkeypatch.chdir(files)
-    assert said in complain("teacher=resnet8", f"teacher.checkpoint={file}", f"hydra.run.dir=run-{fault}")
+    small = (
+        "data=synthetic",
+        "data.shape=[1,8,8]",
+        "data.classes=10",
+        "data.train=60",
+        "data.test=20",
+        "data.batch_size=20",
+    )
+    assert said in complain(*small, "teacher=resnet8", f"teacher.checkpoint={file}", f"hydra.run.dir=run-{fault}")
     assert not list(files.rglob("summary.json"))
 
 

@@ -151,6 +151,16 @@ def bad_files(folder: Path) -> dict[str, str]:
     }
 
 
+SMALL = (
+    "data=synthetic",
+    "data.shape=[1,8,8]",
+    "data.classes=10",
+    "data.train=60",
+    "data.test=20",
+    "data.batch_size=20",
+)
+
+
 def test_each_bad_teacher_gives_a_one_line_error(
     complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,11 +168,11 @@ def test_each_bad_teacher_gives_a_one_line_error(
     for file, said in bad_files(tmp_path).items():
         for force in ("0", "1") if file in ("code.pth", "module.pth") else ("0",):
             monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
-            line = complain("teacher=resnet8", "student=cnn", f"teacher.checkpoint={file}")
+            line = complain(*SMALL, "teacher=resnet8", "student=cnn", f"teacher.checkpoint={file}")
             assert line.startswith("error: teacher: ")
             assert said in line, line
     for path in (f"file://{tmp_path}/code.pth", f"file:{tmp_path}/code.pth"):
-        assert "is a URL" in complain("teacher=resnet8", f"'teacher.checkpoint={path}'".strip("'"))
+        assert "is a URL" in complain(*SMALL, "teacher=resnet8", f"'teacher.checkpoint={path}'".strip("'"))
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.rglob("summary.json"))
 

@@ -14,6 +14,7 @@ from conftest import HERE
 from safetensors.torch import load_file
 from test_dot import Keep, Net, data, fit
 from torch import Tensor, nn
+from torch.multiprocessing import start_processes
 from trained import trained
 
 from kd import Arrays, Batch, Memory, Objective, Optim, Term
@@ -113,7 +114,7 @@ def _made() -> tuple[ReSSL, Tensor]:
 
 
 def test_the_keys_of_all_processes_enter_the_queue(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method="forkserver")
     alone, vectors = _made()
     for part in vectors.chunk(3):
         part = torch.cat([part[0::2], part[1::2]])

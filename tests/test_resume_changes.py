@@ -120,15 +120,21 @@ def test_history_of_a_resumed_run_has_every_epoch_once(tmp_path: Path, moment: t
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
-FOUND = ("callbacks=batch_size", "callbacks.batch_size.start=8", "callbacks.batch_size.most=32")
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of a batch size that was searched, stopped in its second epoch."""
+    folder = tmp_path_factory.mktemp("searched")
+    search = ("callbacks=batch_size", "callbacks.batch_size.start=8", "callbacks.batch_size.most=32")
+    done = launched(folder, *search, *struck("step", 1, 1, 15), *EVERY, "hydra.run.dir=run")
+    assert done.returncode == 143, done.stderr
+    return folder
 
 
 @pytest.mark.parametrize(
     "typed", [(), ("callbacks.batch_size=null",), ("callbacks=batch_size",)], ids=["none", "null", "again"]
 )
-def test_resumed_run_uses_the_batch_size_of_the_search(tmp_path: Path, typed: tuple[str, ...]) -> None:
-    stopped = launched(tmp_path, *FOUND, *struck("step", 1, 1, 15), *EVERY, "hydra.run.dir=run")
-    assert stopped.returncode == 143, stopped.stderr
+def test_resumed_run_uses_the_batch_size_of_the_search(searched: Path, tmp_path: Path, typed: tuple[str, ...]) -> None:
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["batch_size"] == 32
     on = launched_resume(tmp_path, *typed)
     assert on.returncode == 0, on.stderr
@@ -157,11 +163,23 @@ SHAPING = {
 }
 
 
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+    """Folders with a run stopped in its second epoch: without a moving average, and with one."""
+    folders = {}
+    for begun in ((), ("callbacks=ema",)):
+        folders[begun] = tmp_path_factory.mktemp("shaped")
+        done = launched(folders[begun], *begun, *struck("step", 1, 1, 15), "hydra.run.dir=run")
+        assert done.returncode == 143, done.stderr
+    return folders
+
+
 @pytest.mark.parametrize("name", SHAPING)
-def test_callbacks_affecting_weights_cannot_change_in_mid_run(name: str, tmp_path: Path, complain: Complain) -> None:
+def test_callbacks_affecting_weights_cannot_change_in_mid_run(
+    name: str, shaped: dict[tuple[str, ...], Path], tmp_path: Path, complain: Complain
+) -> None:
     begun, typed, done = SHAPING[name]
-    stopped = launched(tmp_path, *begun, *struck("step", 1, 1, 15), "hydra.run.dir=run")
-    assert stopped.returncode == 143, stopped.stderr
+    shutil.copytree(shaped[begun], tmp_path, dirs_exist_ok=True)
     words = ("callbacks=ema", typed) if typed.startswith("~") or "decay" in typed else (typed,)
     line = complain("resume=run", "trust=true", *words)
     assert f"cannot be {done} a run that has begun, as" in line
