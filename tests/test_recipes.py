@@ -289,7 +289,7 @@ IMAGENET = [name for name in NAMES["objective"] if name not in ("dml", "ressl")]
 @cache
 def imagenet(pair: str) -> tuple[dict[str, Any], Data, nn.Module, Any]:
     config = composed(f"experiment=imagenet/{pair}", "teacher.weights=null")
-    arrays = (torch.zeros(8, 3, 64, 64, dtype=torch.uint8), torch.arange(8))
+    arrays = (torch.zeros(8, 3, 48, 48, dtype=torch.uint8), torch.arange(8))
     data = Data(Memory(Arrays(arrays, arrays, tuple(map(str, range(100)))), batch_size=4, val="test"))
     torch.manual_seed(0)
     return config, data, assemble.network(config["student"], "student", data), assemble.teacher(config, data)
@@ -304,7 +304,7 @@ def test_every_objective_starts_on_the_imagenet_pairs(pair: str, name: str) -> N
     terms.tell("attach_data", 8, torch.arange(8))
     distiller = Distiller(student, teacher, terms, None, data.shape, 100)
     batch = Batch(
-        torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4)
+        torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4)
     )
     total, _ = terms(distiller.taps(batch.images), batch.labels, teacher(batch), batch.index, 0)
     distiller.taps.remove()
