@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -23,10 +23,12 @@ def kd_train_in(
     fresh: bool = False,
     timeout: float = 300,
     command: str = "train",
+    before: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """``kd-train WORDS``, or another command, in a folder: what it printed, and its exit code as subprocess has it.
 
-    ``fresh`` starts an interpreter, for what depends on how one starts: several processes, the order of a set.
+    ``before`` is called first in the forked process. ``fresh`` starts an interpreter instead, for what depends on how
+    one starts: several processes, the order of a set.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     if fresh:
@@ -35,7 +37,7 @@ def kd_train_in(
         return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
-        process = begun(folder, words, environment, out, err, command)
+        process = begun(folder, words, environment, out, err, command, before)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -51,14 +53,23 @@ def begun(
     out: Path = NOWHERE,
     err: Path = NOWHERE,
     command: str = "train",
+    before: Callable[[], object] | None = None,
 ) -> ForkServerProcess:
     """``kd-train WORDS``, or another command, with this environment alone, as a process that is not waited for."""
-    process = FORKS.Process(target=_run, args=(str(folder), words, environment, str(out), str(err), command))
+    process = FORKS.Process(target=_run, args=(str(folder), words, environment, str(out), str(err), command, before))
     process.start()
     return process
 
 
-def _run(folder: str, words: Sequence[str], environment: dict[str, str], out: str, err: str, command: str) -> None:
+def _run(
+    folder: str,
+    words: Sequence[str],
+    environment: dict[str, str],
+    out: str,
+    err: str,
+    command: str,
+    before: Callable[[], object] | None,
+) -> None:
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
@@ -73,4 +84,6 @@ def _run(folder: str, words: Sequence[str], environment: dict[str, str], out: st
     import kd.cli
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if before is not None:
+        before()
     getattr(kd.cli, command)()

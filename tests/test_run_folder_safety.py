@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ def test_existing_run_folder_is_not_overwritten(copy: Path, complain: Complain) 
 
 
 def _limit(megabytes: float) -> Any:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (int(megabytes * 1e6), int(megabytes * 1e6)))
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (int(megabytes * 1e6), int(megabytes * 1e6)))
 
 
 def test_file_size_limit_preserves_the_previous_checkpoint(tmp_path: Path) -> None:
     done = launched(
-        tmp_path, "callbacks.last.steps=2", "trainer.max_epochs=4", "hydra.run.dir=run", preexec_fn=_limit(0.04)
+        tmp_path, "callbacks.last.steps=2", "trainer.max_epochs=4", "hydra.run.dir=run", before=_limit(0.04)
     )
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
