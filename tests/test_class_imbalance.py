@@ -33,7 +33,7 @@ def batch(count: int = 12) -> tuple[Tensor, Tensor]:
 def built(loss: Any, labels: Tensor | None, classes: int = 4) -> Any:
     objective = Objective({"ce": Term(loss)})
     if labels is not None:
-        objective.tell("attach_data", len(labels), labels)
+        objective.attach_data(len(labels), labels)
     logits = torch.zeros(2, classes, dtype=torch.float64)
     objective.build({"": logits}, None)
     return loss

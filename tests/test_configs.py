@@ -43,7 +43,7 @@ def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list
     student = assemble.network(config["student"], "student", data)
     teacher = assemble.teacher(config, data)
     objective = assemble.objective(config["objective"])
-    objective.tell("attach_data", len(labels), labels)
+    objective.attach_data(len(labels), labels)
     distiller = Distiller(student, teacher, objective, None, shape, classes)
     batch = Batch(images[:16], labels[:16], torch.arange(16))
     optimizer = torch.optim.Adam(distiller.parameters(), lr=2e-4)

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
 from kd.errors import InputError, unknown
 
-Reduction = Literal["batchmean", "mean", "sum", "none"]
-
-
-Unit = Literal["nats", "bits"]
-
-
 REDUCTIONS = ("batchmean", "mean", "sum", "none")
-
-
 UNITS = ("nats", "bits")
 
 

@@ -137,7 +137,12 @@ def _check(shape: Sequence[int], patch: int, width: int, depth: int, heads: int)
 
 @models.register("vit_tiny")
 def vit_tiny(
-    classes: int, shape: Sequence[int], patch: int = 4, width: int = 64, depth: int = 6, heads: int = 2
+    classes: int,
+    shape: Sequence[int] = (3, 32, 32),
+    patch: int = 4,
+    width: int = 64,
+    depth: int = 6,
+    heads: int = 2,
 ) -> ViT:
     """A vision transformer of 0.30 million parameters; 17 million MACs at 28x28. timm has larger ones."""
     return ViT(classes, shape, patch, width, depth, heads, distilled=False)
@@ -145,7 +150,12 @@ def vit_tiny(
 
 @models.register("deit_tiny")
 def deit_tiny(
-    classes: int, shape: Sequence[int], patch: int = 4, width: int = 64, depth: int = 6, heads: int = 2
+    classes: int,
+    shape: Sequence[int] = (3, 32, 32),
+    patch: int = 4,
+    width: int = 64,
+    depth: int = 6,
+    heads: int = 2,
 ) -> ViT:
     """vit_tiny with a distillation token and a head for it; for objective=deit_hard and deit_soft."""
     return ViT(classes, shape, patch, width, depth, heads, distilled=True)

@@ -90,7 +90,7 @@ def split(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> tupl
         InputError: no target, or none that can be imported.
     """
     extra = {key for function in around for key in defaults_of(function)}
-    extra -= parameters_of(node, at) - set(models.given)
+    extra -= parameters_of(node, at) - set(models.supplied)
     own = {key: value for key, value in node.items() if key not in extra}
     return own, {key: value for key, value in node.items() if key in extra}
 

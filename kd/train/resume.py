@@ -14,7 +14,7 @@ import kd
 from kd.distill.ensemble import Ensemble
 from kd.distill.identity import INERT, RESUMABLE, matches
 from kd.errors import InputError, unknown
-from kd.registry import check_registered, target_of, with_current
+from kd.registry import check_registered, nested, target_of, with_current
 from kd.run_folder.checkpoints import LAST, resumable
 from kd.run_folder.layout import CONFIG, SUMMARY
 from kd.run_folder.summary import is_tested, read_summary, require
@@ -132,12 +132,12 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     """
     before, differing = config, []
     for key, value in typed.items():
-        for name, here in _flat(value, key):
-            there = _at(config, name)
+        for name, here in nested.flatten(value, key).items():
+            there = nested.get(config, name)
             if here == there:
                 continue
             if matches(name, (*INERT, *RESUMABLE)):
-                config = _with(config, name.split("."), here)
+                config = nested.replaced(config, name, here)
             else:
                 differing.append(f"{name} ({there} there, {here} here)")
     if differing:
@@ -146,25 +146,5 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
         )
     config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
     if typed.get("epochs") is not None and "trainer.max_epochs" not in typed:
-        config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
+        config = nested.replaced(config, "trainer.max_epochs", typed["epochs"])
     return config
-
-
-def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}")
-    else:
-        yield prefix, node
-
-
-def _at(node: Any, name: str) -> Any:
-    for key in name.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
-def _with(node: Any, keys: list[str], value: Any) -> Any:
-    first, *rest = keys
-    inner = node.get(first) if isinstance(node, Mapping) else None
-    return {**(node or {}), first: _with(inner, rest, value) if rest else value}
