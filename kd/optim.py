@@ -39,16 +39,16 @@ def parameter_groups(module: nn.Module, decay_norm_bias: bool) -> list[dict[str,
 def undecayed(module: nn.Module) -> set[str]:
     """The names of parameters of one dimension or none, of norms, tokens and position embeddings, and of those that a
     network of timm names by ``no_weight_decay()``."""
-    found = set()
+    names = set()
     for prefix, inner in module.named_modules():
         start = f"{prefix}." if prefix else ""
         stated: Any = getattr(inner, "no_weight_decay", None)
-        found |= {f"{start}{name}" for name in (stated() if callable(stated) else ())}
+        names |= {f"{start}{name}" for name in (stated() if callable(stated) else ())}
         for name, parameter in inner.named_parameters(recurse=False):
             path = ".".join(f"{start}{name}".split(".")[-2:])
             if parameter.ndim <= 1 or isinstance(inner, NORMS) or name == "bias" or NAMES.search(path):
-                found.add(f"{start}{name}")
-    return found
+                names.add(f"{start}{name}")
+    return names
 
 
 SCHEDULES = ("cosine", "multistep", "constant")
@@ -104,10 +104,10 @@ class Optim:
         begin = round((self.init or 0) * total) if begin is None else begin
         if step < begin:
             return 1.0
-        rest = max(total - begin, 1)
-        done = (step - begin) / rest  # of whole steps, so that a milestone is met exactly
+        remaining = max(total - begin, 1)
+        done = (step - begin) / remaining  # of whole steps, so that a milestone is met exactly
         if done < self.warmup:
-            return min((done + 1 / rest) / self.warmup, 1.0)
+            return min((done + 1 / remaining) / self.warmup, 1.0)
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
         if self.schedule == "multistep":

@@ -25,12 +25,12 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
     return (logits - mean) / (std + eps)
 
 
-def checked_logits(loss: str, side: str, given: Any, dims: str = "[B, C]") -> Tensor:
+def checked_logits(loss: str, side: str, tensor: Any, dims: str = "[B, C]") -> Tensor:
     """The tensor given, if it has as many dimensions as ``dims`` says in words."""
-    if not isinstance(given, Tensor) or given.ndim != dims.count(",") + 1:
-        shape = f"shape {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    if not isinstance(tensor, Tensor) or tensor.ndim != dims.count(",") + 1:
+        shape = f"shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
         raise InputError(f"{loss} takes logits {dims}, got {shape} of the {side}")
-    return given
+    return tensor
 
 
 def logit_pair(

@@ -67,8 +67,8 @@ class BYOT(OfLabels):
         if len(self.hints) not in (1, len(maps)):
             raise InputError(f"BYOT: hint is one number, or one for each of {len(maps)} shallow maps, got {self.hints}")
         strides = [max(1, min(m.shape[2] // last.shape[2], m.shape[3] // last.shape[3])) for m in maps]
-        made = (Branch(m.shape[1], last.shape[1], stride, logits.shape[1]) for m, stride in zip(maps, strides))
-        self.branches = nn.ModuleList(made).to(last.device, last.dtype)
+        branches = (Branch(m.shape[1], last.shape[1], stride, logits.shape[1]) for m, stride in zip(maps, strides))
+        self.branches = nn.ModuleList(branches).to(last.device, last.dtype)
 
     def forward(self, student: Sequence[Tensor], labels: Tensor) -> Tensor:
         maps, last, logits = _layers(student)
@@ -78,10 +78,10 @@ class BYOT(OfLabels):
         parts = []
         hints = self.hints * len(maps) if len(self.hints) == 1 else self.hints
         for branch, features, hint in zip(self.branches, maps, hints):
-            seen, answer = branch(features)
-            parts.append((1 - self.alpha) * cross_entropy(answer, labels, shared=self.shared))
-            parts.append(self.alpha * kl(answer, target, self.T))
-            parts.append(hint * torch.linalg.vector_norm(seen - deepest))
+            vector, head_logits = branch(features)
+            parts.append((1 - self.alpha) * cross_entropy(head_logits, labels, shared=self.shared))
+            parts.append(self.alpha * kl(head_logits, target, self.T))
+            parts.append(hint * torch.linalg.vector_norm(vector - deepest))
         return torch.stack(parts).sum()
 
     def extra_repr(self) -> str:

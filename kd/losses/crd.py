@@ -74,8 +74,8 @@ class NegativeSampler(nn.Module):
         stretch = torch.arange(self.count, device=index.device)
         low, high = stretch * others // self.count, (stretch + 1) * others // self.count
         turn = (mix(key ^ 0x9E3779B9) * others) >> 32
-        place = (low + ((mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
-        return self.order[place + size * (place >= first)]
+        position = (low + ((mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
+        return self.order[position + size * (position >= first)]
 
 
 def _class_numbers(name: str, labels: Tensor, hint: str = "") -> None:
@@ -131,8 +131,8 @@ class CRD(nn.Module):
         """Takes the size of the training set and its class numbers [N], before ``build``."""
         _class_numbers("crd", labels)
         if self.samples not in (None, samples) or len(labels) != samples:
-            known = self.samples if self.samples is not None else len(labels)
-            raise InputError(f"samples of crd is {known}, but the training set has {samples}")
+            expected = self.samples if self.samples is not None else len(labels)
+            raise InputError(f"samples of crd is {expected}, but the training set has {samples}")
         self._attach(samples, labels)
         self.by_class = True
 
@@ -192,11 +192,11 @@ class CRD(nn.Module):
 def crd_batch(student: Tensor, teacher: Tensor, T: float = 0.07, labels: Tensor | None = None) -> Tensor:
     """InfoNCE in both directions within the batch, of unit vectors [B, D]; equal ``labels`` [B] are no negatives."""
     logits = student @ teacher.T / T
-    own = torch.arange(len(logits), device=logits.device)
+    diagonal = torch.arange(len(logits), device=logits.device)
     if labels is not None:
-        friends = (labels[:, None] == labels) & (own[:, None] != own)
-        logits = logits.masked_fill(friends, -math.inf)
-    return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+        same_class = (labels[:, None] == labels) & (diagonal[:, None] != diagonal)
+        logits = logits.masked_fill(same_class, -math.inf)
+    return F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)
 
 
 @losses.register("crd_batch")

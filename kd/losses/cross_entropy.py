@@ -52,23 +52,23 @@ def cross_entropy(
         InputError: logits of one class, or labels that are neither class numbers nor probabilities.
     """
     _check(student, labels)
-    known = labelled(labels)
+    has_label = labelled(labels)
     labels = labels.to(student.dtype) if labels.is_floating_point() else labels.long()
     if weight is not None:
         weight = weight.to(student)
     each = F.cross_entropy(student, labels, weight, ignore_index=-1, reduction="none", label_smoothing=label_smoothing)
-    return (each * known).sum() / samples_of(labels, known, weight, shared)
+    return (each * has_label).sum() / samples_of(labels, has_label, weight, shared)
 
 
-def samples_of(labels: Tensor, known: Tensor, weight: Tensor | None, shared: bool = False) -> Tensor:
+def samples_of(labels: Tensor, has_label: Tensor, weight: Tensor | None, shared: bool = False) -> Tensor:
     """What a sum over the labelled samples is divided by for their mean: their count, or their classes' weights."""
     if weight is None:
-        total, least = known.sum(), 1.0
+        total, minimum = has_label.sum(), 1.0
     else:
         dense = labels.is_floating_point()
         each = labels.to(weight).movedim(1, -1) @ weight if dense else weight[labels.clamp(min=0)]
-        total, least = (each * known).sum(), torch.finfo(weight.dtype).tiny
-    return _mean_over_processes(total) if shared else total.clamp(min=least)
+        total, minimum = (each * has_label).sum(), torch.finfo(weight.dtype).tiny
+    return _mean_over_processes(total) if shared else total.clamp(min=minimum)
 
 
 def _mean_over_processes(total: Tensor) -> Tensor:

@@ -82,5 +82,5 @@ class CTKD(nn.Module):
     def extra_repr(self) -> str:
         loops, lambda_max, lambda_min = self.schedule
         ramp = f"lambda={lambda_max:g}..{lambda_min:g} in {loops} epochs"
-        shown = f"t_start={self.t_start:g}, t_end={self.t_end:g}, {ramp}"
-        return shown + ", standardise" * self.standardise
+        options = f"t_start={self.t_start:g}, t_end={self.t_end:g}, {ramp}"
+        return options + ", standardise" * self.standardise

@@ -253,7 +253,7 @@ class GaussianKL(nn.Module):
         self.reduction, self.unit = reduction, unit
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        for side, given in (("student", student), ("teacher", teacher)):
-            if not isinstance(given, (list, tuple)) or len(given) != 2:
+        for side, layers in (("student", student), ("teacher", teacher)):
+            if not isinstance(layers, (list, tuple)) or len(layers) != 2:
                 raise InputError(f"gaussian_kl needs two layers of the {side}: [mean, log variance]")
         return gaussian_kl(student, teacher, self.reduction, self.unit)

@@ -29,15 +29,15 @@ def focal_loss(
             :func:`~kd.losses.cross_entropy`.
         shared: as of :func:`~kd.losses.cross_entropy`.
     """
-    known = labelled(labels)
+    has_label = labelled(labels)
     log_q = F.log_softmax(student, -1)
     shares = labels.to(log_q) if labels.ndim == 2 else F.one_hot(labels.clamp(min=0), student.shape[-1]).to(log_q)
     weight = None if weight is None else weight.to(student)
-    rest = -log_q.expm1()  # 1 - q, exact where q is nearly 1
+    complement = -log_q.expm1()  # 1 - q, exact where q is nearly 1
     # at q = 1 the power's gradient is infinite for gamma < 1, while the term's own is 0
-    terms = -shares * rest.clamp(min=1e-12) ** gamma * log_q
+    terms = -shares * complement.clamp(min=1e-12) ** gamma * log_q
     each = terms.sum(-1) if weight is None else terms @ weight
-    return (each * known).sum() / samples_of(labels, known, weight, shared)
+    return (each * has_label).sum() / samples_of(labels, has_label, weight, shared)
 
 
 @losses.register("focal")

@@ -76,12 +76,12 @@ def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, target = right_singular(teacher, k)
         target = target * torch.where(target.sum(1, keepdim=True) < 0, -1.0, 1.0).to(target)
         weights = F.normalize(values[:, :k], dim=1).unsqueeze(1)
-    _, found = right_singular(student, k + 3)
-    cosines = found.detach().mT @ target
+    _, vectors = right_singular(student, k + 3)
+    cosines = vectors.detach().mT @ target
     best = cosines.abs().argmax(1, keepdim=True)
     signs = torch.where(cosines.gather(1, best) < 0, -1.0, 1.0).to(target)
-    found = found.gather(2, best.expand(-1, found.shape[1], -1)) * signs
-    return found * weights, target * weights
+    vectors = vectors.gather(2, best.expand(-1, vectors.shape[1], -1)) * signs
+    return vectors * weights, target * weights
 
 
 @losses.register("kdsvd")

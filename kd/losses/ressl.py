@@ -77,5 +77,5 @@ def _of_all_processes(keys: Tensor) -> Tensor:
     """The rows of all processes, in their order."""
     if not (dist.is_available() and dist.is_initialized()):
         return keys
-    dist.all_gather(found := [torch.empty_like(keys) for _ in range(dist.get_world_size())], keys.contiguous())
-    return torch.cat(found)
+    dist.all_gather(gathered := [torch.empty_like(keys) for _ in range(dist.get_world_size())], keys.contiguous())
+    return torch.cat(gathered)

@@ -103,9 +103,9 @@ class SDD(nn.Module):
         return target + self.gamma * other
 
     def extra_repr(self) -> str:
-        own = {"kl": {}, "dkd": {"alpha": self.alpha, "beta": self.beta}, "nkd": {"gamma": self.gamma}}[self.base]
-        numbers = {"T": self.T, "complementary": self.complementary, **own}
-        shown = [f"base={self.base}", f"scales={list(self.scales)}", *(f"{k}={v:g}" for k, v in numbers.items())]
-        return ", ".join(shown + [f"variant={self.variant}"] * (self.variant != "code")) + (
+        names = {"kl": (), "dkd": ("alpha", "beta"), "nkd": ("gamma",)}[self.base]
+        numbers = {name: getattr(self, name) for name in ("T", "complementary", *names)}
+        parts = [f"base={self.base}", f"scales={list(self.scales)}", *(f"{k}={v:g}" for k, v in numbers.items())]
+        return ", ".join(parts + [f"variant={self.variant}"] * (self.variant != "code")) + (
             ", standardise" * self.standardise
         )

@@ -53,10 +53,10 @@ class SRD(nn.Module):
 
     def _sides(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         sides = []
-        for side, given in (("student", student), ("teacher", teacher)):
-            if isinstance(given, Tensor) or len(given) != 2 or given[1].ndim != 2:
+        for side, layers in (("student", student), ("teacher", teacher)):
+            if isinstance(layers, Tensor) or len(layers) != 2 or layers[1].ndim != 2:
                 raise InputError(f"SRD needs two layers of the {side}: [features, logits [B, C]]")
-            sides.append((pool(as_map("SRD", given[0], vectors=True), (1, 1)), given[1]))
+            sides.append((pool(as_map("SRD", layers[0], vectors=True), (1, 1)), layers[1]))
         return sides
 
     def extra_repr(self) -> str:

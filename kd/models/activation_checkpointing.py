@@ -40,21 +40,21 @@ def recompute(network: nn.Module) -> int:
     if not blocks:
         raise InputError(f"speed.recompute=true: {type(network).__name__} has no sequence of blocks")
     for block in blocks:
-        own = type(block)
-        block.__class__ = type(own.__name__, (Recomputed, own), {"__module__": own.__module__})
+        kind = type(block)
+        block.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
     return len(blocks)
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
     """The elements of its outermost sequences that have layers inside; a sequence of mere layers is one block."""
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     for child in network.children():
         if type(child) in CONTAINERS:
             composite = [element for element in child.children() if any(True for _ in element.children())]
             inner = [block for element in composite for block in _within(element)]
-            found += inner or ([child] if type(child) is nn.Sequential and _holds(child) else [])
+            blocks += inner or ([child] if type(child) is nn.Sequential and _holds(child) else [])
     composite = [child for child in network.children() if type(child) not in CONTAINERS]
-    return found or [block for child in composite for block in _blocks(child)]
+    return blocks or [block for child in composite for block in _blocks(child)]
 
 
 def _within(element: nn.Module) -> list[nn.Module]:
@@ -69,28 +69,28 @@ def _holds(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], _Still]:
-    return nullcontext(), _Still(block)
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], _FrozenStatistics]:
+    return nullcontext(), _FrozenStatistics(block)
 
 
-class _Still:
+class _FrozenStatistics:
     """:func:`still`, to be entered again at each gradient that is asked of the same forward pass (DOT asks for two)."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block, self.open = block, ExitStack()
 
     def __enter__(self) -> None:
-        self.open.enter_context(still(self.block))
+        self.open.enter_context(frozen_statistics(self.block))
 
     def __exit__(self, *error: Any) -> None:
         self.open.close()
 
 
 @contextmanager
-def still(block: nn.Module) -> Iterator[None]:
+def frozen_statistics(block: nn.Module) -> Iterator[None]:
     """Keeps a network's running statistics where they are, while a batch runs for the second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
             norm.momentum = 0.0
@@ -98,5 +98,5 @@ def still(block: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked = norm.num_batches_tracked.clone()
         yield
     finally:
-        for norm, momentum, count in kept:
+        for norm, momentum, count in saved:
             norm.momentum, norm.num_batches_tracked = momentum, count

@@ -18,7 +18,8 @@ from kd.models.outputs import OutputError, described, logits_of, tensors_of
 
 log = logging.getLogger(__name__)
 
-KNOWN = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what a forward pass raises on wrong input
+# what a forward pass raises on wrong input
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 SIZES = (224, 299, 256, 384, 32, 28, 64, 96, 128, 512)  # pixels for which networks are made, the usual ones first
 CHANNELS = (3, 1)
 CLOSE = 1e-3  # of the largest logit: rounding is far below
@@ -64,7 +65,7 @@ def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
         with untouched(network, buffers=False), torch.no_grad():
             try:
                 network.eval()(torch.zeros(2, *shape))
-            except KNOWN as error:
+            except FORWARD_ERRORS as error:
                 raise InputError(
                     f"{at}: its lazy layers cannot be made for images {list(shape)}: {_line(error)}"
                 ) from error
@@ -81,7 +82,7 @@ def untouched(network: nn.Module, buffers: bool = True) -> Iterator[None]:
     from pytorch_lightning.utilities.seed import isolate_rng
 
     modes = [(module, module.training) for module in network.modules()]
-    kept = [
+    saved = [
         (module, name, tensor, tensor.clone())
         for module in network.modules()
         for name, tensor in module._buffers.items()
@@ -93,7 +94,7 @@ def untouched(network: nn.Module, buffers: bool = True) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-            for module, name, tensor, before in kept:
+            for module, name, tensor, before in saved:
                 tensor.copy_(before)
                 module._buffers[name] = tensor
 
@@ -171,15 +172,15 @@ def explained(network: Normalized, at: str, who: str, shape: Sequence[int], clas
         raise InputError(f"{at}: {error.asking(f'{at}.output', classes)}") from error
     except InputError as error:
         raise with_key(at, error) from error
-    except KNOWN as error:
+    except FORWARD_ERRORS as error:
         if "memory" in str(error):
             raise
-        shown = [shape[0], network.size, network.size] if network.size else list(shape)
-        said = f"{at}: {who} does not take images {shown} ({_line(error)})"
-        raise InputError(f"{said}{_way_on(network, at, shape, error)}") from error
+        image = [shape[0], network.size, network.size] if network.size else list(shape)
+        message = f"{at}: {who} does not take images {image} ({_line(error)})"
+        raise InputError(f"{message}{_suggestion(network, at, shape, error)}") from error
 
 
-def _way_on(network: Normalized, at: str, shape: Sequence[int], error: BaseException) -> str:
+def _suggestion(network: Normalized, at: str, shape: Sequence[int], error: BaseException) -> str:
     text = str(error)
     if isinstance(error, TypeError) and "forward()" in text:
         return (
@@ -187,12 +188,12 @@ def _way_on(network: Normalized, at: str, shape: Sequence[int], error: BaseExcep
         )
     if "more than 1 value per channel" in text:
         return "; its batch norms need more images, or larger ones: raise data.batch_size"
-    own = shape[0]
-    for channels, size in itertools.product((own, *CHANNELS), (None, *SIZES)):
+    present = shape[0]
+    for channels, size in itertools.product((present, *CHANNELS), (None, *SIZES)):
         side = shape[1:] if size is None else (size, size)
-        if (channels, tuple(side)) != (own, tuple(shape[1:])) and _runs(unwrap(network), (channels, *side)):
+        if (channels, tuple(side)) != (present, tuple(shape[1:])) and _runs(unwrap(network), (channels, *side)):
             resized = f"{at}.size={size}" if size is not None else ""
-            if channels == own:
+            if channels == present:
                 return f"; it takes {size} pixels: set {resized}"
             parameter = "give its function a parameter `channels`, which kd fills in"
             return f"; it takes {channels} channels: {parameter}{f', and set {resized}' if resized else ''}"

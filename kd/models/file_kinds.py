@@ -32,7 +32,7 @@ SUFFIXES = (
 )
 
 
-def trouble(path: Path, error: BaseException) -> str:
+def describe_fault(path: Path, error: BaseException) -> str:
     """What is wrong with a file that a reader of weights refused with ``error``."""
     with path.open("rb") as file:
         start = file.read(START)
@@ -47,9 +47,9 @@ def trouble(path: Path, error: BaseException) -> str:
 
 
 def _kind(path: Path, start: bytes) -> str | None:
-    known = next((words for magic, words in MAGIC if start.startswith(magic)), None)
-    if known is not None:
-        return known
+    description = next((words for magic, words in MAGIC if start.startswith(magic)), None)
+    if description is not None:
+        return description
     if start.startswith(b"PK") and zipfile.is_zipfile(path):
         return _archive(path)
     if start[257:262] == b"ustar":

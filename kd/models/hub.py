@@ -39,9 +39,9 @@ def torchvision(name: str, classes: int, channels: int = 3, weights: str | None 
     """
     from torchvision import models as library
 
-    known = library.list_models(module=library)
-    if name not in known:
-        raise unknown("torchvision model", name, known)
+    names = library.list_models(module=library)
+    if name not in names:
+        raise unknown("torchvision model", name, names)
     if weights is None:
         network = library.get_model(name, num_classes=classes)
     else:
@@ -131,11 +131,11 @@ def _without_retries() -> Iterator[None]:
     except ImportError:
         yield
         return
-    place, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    endpoint, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
     try:
         if not getproxies():
-            port = place.port or (443 if place.scheme == "https" else 80)
-            socket.create_connection((place.hostname, port), timeout=5).close()
+            port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+            socket.create_connection((endpoint.hostname, port), timeout=5).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
@@ -194,10 +194,10 @@ def _with_stem(network: nn.Module, stem: str) -> nn.Module:
 
 
 def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
-    found = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None:
+    convolution = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if convolution is None:
         raise InputError(f"{type(network).__name__} has no convolution that could be fitted to the images")
-    return found
+    return convolution
 
 
 def _like(first: nn.Conv2d, **changed: Any) -> nn.Conv2d:

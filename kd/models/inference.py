@@ -72,7 +72,7 @@ def _folded(network: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
     twin = copy.deepcopy(network)
     try:
         graph = fx.symbolic_trace(unwrap(twin))
-        if any(isinstance(given, torch.device) for node in graph.graph.nodes for given in _given(node)):
+        if any(isinstance(argument, torch.device) for node in graph.graph.nodes for argument in _arguments(node)):
             raise TypeError("its code names a device, which a trace would keep")
         count = _fold(graph)
         _relus_in_place(graph)
@@ -80,15 +80,15 @@ def _folded(network: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
             twin.net = graph
         else:
             twin = graph
-        expected, found = network(example), twin(example)
-        close = (expected - found).abs().max() <= CLOSE * expected.abs().max().clamp(min=1.0)
+        expected, output = network(example), twin(example)
+        close = (expected - output).abs().max() <= CLOSE * expected.abs().max().clamp(min=1.0)
     except Exception as error:  # a network's own code may trip the tracer anywhere
         log.debug("%s is not folded: %s: %s", type(unwrap(network)).__name__, type(error).__name__, error)
         return copy.deepcopy(network), 0
     return (twin, count) if bool(close) else (copy.deepcopy(network), 0)
 
 
-def _given(node: fx.Node) -> list[object]:
+def _arguments(node: fx.Node) -> list[object]:
     return [*node.args, *node.kwargs.values()]
 
 

@@ -55,18 +55,18 @@ def _chosen(answer: Any, output: str | int | None) -> Tensor:
         if name is None:
             raise OutputError(answer)
         return logits_of(entries[name]) if not isinstance(entries[name], Tensor) else entries[name]
-    found = answer
+    entry = answer
     for part in str(output).split("."):
-        entries = {} if isinstance(found, Tensor) else entries_of(found)
+        entries = {} if isinstance(entry, Tensor) else entries_of(entry)
         key = part if part in entries else _at(entries, part)
         if key is None:
             raise InputError(f"output={output} is not in what the network gives: {described(answer)}")
-        found = entries[key]
-    if not isinstance(found, Tensor):
+        entry = entries[key]
+    if not isinstance(entry, Tensor):
         raise InputError(
-            f"output={output} is a {type(found).__name__}, not a tensor; the network gives {described(answer)}"
+            f"output={output} is a {type(entry).__name__}, not a tensor; the network gives {described(answer)}"
         )
-    return found
+    return entry
 
 
 def entries_of(answer: Any) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def _at(entries: Mapping[str, Any], part: str) -> str | None:
 
 def tensors_of(answer: Any) -> dict[str, Tensor]:
     """The tensors in a container and those in it, by their dotted names."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in entries_of(answer).items():
         inner = {"": value} if isinstance(value, Tensor) else tensors_of(value)
-        found |= {f"{name}.{below}".rstrip("."): tensor for below, tensor in inner.items()}
-    return found
+        tensors |= {f"{name}.{below}".rstrip("."): tensor for below, tensor in inner.items()}
+    return tensors

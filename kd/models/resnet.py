@@ -103,8 +103,8 @@ class ResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [BasicBlock(outputs, outputs) for _ in range(blocks - 1)]
-    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+    following = [BasicBlock(outputs, outputs) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *following)
 
 
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)

@@ -100,8 +100,8 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _stage(block: type[Basic] | type[Bottleneck], inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
-    rest = [block(width * block.expansion, width) for _ in range(depth - 1)]
-    return nn.Sequential(block(inputs, width, stride), *rest)
+    following = [block(width * block.expansion, width) for _ in range(depth - 1)]
+    return nn.Sequential(block(inputs, width, stride), *following)
 
 
 @models.register("ResNet18")

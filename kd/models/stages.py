@@ -52,8 +52,8 @@ def taps_of(network: nn.Module, layers: Sequence[str], aliases: dict[str, str]) 
     """
     modules = dict(unwrap(network).named_modules())
     for layer in layers:
-        asked = is_many(layer) or LAST.fullmatch(layer) or (WORD.fullmatch(layer) and layer not in modules)
-        if asked and layer not in aliases and "stage1" not in aliases:
+        by_word = is_many(layer) or LAST.fullmatch(layer) or (WORD.fullmatch(layer) and layer not in modules)
+        if by_word and layer not in aliases and "stage1" not in aliases:
             aliases |= measured(network)
     taps: dict[str, str] = {}
     for layer in layers:
@@ -98,22 +98,22 @@ def measured(network: nn.Module) -> dict[str, str]:
     levels: dict[int, list[str]] = {}
     for name in trunk:
         levels.setdefault(_resolution(calls[name]), []).append(name)
-    kept = [
+    parametric = [
         [name for name in names if not isinstance(inner.get_submodule(name), IDLE)]
         for size, names in levels.items()
         if size > 1 and any(_parametric(inner.get_submodule(name)) for name in names)
     ]
     row = _row(inner, calls)
     order = list(calls)
-    if len(row) >= PARTS and not (len(kept) > 1 and order.index(row[-1]) < order.index(kept[-1][-1])):
-        own = f"{row[0].rpartition('.')[0]}."
-        found = _thirds(row, [name for name in trunk if not name.startswith(own)])
-    elif len(kept) > 1:
-        found = _levels(inner, kept, calls)
+    if len(row) >= PARTS and not (len(parametric) > 1 and order.index(row[-1]) < order.index(parametric[-1][-1])):
+        prefix = f"{row[0].rpartition('.')[0]}."
+        words = _thirds(row, [name for name in trunk if not name.startswith(prefix)])
+    elif len(parametric) > 1:
+        words = _levels(inner, parametric, calls)
     else:
         raise InputError(f"{type(inner).__name__} has no stages that could be measured; name its layers")
-    inner.aliases = {**getattr(inner, "aliases", {}), **found}  # type: ignore[assignment]
-    return found
+    inner.aliases = {**getattr(inner, "aliases", {}), **words}  # type: ignore[assignment]
+    return words
 
 
 def _levels(inner: nn.Module, levels: list[list[str]], calls: Mapping[str, Tensor]) -> dict[str, str]:
@@ -125,20 +125,20 @@ def _levels(inner: nn.Module, levels: list[list[str]], calls: Mapping[str, Tenso
     blocks = [k for k, name in enumerate(levels[0]) if len(_parametric(inner.get_submodule(name))) > 1]
     stem = levels[first - 1][-1] if first else levels[0][max((blocks or [0])[0] - 1, 0)]
     stages = [names[-1] for names in levels[first:]]
-    found = {"stem": _tap(stem, calls)}
-    found |= {f"stage{k}": _tap(name, calls) for k, name in enumerate(stages, 1)}
+    words = {"stem": _tap(stem, calls)}
+    words |= {f"stage{k}": _tap(name, calls) for k, name in enumerate(stages, 1)}
     before = {f"stage{k}.pre": _before(inner, name, calls) for k, name in enumerate(stages, 1)}
-    found |= {name: tap for name, tap in before.items() if tap is not None} | {"last": _tap(last, calls)}
+    words |= {name: tap for name, tap in before.items() if tap is not None} | {"last": _tap(last, calls)}
     linear = [(name, module) for name, module in inner.named_modules() if isinstance(module, nn.Linear)]
     if linear and linear[-1][1].in_features == calls[last].shape[-1 if _last(calls[last]) else 1]:
-        found["logit_map"] = f"{_tap(last, calls)}@{linear[-1][0]}"
-    return found
+        words["logit_map"] = f"{_tap(last, calls)}@{linear[-1][0]}"
+    return words
 
 
 def _thirds(row: Sequence[str], before: Sequence[str]) -> dict[str, str]:
     """The words for a transformer: its blocks after a third, two thirds and all of a row of equal ones."""
-    found = {f"stage{k}": row[max(k * len(row) // PARTS, 1) - 1] for k in range(1, PARTS + 1)}
-    return {"stem": before[-1] if before else row[0], **found, "last": row[-1]}
+    words = {f"stage{k}": row[max(k * len(row) // PARTS, 1) - 1] for k in range(1, PARTS + 1)}
+    return {"stem": before[-1] if before else row[0], **words, "last": row[-1]}
 
 
 def _traced(network: nn.Module) -> dict[str, Tensor]:
@@ -146,8 +146,8 @@ def _traced(network: nn.Module) -> dict[str, Tensor]:
     inner = unwrap(network)
     first = next((module for module in inner.modules() if isinstance(module, nn.Conv2d)), None)
     stated = [network.size] if isinstance(network, Normalized) and network.size else []
-    own = [getattr(inner, "image_size", None), getattr(getattr(inner, "patch_embed", None), "img_size", None)]
-    stated += [size if isinstance(size, int) else size[0] for size in own if isinstance(size, (int, tuple)) and size]
+    sizes = [getattr(inner, "image_size", None), getattr(getattr(inner, "patch_embed", None), "img_size", None)]
+    stated += [size if isinstance(size, int) else size[0] for size in sizes if isinstance(size, (int, tuple)) and size]
     for size in [*stated, *SIZES]:
         if first is None:
             break
@@ -168,13 +168,13 @@ def _watched(inner: nn.Module, calls: dict[str, Tensor]) -> Iterator[None]:
     inplace = [module for module in inner.modules() if getattr(module, "inplace", False) is True]
     state = torch.get_rng_state()
 
-    def keep(name: str, output: object) -> None:
+    def store(name: str, output: object) -> None:
         if isinstance(output, Tensor):
             calls.pop(name, None)
             calls[name] = output
 
     hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+        module.register_forward_hook(lambda _, __, output, name=name: store(name, output))
         for name, module in inner.named_modules()
         if name
     ]
@@ -198,17 +198,17 @@ def _trunk(inner: nn.Module, name: str, calls: Mapping[str, Tensor], before: Ten
     below = [f"{name}.{child}" if name else child for child, _ in inner.get_submodule(name).named_children()]
     order = list(calls)
     runs = [child for group in below for child in _running(inner, group, calls)]
-    found: list[str] = []
+    names: list[str] = []
     for child in sorted(runs, key=order.index):
         output = calls[child]
         once = output.ndim == 4 and 2 * _resolution(output) >= _resolution(before)
         inside = any(other.startswith(f"{child}.") for other in calls)
         if inside and not once:
-            found += _trunk(inner, child, calls, before)
+            names += _trunk(inner, child, calls, before)
         else:
-            found.append(child)
+            names.append(child)
         before = output if output.ndim == 4 else before
-    return found
+    return names
 
 
 def _running(inner: nn.Module, name: str, calls: Mapping[str, Tensor]) -> list[str]:
@@ -255,8 +255,8 @@ def _prepares(module: nn.Module) -> bool:
 
 def _parametric(module: nn.Module, *kinds: type[nn.Module]) -> list[Any]:
     """The modules that have parameters of their own, of these kinds if any are named."""
-    own = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
-    return [part for part in own if not kinds or isinstance(part, kinds)]
+    parts = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    return [part for part in parts if not kinds or isinstance(part, kinds)]
 
 
 def _before(inner: nn.Module, name: str, calls: Mapping[str, Tensor]) -> str | None:

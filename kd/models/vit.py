@@ -117,8 +117,8 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != self.size:
-            here, there = ("x".join(map(str, size)) for size in (x.shape[-2:], self.size))
-            raise InputError(f"images are {here}, but this transformer was made for {there}")
+            got, expected = ("x".join(map(str, size)) for size in (x.shape[-2:], self.size))
+            raise InputError(f"images are {got}, but this transformer was made for {expected}")
         tokens = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         x = torch.cat([*tokens, self.patch_embed(x)], dim=1) + self.pos_embed
         x = self.norm(self.blocks(x))

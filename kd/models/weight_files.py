@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kd.errors import InputError, unknown
-from kd.models.file_kinds import trouble
+from kd.models.file_kinds import describe_fault
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Weights(NamedTuple):
 
     state: dict[str, Tensor]
     wrappers: tuple[str, ...] = ()
-    about: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
 
 
 def located(path: str | Path) -> Path:
@@ -83,16 +83,16 @@ def read(path: str | Path, key: str | None = None) -> Weights:
         InputError: no such file, a URL, no plain weights in it, or a run folder whose
             weights are not those that the run wrote.
     """
-    given, path = Path(path).expanduser(), located(path)
-    content, about = _content(path)
+    requested, path = Path(path).expanduser(), located(path)
+    content, metadata = _content(path)
     wrappers, state = _unwrapped(content, path) if key is None else _under(content, key, path)
     if (
-        given.is_dir()
+        requested.is_dir()
         and path.name == FILES[0]
-        and (recorded := _recorded(given)) not in (None, found := sha256_of(state))
+        and (recorded := _recorded(requested)) not in (None, actual := sha256_of(state))
     ):
-        raise InputError(f"{path} is not what the run wrote: its sha256 is {found}, summary.json says {recorded}")
-    return Weights(state, tuple(wrappers), about)
+        raise InputError(f"{path} is not what the run wrote: its sha256 is {actual}, summary.json says {recorded}")
+    return Weights(state, tuple(wrappers), metadata)
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
@@ -109,43 +109,45 @@ def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
         hint = f"; take one by checkpoint_key={next(iter(others))}" if others else ""
         raise InputError(f"{path} holds no state dict of tensors{_held(outer)}{hint}")
     state, taken = _tensors(content), ".".join(wrappers)
-    if rest := [name for name, each in others.items() if name != taken and 2 * len(each) >= len(state)]:
+    if similar := [name for name, each in others.items() if name != taken and 2 * len(each) >= len(state)]:
         log.info(
             "weights: %s holds several; %s taken, checkpoint_key=%s would take %s",
-            *(path, repr(taken) if taken else "those at its top are", rest[0], " or ".join(map(repr, rest))),
+            *(path, repr(taken) if taken else "those at its top are", similar[0], " or ".join(map(repr, similar))),
         )
     return wrappers, state
 
 
 def _under(content: Any, key: str, path: Path) -> tuple[list[str], dict[str, Tensor]]:
     """The weights under one key of a file, or under a prefix of its weights' names."""
-    known = _candidates(content)
-    if key in known:
-        return [key], _tensors(known[key])
+    candidates = _candidates(content)
+    if key in candidates:
+        return [key], _tensors(candidates[key])
     prefix = key if key.endswith(".") else f"{key}."
-    for inner in (content, *(known.values())):
+    for inner in (content, *(candidates.values())):
         if isinstance(inner, Mapping) and any(str(name).startswith(prefix) for name in inner):
             named = {name: value for name, value in _tensors(inner).items() if name.startswith(prefix)}
             return [prefix], {name.removeprefix(prefix): value for name, value in named.items()}
-    raise InputError(f"{path}: {unknown('checkpoint_key', key, known)}")
+    raise InputError(f"{path}: {unknown('checkpoint_key', key, candidates)}")
 
 
-def _candidates(content: Any, depth: int = DEPTH, seen: frozenset[int] = frozenset()) -> dict[str, Mapping[str, Any]]:
+def _candidates(
+    content: Any, depth: int = DEPTH, visited: frozenset[int] = frozenset()
+) -> dict[str, Mapping[str, Any]]:
     """Whatever in a file may be weights: dictionaries of tensors by their dotted keys, but no optimiser's."""
-    if id(content) in seen:
+    if id(content) in visited:
         return {}
-    seen |= {id(content)}
+    visited |= {id(content)}
     listed = dict(enumerate(content)) if isinstance(content, (list, tuple)) else content
-    found: dict[str, Mapping[str, Any]] = {}
+    candidates: dict[str, Mapping[str, Any]] = {}
     for key, value in listed.items() if isinstance(listed, Mapping) and depth else ():
         key = str(key) if listed is not content else key
         if not isinstance(key, str) or key.startswith("optim") or not isinstance(value, (Mapping, list, tuple)):
             continue
         if isinstance(value, Mapping) and _is_state(value):
-            found[key] = value
+            candidates[key] = value
         else:
-            found |= {f"{key}.{name}": state for name, state in _candidates(value, depth - 1, seen).items()}
-    return found
+            candidates |= {f"{key}.{name}": state for name, state in _candidates(value, depth - 1, visited).items()}
+    return candidates
 
 
 def sha256_of(state: Mapping[str, Tensor]) -> str:
@@ -173,7 +175,7 @@ def _content(path: Path) -> tuple[Any, dict[str, Any]]:
             warnings.simplefilter("ignore")  # of a TorchScript archive torch raises as well
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # what is no file of weights may trip its readers anywhere
-        raise InputError(f"{path} {trouble(path, error)}") from error
+        raise InputError(f"{path} {describe_fault(path, error)}") from error
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

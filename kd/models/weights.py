@@ -13,7 +13,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
-from kd.models.keys import complaint, is_stranger, without_prefix
+from kd.models.keys import is_foreign, mismatch, without_prefix
 from kd.models.normalized import InputSpec, Normalized
 from kd.models.weight_files import Weights, read, sha256_of
 
@@ -42,19 +42,19 @@ def fill(network: nn.Module, weights: Weights, source: str, head: str | None = N
         InputError: as :func:`load_into`.
     """
     whole = network.state_dict()
-    left = tuple(f"{name}." for name in classifier_names(network)) if head == "new" else ()
-    weights = without_prefix(weights, [name for name in whole if not left or not name.startswith(left)])
-    own, state = (
-        {name: t for name, t in part.items() if not left or not name.startswith(left)}
+    excluded = tuple(f"{name}." for name in classifier_names(network)) if head == "new" else ()
+    weights = without_prefix(weights, [name for name in whole if not excluded or not name.startswith(excluded)])
+    expected, state = (
+        {name: t for name, t in part.items() if not excluded or not name.startswith(excluded)}
         for part in (whole, weights.state)
     )
-    strangers = [name for name in state if name not in own and is_stranger(name)]
+    strangers = [name for name in state if name not in expected and is_foreign(name)]
     state = {name: tensor for name, tensor in state.items() if name not in strangers}
-    if said := complaint(state, own):
-        trained = f"; it was saved from {weights.about['name']}" if "name" in weights.about else ""
-        raise InputError(f"{source} does not fit {type(network).__name__}: {said}{trained}")
+    if problem := mismatch(state, expected):
+        trained = f"; it was saved from {weights.metadata['name']}" if "name" in weights.metadata else ""
+        raise InputError(f"{source} does not fit {type(network).__name__}: {problem}{trained}")
     for name, value in state.items():  # a mask of a network's own may be infinite
-        if value.is_floating_point() and not value.isfinite().all() and own[name].isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all() and expected[name].isfinite().all():
             raise InputError(f"{source}: {name} holds numbers that are not finite; these weights cannot be used")
     network.load_state_dict(_versioned({**whole, **state}, whole, weights))
     if strangers:
@@ -96,9 +96,9 @@ def prepare(
         InputError: weights that do not fit, another word than these for ``head`` and ``freeze``, or a
             ``checkpoint_key`` without a ``checkpoint``.
     """
-    for key, value, known in (("head", head, "new"), ("freeze", freeze, "backbone")):
-        if value not in (known, None):
-            raise unknown(key, str(value), (known, "null"))
+    for key, value, allowed in (("head", head, "new"), ("freeze", freeze, "backbone")):
+        if value not in (allowed, None):
+            raise unknown(key, str(value), (allowed, "null"))
     if checkpoint_key is not None and checkpoint is None:
         raise InputError(f"checkpoint_key={checkpoint_key} is of a file, but there is no checkpoint")
     loaded = Weights({}) if checkpoint is None else load_into(network, checkpoint, head, checkpoint_key)
@@ -119,10 +119,10 @@ def classifier_names(network: nn.Module) -> list[str]:
         InputError: there is none.
     """
     stated: Any = getattr(network, "get_classifier", None)
-    known = stated() if stated is not None else None
+    classifier = stated() if stated is not None else None
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    given = known if isinstance(known, tuple) else (known,)
-    names = [name for name, module in layers if any(module is one for one in given)]
+    modules = classifier if isinstance(classifier, tuple) else (classifier,)
+    names = [name for name, module in layers if any(module is one for one in modules)]
     if not names and not layers:
         raise InputError(f"{type(network).__name__} has no linear layer that could be its classifier")
     return names or [layers[-1][0]]
@@ -130,7 +130,7 @@ def classifier_names(network: nn.Module) -> list[str]:
 
 def pixels_of(network: nn.Module, weights: Weights) -> InputSpec:
     """What the file of weights, else the network's library, states of the pixels."""
-    stated = {key: weights.about[key] for key in InputSpec._fields if weights.about.get(key)}
+    stated = {key: weights.metadata[key] for key in InputSpec._fields if weights.metadata.get(key)}
     return InputSpec(**stated) if stated else getattr(network, "pixels", InputSpec())
 
 
@@ -143,12 +143,12 @@ def _fitted(values: Sequence[float] | None, channels: int) -> Sequence[float] | 
 
 def outputs_of(network: nn.Module, checkpoint: str | Path, key: str | None = None) -> int | None:
     """How many classes the weights in a file know: what its classifier gives, else the length of its last tensor."""
-    own = list(network.state_dict())
-    state = without_prefix(read(checkpoint, key), own).state
+    names = list(network.state_dict())
+    state = without_prefix(read(checkpoint, key), names).state
     linear = any(isinstance(module, nn.Linear) for module in network.modules())
     heads = [f"{name}.weight" for name in classifier_names(network)] if linear else []
-    found = [state[name] for name in (*heads, *reversed(own)) if name in state and state[name].ndim]
-    return len(found[0]) if found else None
+    tensors = [state[name] for name in (*heads, *reversed(names)) if name in state and state[name].ndim]
+    return len(tensors[0]) if tensors else None
 
 
 def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -165,8 +165,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 def serialised(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Tensors by name as safetensors; those that share memory each have their own there."""
-    held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    return serialise(held, metadata=metadata)
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return serialise(copies, metadata=metadata)
 
 
 def fingerprint(network: nn.Module) -> str:

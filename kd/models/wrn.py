@@ -67,8 +67,8 @@ class WideResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [Block(outputs, outputs) for _ in range(blocks - 1)]
-    return nn.Sequential(OrderedDict(layer=nn.Sequential(Block(inputs, outputs, stride), *rest)))
+    following = [Block(outputs, outputs) for _ in range(blocks - 1)]
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(Block(inputs, outputs, stride), *following)))
 
 
 @models.register("wrn_16_1")

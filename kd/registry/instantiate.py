@@ -12,7 +12,7 @@ from kd.registry.core import losses, models, modules, optimisers, sources
 from kd.registry.schema import defaults_of, parameters
 
 
-def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **given: Any) -> Any:
+def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **arguments: Any) -> Any:
     """Makes what a configuration node describes.
 
     Args:
@@ -39,7 +39,7 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
         function = get_object(node["_target_"])
         _check_arguments(function, node, at)
         named = inspect.signature(function).parameters
-        supplied = {key: value for key, value in given.items() if key in named and key not in node}
+        supplied = {key: value for key, value in arguments.items() if key in named and key not in node}
         return instantiate({**node, "_partial_": partial}, **supplied, _convert_="all")
     except InputError:
         raise
@@ -47,8 +47,8 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
-        if isinstance(cause, told):
+        reported = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
+        if isinstance(cause, reported):
             raise with_key(at, cause) from error
         raise cause from None
 
@@ -70,7 +70,7 @@ def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
             raise InputError(f"_target_={node['_target_']} cannot be imported: {error}") from error
 
 
-def split(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divides a node between its target and what goes around it: a network and its weights, a loss and its term.
 
     A parameter that the target itself names is the target's. Only what kd supplies to networks by itself
@@ -89,25 +89,25 @@ def split(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> tupl
     Raises:
         InputError: no target, or none that can be imported.
     """
-    extra = {key for function in around for key in defaults_of(function)}
+    extra = {key for function in wrappers for key in defaults_of(function)}
     extra -= parameters_of(node, at) - set(models.supplied)
-    own = {key: value for key, value in node.items() if key not in extra}
-    return own, {key: value for key, value in node.items() if key in extra}
+    target_node = {key: value for key, value in node.items() if key not in extra}
+    return target_node, {key: value for key, value in node.items() if key in extra}
 
 
-def shadowed(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> list[str]:
+def shadowed(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> list[str]:
     """The keys of a node that go to its target although what goes around the target has a key of that name too."""
-    own, _ = split(node, at, *around)
-    return sorted(own.keys() & {key for function in around for key in defaults_of(function)})
+    target_node, _ = split(node, at, *wrappers)
+    return sorted(target_node.keys() & {key for function in wrappers for key in defaults_of(function)})
 
 
-def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
+def check_registered(node: Any, at: str, trusted: Collection[str] = ()) -> None:
     """Refuses a node, out of a run folder, that would run anything but what is registered with kd.
 
     Args:
         node: plain containers.
         at: its place, for messages.
-        known: further targets that may be run.
+        trusted: further targets that may be built.
 
     Raises:
         InputError: a ``_target_`` that is not registered or that imports what its arguments name, or an
@@ -118,17 +118,17 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
         target = node.get("_target_")
         if (
             target is not None
-            and current(str(target)) not in known
+            and current(str(target)) not in trusted
             and not any(r.is_registered(target) for r in registries)
         ):
-            known_here = any(registry.name_of(target) for registry in registries)
-            why = "imports what it is told" if known_here else "is not registered with kd"
+            registered = any(registry.name_of(target) for registry in registries)
+            why = "imports what it is told" if registered else "is not registered with kd"
             raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")
         for key, value in node.items():
-            check_registered(value, f"{at}.{key}", known)
+            check_registered(value, f"{at}.{key}", trusted)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            check_registered(value, at, known)
+            check_registered(value, at, trusted)
     elif isinstance(node, str) and "${" in node:
         raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
 
@@ -136,7 +136,7 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
 def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         return
-    known = parameters(function)
+    names = parameters(function)
     for key in node:
-        if not key.startswith("_") and key not in known:
-            raise unknown("option", f"{at}.{key}", [f"{at}.{name}" for name in known])
+        if not key.startswith("_") and key not in names:
+            raise unknown("option", f"{at}.{key}", [f"{at}.{name}" for name in names])

@@ -50,7 +50,7 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
         raise InputError(f"resume={run}: {folder / CONFIG} is damaged{lacking}")
     if not trust:
         for key, node in config.items():
-            check_registered(node, key, known=targets())
+            check_registered(node, key, trusted=targets())
     return with_current(config)
 
 
