@@ -246,14 +246,14 @@ TEACHERS = {
     21: ("absent.pth", "no weights at absent.pth"),
     22: ("folder", "folder is a folder without student.safetensors"),
     23: ("empty.pth", "empty.pth is empty"),
-    24: ("cut.safetensors", "cut.safetensors is damaged, cut off"),
-    25: ("page.pth", "page.pth is a web page, not a file of weights"),
-    26: ("module.pth", "module.pth holds Python objects beside tensors, which could run code, so it is not opened"),
-    27: ("nested.pth", "nested.pth holds no state dict of tensors, but 'weights', 'epoch'"),
+    24: ("cut.safetensors", "cut.safetensors is damaged, truncated"),
+    25: ("page.pth", "page.pth is a web page, not a weights file"),
+    26: ("module.pth", "module.pth contains Python objects besides tensors, which could run code, so it is not loaded"),
+    27: ("nested.pth", "nested.pth contains no state dict of tensors, but 'weights', 'epoch'"),
     28: ("less.pth", "1 missing, first layer1.0.conv1.weight"),
     29: ("other.pth", "other.pth does not fit ResNet: 72 unexpected"),
     30: ("seven.pth", "2 of another shape, first fc.weight [7, 64] for [10, 64]"),
-    31: ("nan.pth", "nan.pth: fc.weight holds numbers that are not finite"),
+    31: ("nan.pth", "nan.pth: fc.weight contains values that are not finite"),
     37: ("https://example.org/teacher.pth", "is a URL; weights are read from local files only"),
 }
 
@@ -317,7 +317,7 @@ def test_row_33_weights_of_a_library_that_cannot_be_had(
     assert "unknown timm model 'resnett10'; did you mean" in complain(*given("student=timm student.name=resnett10"))
     started = time.monotonic()
     line = complain(*given("student=timm student.name=resnet10t student.pretrained=true"))
-    assert line.startswith("error: student: timm cannot make resnet10t: ")
+    assert line.startswith("error: student: timm cannot build resnet10t: ")
     line = complain(*given("student=torchvision student.name=resnet18 student.weights=DEFAULT"))
     assert "resnet18-f37072fd.pth cannot be fetched" in line
     assert time.monotonic() - started < 15
@@ -373,7 +373,7 @@ SPOILED = {
     "no yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
     "foreign code": (
         lambda run: _foreign(run / "config.yaml"),
-        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless you say trust=true",
+        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless trust=true is set",
     ),
 }
 

@@ -86,7 +86,7 @@ def test_balanced_weights_are_the_inverse_frequencies_of_the_labelled_training_i
         ("balance", "a number for each class, or balanced"),
         ([], "not all 0"),
         (["a", 1, 1, 1], "finite numbers"),
-        ("balanced", "needs data that says its train_labels"),
+        ("balanced", "needs data with train_labels"),
     ],
 )
 def test_wrong_class_weights_are_refused(wrong: Any, said: str) -> None:

@@ -147,7 +147,7 @@ def test_no_network_of_the_zoo_changes_its_meaning() -> None:
 
 
 def test_a_node_without_a_target_or_with_none_that_exists_is_one_line() -> None:
-    with pytest.raises(InputError, match="student has no _target_: give the dotted path"):
+    with pytest.raises(InputError, match="student has no _target_: set it to the dotted path"):
         split({"size": 4}, "student", prepare)
     with pytest.raises(InputError, match=r"student: _target_=no\.such.thing cannot be imported"):
         split({"_target_": "no.such.thing"}, "student", prepare)

@@ -160,7 +160,7 @@ def test_a_network_of_one_s_own_is_measured_and_left_as_it_was() -> None:
 
 
 def test_what_has_no_stages_is_refused_in_one_line() -> None:
-    with pytest.raises(InputError, match="the stages of MLP cannot be measured; name its layers"):
+    with pytest.raises(InputError, match="the stages of MLP cannot be detected; name its layers"):
         Taps(kd.models["mlp"](classes=3, shape=[1, 8, 8]), ["stages"])
     network = kd.models["resnet8"](classes=10)
     for word in ("stage-4", "stages[3:]"):

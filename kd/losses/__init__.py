@@ -1,9 +1,9 @@
 """The loss zoo: ``kd.losses["kl"]`` is a class, ``list(kd.losses)`` the names, ``kd.losses.register`` adds one.
 
-Each method has a file, and every file of this package is imported as it is found; files whose names begin with an
-underscore hold what several methods share. A loss is any module whose ``forward`` names what it needs out of
-``student, teacher, labels, index`` and returns an unweighted scalar; pure functions stand above the classes. All of
-them can be imported from here. :data:`MEMBERS` lists what else a loss may have.
+Each method has a file, and every file of this package is imported automatically; files whose names begin with an
+underscore contain shared helpers. A loss is any module whose ``forward`` has parameters out of
+``student, teacher, labels, index`` and returns an unweighted scalar; pure functions precede the classes. All of them
+can be imported from here. :data:`MEMBERS` lists the optional members of a loss.
 """
 
 import sys
@@ -25,7 +25,7 @@ MEMBERS = {
     "any_layers": "True: student and teacher may have different numbers of layers",
     "init_epochs": "int: epochs of pre-training at the start of the run, before the terms with labels count",
     "init_rate": "float: learning rate of pre-training as a share of the run's",
-}  # optional members of a loss, all public names that kd looks at besides forward
+}  # all public names of a loss that kd uses besides forward
 
 for _file in [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]:
     _defined = {k: v for k, v in vars(_file).items() if getattr(v, "__module__", None) == _file.__name__}

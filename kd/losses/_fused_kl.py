@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_SIZE = {"cpu": 2**18}  # a chunk that stays in the cache of two cores
-
-
-GPU_CHUNK_SIZE = 2**20  # one that keeps a GPU busy
+CHUNK_SIZE = {"cpu": 2**18}  # numbers in a chunk; fits the cache of two cores
+GPU_CHUNK_SIZE = 2**20  # enough to occupy a GPU
 
 
 class FusedKL(torch.autograd.Function):
     """sum KL(p || q) over the rows of logits [B, C], p and q their softmax at temperature T.
 
-    The gradient with respect to the student's logits, (q - p) / T, is made beside the value, and is the only tensor
-    [B, C] that is kept: everything else exists for one chunk of rows. Each summand carries q - p, whose sum is 0, so
+    The gradient with respect to the student's logits, (q - p) / T, is computed with the value and is the only tensor
+    [B, C] that is stored: everything else exists for one chunk of rows. Each summand includes q - p, whose sum is 0, so
     that the rounding of the two normalisers cancels.
 
     The teacher gets no gradient.
@@ -39,7 +37,7 @@ class FusedKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         difference = ctx.gradient
-        if torch.is_grad_enabled():  # by create_graph: a second derivative may follow
+        if torch.is_grad_enabled():  # with create_graph: a second derivative may follow
             student, teacher = ctx.saved_tensors
             difference = (student / ctx.T).softmax(-1) - (teacher / ctx.T).softmax(-1)
         return upstream / ctx.T * difference, None, None
@@ -48,7 +46,7 @@ class FusedKL(torch.autograd.Function):
 def _chunk(student: Tensor, teacher: Tensor, T: float, difference: Tensor, scratch: Tensor) -> Tensor:
     """sum KL of some rows; ``difference`` becomes q - p."""
     a, b, p = scratch[:, : len(student)]
-    # without the largest, else what is left of large logits in a difference is their rounding
+    # subtract the maximum: a difference of large logits would be mostly rounding
     torch.add(teacher.amax(-1, keepdim=True).mul_(-1 / T), teacher, alpha=1 / T, out=a)
     torch.add(student.amax(-1, keepdim=True).mul_(-1 / T), student, alpha=1 / T, out=b)
     p, q = torch.exp(a, out=p), torch.exp(b, out=difference)
@@ -65,7 +63,7 @@ def fused_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 
 
 def can_fuse(student: Tensor, teacher: Tensor) -> bool:
-    """Whether the two are logits of one shape and kind, and no gradient is asked for the teacher's."""
+    """Whether the two are logits of one shape and kind, and the teacher's need no gradient."""
     alike = student.shape == teacher.shape and student.ndim >= 2 and student.numel() > 0
     exact = student.dtype == teacher.dtype and student.dtype in (torch.float32, torch.float64)
     return alike and exact and not (torch.is_grad_enabled() and teacher.requires_grad)

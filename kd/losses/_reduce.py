@@ -18,7 +18,7 @@ def reduce(terms: Tensor, reduction: str = "batchmean", unit: str = "nats") -> T
 
     ``batchmean`` sums over everything and divides by B, which is the mathematical mean over samples.
     ``mean`` divides by B * C: C times too small, named because published code uses it. ``sum`` divides by
-    nothing and ``none`` keeps [B, C].
+    nothing and ``none`` returns [B, C].
 
     Raises:
         InputError: an unknown reduction or unit, or terms without a batch dimension, which ``batchmean``
@@ -42,7 +42,7 @@ def reduce(terms: Tensor, reduction: str = "batchmean", unit: str = "nats") -> T
 
 
 def reduce_sum(total: Tensor, shape: Sequence[int], reduction: str = "batchmean", unit: str = "nats") -> Tensor:
-    """What :func:`reduce` makes of terms of this ``shape`` whose sum is ``total``; ``none`` is not among it."""
+    """As :func:`reduce`, for terms of this ``shape`` whose sum is ``total``; without ``none``."""
     check(reduction, unit)
     counts = {"batchmean": shape[0], "mean": math.prod(shape), "sum": 1}
     return total / (counts[reduction] * (math.log(2) if unit == "bits" else 1.0))

@@ -41,13 +41,13 @@ class BYOT(OfLabels):
 
     Zhang et al. 2019, "Be Your Own Teacher" (arXiv:1905.08094), beside CE on the output. The student's layers
     are its shallow maps, its last map and its output ("" among the layers); each shallow map gets a classifier of its
-    own, which trains with the student and is no part of it afterwards. The output and the last map's mean over
-    positions teach without gradient. The hint is the norm of the difference of all the batch's features, as in
+    own, which trains with the student and is discarded afterwards. The output and the last map's mean over positions
+    are targets without gradient. The hint is the norm of the difference of all the batch's features, as in
     mmrazor, whose weights are alpha 0.3, T 3 and ``hint`` 0.03 for all but the deepest branch, 0 there: a number
     for each branch, or one for all. The paper squares the norm.
 
     Raises:
-        InputError: numbers out of range, or layers that are no maps.
+        InputError: numbers out of range, or layers that are not maps.
     """
 
     takes_unlabelled = True

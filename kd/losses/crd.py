@@ -18,7 +18,7 @@ from kd.rng import mix
 def crd_scores(anchor: Tensor, memory: Tensor, contrast: Tensor, T: float = 0.07) -> Tensor:
     """<anchor_b, memory[contrast_bk]> / T as [B, K + 1], for unit vectors [B, D], a bank [N, D] and its rows' numbers.
 
-    All B x N products are taken and the wanted ones picked: far less memory than gathering B x K vectors.
+    Computes all B x N products and selects from them, which takes far less memory than gathering B x K vectors.
     """
     return (anchor @ memory.T).gather(1, contrast) / T
 
@@ -49,9 +49,9 @@ def crd_update(memory: Tensor, index: Tensor, anchor: Tensor, momentum: float = 
 class NegativeSampler(nn.Module):
     """Draws ``count`` samples of other classes for each sample of a batch.
 
-    Every sample of another class is equally likely, and none comes twice while there are enough: a random one
-    out of each of ``count`` equal stretches of the training set sorted by class, turned by a random amount.
-    The draw is a pure function of (seed, step, sample), so that a resumed run goes on exactly.
+    Every sample of another class is equally likely, and none is repeated while there are enough: one random sample
+    from each of ``count`` equal stretches of the training set, sorted by class and rotated by a random amount.
+    The draw is a pure function of (seed, step, sample), so that resuming is exact.
     """
 
     order: Tensor
@@ -92,7 +92,7 @@ class CRD(nn.Module):
     authors' code; weight 0.8, features [B, ...] before the classifier. The code's T is 0.07, the paper's 0.1.
 
     The banks [N, dim] are buffers, read before and updated after each training step; Z is fixed by the first.
-    DDP broadcasts buffers from the first process before each step, so that only its samples' rows are kept: on
+    DDP broadcasts buffers from the first process before each step, so that only its samples' rows persist: on
     several devices prefer ``crd_batch``. N is ``samples`` or comes with the classes from the data; without
     classes every other sample is a negative.
     """
@@ -128,11 +128,11 @@ class CRD(nn.Module):
             self._attach(samples, torch.arange(samples))
 
     def attach_data(self, samples: int, labels: Tensor) -> None:
-        """Takes the size of the training set and its class numbers [N], before ``build``."""
+        """Called before ``build`` with the size of the training set and its class numbers [N]."""
         _class_numbers("crd", labels)
         if self.samples not in (None, samples) or len(labels) != samples:
             expected = self.samples if self.samples is not None else len(labels)
-            raise InputError(f"samples of crd is {expected}, but the training set has {samples}")
+            raise InputError(f"samples={expected} of crd, but the training set has {samples}")
         self._attach(samples, labels)
         self.by_class = True
 
@@ -144,7 +144,7 @@ class CRD(nn.Module):
 
     def build(self, student: Layers, teacher: Layers) -> None:
         if self.samples is None:
-            raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
+            raise InputError("crd keeps a bank row for every training sample: set samples, or call attach_data first")
         self.embed.build(student, teacher)
         bound = math.sqrt(3 / self.embed.dim)
         like = student if isinstance(student, Tensor) else student[0]
@@ -157,7 +157,7 @@ class CRD(nn.Module):
             raise InputError("crd needs each sample's position in the training set: batches (images, labels, index)")
         _class_numbers("crd", labels, hint="; crd_batch with other_class=false takes any")
         if self.others is None:
-            raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
+            raise InputError("crd keeps a bank row for every training sample: set samples, or call attach_data first")
         index = index.long()
         negatives = self.others(labels.long() if self.by_class else index, index, self.step)
         return self.sides(student, teacher, torch.cat([index[:, None], negatives], dim=1)).sum()
@@ -165,7 +165,7 @@ class CRD(nn.Module):
     def sides(self, student: Tensor, teacher: Tensor, contrast: Tensor) -> Tensor:
         """h from the student and h from the teacher [2], for positions [B, K + 1] whose column 0 is the sample's own.
 
-        One training step: the banks move, and the first one sets Z.
+        In training, updates the banks; the first step sets Z.
         """
         embedded = self.embed(*vectors("crd", student, teacher))
         v_s, v_t = (F.normalize(v, dim=1) for v in embedded)

@@ -41,9 +41,9 @@ class CTKD(nn.Module):
     """T^2 * KL(teacher || student) with T = t_start + t_end * sigmoid(theta), theta learned to make it larger.
 
     Logits [B, C]. Li et al. 2023 (arXiv:2211.16231), the global temperature: a gradient reversal makes T the
-    student's adversary, eased in over the first ``loops`` epochs (:func:`ctkd_lambda`). The objective says at
-    each epoch which it is, through :meth:`on_epoch`; until then the first epoch's factor holds. T starts at 15.6
-    and may sink to ``t_start``, so it is logged. Published weights on CIFAR-100: 0.1 * CE + 0.9 * this, or 9 with
+    student's adversary, increased over the first ``loops`` epochs (:func:`ctkd_lambda`), which :meth:`on_epoch`
+    counts; until it is called the first epoch's factor holds. T starts at 15.6 and may fall to ``t_start``, so it is
+    logged. Published weights on CIFAR-100: 0.1 * CE + 0.9 * this, or 9 with
     ``standardise``.
     """
 
@@ -71,7 +71,7 @@ class CTKD(nn.Module):
         self.reversal.fill_(ctkd_lambda(epoch + 1, *self.schedule))
 
     def logged(self) -> dict[str, Tensor]:
-        """The temperature in force."""
+        """The current temperature."""
         return {"T": ctkd_temperature(self.theta.detach(), self.t_start, self.t_end).squeeze()}
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

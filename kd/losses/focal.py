@@ -1,4 +1,4 @@
-"""The focal loss: samples that the student gets right with confidence count little (Lin et al. 2017)."""
+"""The focal loss: confidently correct samples have little weight (Lin et al. 2017)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def focal_loss(
 
     Args:
         student: logits [B, C].
-        labels: class numbers [B], -1 where not known, or class probabilities [B, C], all 0 where not known.
-        gamma: at least 0; how little sure samples count.
+        labels: class numbers [B], -1 where unknown, or class probabilities [B, C], all 0 where unknown.
+        gamma: at least 0; the larger, the less confident samples count.
         weight: of each class [C], the paper's alpha; the mean is then the weighted one of
             :func:`~kd.losses.cross_entropy`.
         shared: as of :func:`~kd.losses.cross_entropy`.
@@ -44,7 +44,7 @@ def focal_loss(
 class Focal(Weighted):
     """Focal loss: mean over the batch of -(1 - q_y)^gamma log q_y, natural log.
 
-    Lin et al. 2017 (arXiv:1708.02002). It takes labels, and ``class_weights`` (the paper's alpha), as ``ce`` does. See
+    Lin et al. 2017 (arXiv:1708.02002). It accepts labels and ``class_weights`` (the paper's alpha) as ``ce`` does. See
     :func:`focal_loss`.
     """
 

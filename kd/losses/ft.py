@@ -45,9 +45,9 @@ def _decoder(factors: int, outputs: int) -> nn.Sequential:
 class FT(nn.Module):
     """mean |Q(translator(f_s)) - Q(paraphraser(f_t))|, Q of unit length; before that, the paraphraser's own error.
 
-    Kim et al. 2018 (arXiv:1802.04977), section 3. While ``pretraining``, which :meth:`on_epoch` sets in the first
+    Kim et al. 2018 (arXiv:1802.04977), section 3. While ``pretraining``, set by :meth:`on_epoch` in the first
     ``init_epochs`` epochs, it is ``reconstruction`` * mean (decoder(encoder(f_t)) - f_t)^2 and trains the
-    paraphraser alone; afterwards the paraphraser stands still. ``reconstruction`` undoes the published weight of
+    paraphraser alone; afterwards the paraphraser is fixed. ``reconstruction`` undoes the published weight of
     200 (500 in the paper). ``variant=code`` averages squared channels as the CRD benchmark does, ``paper``
     compares whole factors; k is the factor's share of the teacher's channels. ``init_rate`` is the learning rate of
     those epochs as a share of the run's: published 0.01 of 0.05 for residual networks, which diverges at 0.05.

@@ -19,7 +19,7 @@ def right_singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Singular values [B, r] and the ``count`` leading right vectors [B, C, count] of maps [B, C, H, W] as HW x C.
 
     The vectors carry the first-order gradient dv_i = sum_j v_j (v_j' dA v_i) / (l_i - l_j), A = F'F with
-    eigenvalues l. Differences below 1e-6 of the largest eigenvalue count as none, so that the gradient is
+    eigenvalues l. Differences below 1e-6 of the largest eigenvalue count as 0, so that the gradient is
     finite where singular values coincide and 0 where a map is 0. The values are constants.
     """
     matrix = maps.flatten(2).mT
@@ -92,7 +92,7 @@ class KDSVD(Chained):
     sizes may differ. Lee, Kim and Song 2018 (ECCV), in RepDistiller's form: right singular vectors of HW x C, the
     student's chosen out of its k + 3 leading ones; weight 1. A singular vector has no sign of its own: the teacher's
     are turned so that their entries have a positive sum, which makes the value independent of the solver. The solver
-    makes the host wait for the device.
+    synchronises host and device.
     """
 
     def __init__(self, k: int = 1) -> None:

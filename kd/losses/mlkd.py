@@ -43,9 +43,9 @@ def mlkd_two_views(
 ) -> Terms:
     """Instance, batch and class part of the released code, for logits of [weak, strong] views of the same images.
 
-    The paper keeps, of the weak view, samples and classes that the teacher is less sure of; the code multiplies
-    by the share that is kept. Of the strong view it adds the instance part at the first three temperatures, takes
-    the weak logits again at the rest, and leaves batch and class out. All this is reproduced.
+    Of the weak view, the paper selects the samples and classes of which the teacher is less certain; the code
+    multiplies by their share. Of the strong view, the code adds the instance part at the first three temperatures,
+    uses the weak logits again at the others, and omits batch and class. All this is reproduced.
     """
     (s_weak, s_strong), (t_weak, t_strong) = student, teacher
     p_t = F.softmax(t_weak, dim=1)

@@ -1,4 +1,4 @@
-"""Tf-KD: a virtual teacher made of the labels (Yuan et al. 2020, arXiv:1909.11723)."""
+"""Tf-KD: a virtual teacher from the labels (Yuan et al. 2020, arXiv:1909.11723)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from kd.registry import losses
 
 
 def wsld_weight(student: Tensor, teacher: Tensor, labels: Tensor, eps: float = 1e-7) -> Tensor:
-    """w = 1 - exp(-CE_s / CE_t) per sample [B], at T = 1, without gradient: near 0 where the student is ahead."""
+    """w = 1 - exp(-CE_s / CE_t) per sample [B], at T = 1, without gradient: near 0 where the student does better."""
     labels = labels.to(student.dtype) if labels.is_floating_point() else labels.long()
     ce_s, ce_t = (F.cross_entropy(z.detach(), labels, reduction="none") for z in (student, teacher))
     return -torch.expm1(-(ce_s / (ce_t + eps)).clamp(min=0))

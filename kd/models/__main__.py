@@ -25,10 +25,10 @@ HUBS = ("torchvision", "timm")
 
 
 def find_models(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each network whose name matches ``pattern``, a shell's; ``timm:vit_tiny*`` looks into a library.
+    """Constructors of the networks whose names match ``pattern``, as in a shell; ``timm:vit_tiny*`` searches a library.
 
     Raises:
-        InputError: nothing matches; the nearest name is said.
+        InputError: nothing matches; the nearest name is given.
     """
     library, _, inner = pattern.partition(":")
     if library in HUBS:
@@ -57,7 +57,7 @@ def _listed(library: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the table; nothing is downloaded and nothing computed, as the networks lie on torch's meta device."""
+    """Prints the table; nothing is downloaded or computed, as the networks are on torch's meta device."""
     parser = argparse.ArgumentParser(prog="python -m kd.models", description=__doc__)
     parser.add_argument("patterns", nargs="*", default=["*"], help="as in a shell: 'wrn*', 'timm:vit_tiny*'")
     parser.add_argument("--classes", type=int, default=100)

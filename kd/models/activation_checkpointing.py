@@ -1,4 +1,4 @@
-"""Activation checkpointing: a student's blocks keep their input only, and run once more when the gradient is asked."""
+"""Activation checkpointing: a student's blocks store their input only and run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 class Recomputed(nn.Module):
-    """What a block's class is mixed with; names of layers and keys of weights stay as they are."""
+    """Mixed into a block's class; names of layers and keys of weights are unchanged."""
 
     def forward(self, *args: Any, **named: Any) -> Any:
         run = super().forward
@@ -28,10 +28,10 @@ class Recomputed(nn.Module):
 
 
 def recompute(network: nn.Module) -> int:
-    """Lets every block of a network recompute its activations; says how many there are.
+    """Makes every block of a network recompute its activations; returns the number of blocks.
 
-    Chen et al. 2016 (arXiv:1604.06174): memory for the inputs of blocks instead of all that is inside them, paid with
-    a second forward pass. Gradients are those of the plain network, and batch norms count each batch once.
+    Chen et al. 2016 (arXiv:1604.06174): stores the inputs of blocks instead of all activations, at the cost of a second
+    forward pass. Gradients are those of the plain network, and batch norms count each batch once.
 
     Raises:
         InputError: a network without a sequence of blocks.
@@ -46,7 +46,7 @@ def recompute(network: nn.Module) -> int:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The elements of its outermost sequences that have layers inside; a sequence of mere layers is one block."""
+    """The elements of the outermost sequences that contain layers; a sequence of plain layers is one block."""
     blocks: list[nn.Module] = []
     for child in network.children():
         if type(child) in CONTAINERS:
@@ -74,7 +74,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], _FrozenSt
 
 
 class _FrozenStatistics:
-    """:func:`still`, to be entered again at each gradient that is asked of the same forward pass (DOT asks for two)."""
+    """:func:`frozen_statistics`, entered again for each gradient of the same forward pass (DOT computes two)."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block, self.open = block, ExitStack()
@@ -88,7 +88,7 @@ class _FrozenStatistics:
 
 @contextmanager
 def frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keeps a network's running statistics where they are, while a batch runs for the second time."""
+    """Leaves a network's running statistics unchanged while a batch runs for the second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:

@@ -1,4 +1,4 @@
-"""What a network is called."""
+"""Names of networks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from kd.registry import models
 
 
 def name_of(node: Mapping[str, Any]) -> str:
-    """What a network is called: its name in its library, that of an imported function, else the registered or dotted
-    name."""
+    """A network's name: that in its library, that of an imported function, else the registered or dotted name."""
     target = str(node["_target_"])
     registered = models.name_of(target)
     function = str(node.get("path") or "").rpartition(":")[2] if registered == "import" else ""
@@ -18,5 +17,5 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 def title_of(node: Mapping[str, Any]) -> str:
-    """What a network is called in messages: an imported one by its path."""
+    """A network's name in messages; of an imported one its path."""
     return str(node.get("path") or name_of(node))

@@ -1,4 +1,4 @@
-"""A network's logits out of whatever it answers: a tensor, a tuple, a dictionary, an object with named fields."""
+"""The logits in a network's output: a tensor, a tuple, a dictionary, an object with named fields."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ LOGITS = "logits"  # what Hugging Face, and torchvision's networks with auxiliar
 
 
 class OutputError(InputError):
-    """Several entries in what a network gives, and no word on which are the logits."""
+    """A network returns several tensors, and ``output`` does not select one."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
         super().__init__(self.asking("output", None))
 
     def asking(self, option: str, classes: int | None) -> str:
-        """The question in words, with the value of ``option`` that is likely for so many classes."""
+        """The message, with the value of ``option`` that fits this number of classes."""
         names = list(tensors_of(self.answer))
         fitting = [name for name, tensor in tensors_of(self.answer).items() if tensor.shape[-1:] == (classes,)]
         choice = (
             f"set {option}={(fitting or names)[0]} (available: {', '.join(names)})" if names else "none is a tensor"
         )
-        return f"the network gives {described(self.answer)}; which are the logits? {choice}"
+        return f"the network returns {described(self.answer)}; which are the logits? {choice}"
 
 
 def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
-    """The logits in a network's answer.
+    """The logits in a network's output.
 
     A tensor is the output itself; maps of one pixel [B, C, 1, 1] are flattened to [B, C]. Of a container it is the
     entry that ``output`` names: a key, an attribute or a position, and dotted where containers are nested. Without
     ``output`` it is what is called ``logits``, or the only entry.
 
     Raises:
-        OutputError: several entries and no word on which.
+        OutputError: several entries, and ``output`` is None.
         InputError: no entry of that name or position, or no tensor.
     """
     if not isinstance(answer, Tensor):
@@ -49,7 +49,7 @@ def logits_of(answer: Any, output: str | int | None = None) -> Tensor:
 def _chosen(answer: Any, output: str | int | None) -> Tensor:
     entries = entries_of(answer)
     if not entries:
-        raise InputError(f"the network gives a {type(answer).__name__}, not a tensor of logits")
+        raise InputError(f"the network returns a {type(answer).__name__}, not a tensor of logits")
     if output is None:
         name = LOGITS if LOGITS in entries else next(iter(entries)) if len(entries) == 1 else None
         if name is None:
@@ -60,17 +60,17 @@ def _chosen(answer: Any, output: str | int | None) -> Tensor:
         entries = {} if isinstance(entry, Tensor) else entries_of(entry)
         key = part if part in entries else _at(entries, part)
         if key is None:
-            raise InputError(f"output={output} is not in what the network gives: {described(answer)}")
+            raise InputError(f"output={output} is not in what the network returns: {described(answer)}")
         entry = entries[key]
     if not isinstance(entry, Tensor):
         raise InputError(
-            f"output={output} is a {type(entry).__name__}, not a tensor; the network gives {described(answer)}"
+            f"output={output} is a {type(entry).__name__}, not a tensor; the network returns {described(answer)}"
         )
     return entry
 
 
 def entries_of(answer: Any) -> dict[str, Any]:
-    """What a container holds, by key, field or position as text; what is None is left out."""
+    """The entries of a container by key, field or position as text, without those that are None."""
     if isinstance(answer, Mapping):
         named = {str(key): value for key, value in answer.items()}
     elif dataclasses.is_dataclass(answer) and not isinstance(answer, type):
@@ -84,7 +84,7 @@ def entries_of(answer: Any) -> dict[str, Any]:
 
 
 def described(answer: Any) -> str:
-    """A network's answer in words: its kind, and each entry's name and shape."""
+    """Describes a network's output: its type, and each entry's name and shape."""
     if isinstance(answer, Tensor):
         return str(list(answer.shape))
     inner = ", ".join(f"{name} {described(value)}" for name, value in list(entries_of(answer).items())[:8])
@@ -92,14 +92,14 @@ def described(answer: Any) -> str:
 
 
 def _at(entries: Mapping[str, Any], part: str) -> str | None:
-    """The name at a position that is counted from 0, or from the end where it is negative."""
+    """The name at a position, counted from the end if negative."""
     names = list(entries)
     position = int(part) if part.lstrip("-").isdigit() else len(names)
     return names[position] if -len(names) <= position < len(names) else None
 
 
 def tensors_of(answer: Any) -> dict[str, Tensor]:
-    """The tensors in a container and those in it, by their dotted names."""
+    """The tensors in nested containers, by dotted name."""
     tensors: dict[str, Tensor] = {}
     for name, value in entries_of(answer).items():
         inner = {"": value} if isinstance(value, Tensor) else tensors_of(value)

@@ -24,7 +24,7 @@ SUMS = [f"{layer}.{depth - 1}.relu:in" for layer, depth in zip(LAYERS, DEPTHS)]
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deals the channels out in turn: the first of every group, then the second of every group, and so on."""
+    """Interleaves the groups' channels: the first of every group, then the second of every group, and so on."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -34,12 +34,12 @@ def conv1x1(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
 
 
 def depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution of each channel by itself, without bias."""
+    """A depthwise 3x3 convolution without bias."""
     return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
 
 class GroupedBlock(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; x is added, or, at stride 2, pooled and put beside."""
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; x is added, or, at stride 2, pooled and concatenated."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int, first_groups: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class SplitBlock(nn.Module):
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         out = self.bn3(self.conv3(out))
-        # the kept half has come out of a ReLU before, so that another one changes nothing in it
+        # the identity half is already the output of a ReLU, so that another one does not change it
         return shuffle(self.relu(torch.cat([identity, out], 1)), 2)
 
 

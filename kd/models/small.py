@@ -1,4 +1,4 @@
-"""Two small networks for quick trials: a multi-layer perceptron and a plain convolutional network."""
+"""Two small networks for quick experiments: a multi-layer perceptron and a plain convolutional network."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Dosovitskiy et al. 2021 (arXiv:2010.11929) and, for the distillation token, Touvron et al. 2021, "Training
 data-efficient image transformers & distillation through attention" (arXiv:2012.12877). Patches are 4 pixels wide and
-the grid of positions is made for the data's images. State-dict keys are timm's.
+the grid of positions fits the data's images. State-dict keys are timm's.
 
 Layers to tap: ``blocks.0``, ``blocks.1``, ... (tokens [B, N, C], class token first, distillation token second),
 ``norm``, ``head:in`` (the class token that is classified), ``head`` and ``head_dist`` (the logits of the two heads).
@@ -78,10 +78,10 @@ class ViT(nn.Module):
     """Images of one ``shape`` [C, H, W] to logits [B, classes].
 
     With ``distilled``, a second token is classified by a second head, and the output is the mean of both heads'
-    logits, in training too: what each head learns is said by the terms that tap ``head`` and ``head_dist``.
+    logits, in training too; terms that tap ``head`` and ``head_dist`` train each head.
 
     Raises:
-        InputError: images that cannot be cut into patches, or a width that cannot be shared among the heads.
+        InputError: images that cannot be divided into patches, or a width that is not a multiple of ``heads``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ViT(nn.Module):
         self.aliases = {"stem": "patch_embed", **thirds, **ends}
 
     def _initialise(self) -> None:
-        """Normal with deviation 0.02, cut off at two units; biases 0."""
+        """Normal with standard deviation 0.02, truncated at -2 and 2; biases 0."""
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1 and not name.startswith("patch_embed"):
                 nn.init.trunc_normal_(parameter, std=0.02)

@@ -1,4 +1,4 @@
-"""The registry: one decorator gives a name in Python and a typed Hydra node made from the signature.
+"""The registry: one decorator gives a name in Python and a typed Hydra node from the signature.
 
 A class or function registered in a group can be written ``group=name`` on the command line. Its node holds
 ``_target_``, every parameter with its type and default, and those parameters of its *wrapper* that have defaults: the
@@ -20,12 +20,12 @@ from kd.registry.schema import MISSING, dataclass_of, fields_of
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
-    """Names of one kind of thing.
+    """The registered names of one kind of object.
 
     Args:
-        kind: what its entries are called in messages.
+        kind: name of the kind in messages.
         groups: Hydra group to the path ``module:name`` of the wrapper of its entries, or "".
-        supplied: parameters that kd supplies itself, so that they are no configuration keys.
+        supplied: parameters that kd passes itself, so that they are not configuration keys.
         adapt: applied to every entry before it is registered.
     """
 
@@ -76,7 +76,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return len(self._entries)
 
     def name_of(self, target: str | None) -> str | None:
-        """The name under which a dotted path is registered."""
+        """The registered name of a dotted path, or None."""
         path = None if target is None else current(target)
         return next((name for name, entry in self._entries.items() if target_of(entry) == path), None)
 
@@ -151,12 +151,12 @@ def target_of(entry: Callable[..., Any]) -> str:
 
 
 def is_node_of(node: Mapping[str, Any], entry: Callable[..., Any]) -> bool:
-    """Whether a configuration node is of this class or function, under its present path or an earlier one."""
+    """Whether a node's target is this class or function, under its current or an earlier path."""
     return node.get("_target_") is not None and current(str(node["_target_"])) == target_of(entry)
 
 
 def locate(path: str) -> Callable[..., Any]:
-    """What ``module:name`` names."""
+    """The object at ``module:name``."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 

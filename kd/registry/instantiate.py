@@ -1,4 +1,4 @@
-"""From configuration nodes to objects: what a node describes is built, divided, or refused."""
+"""From configuration nodes to objects: build, split or refuse a node."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from kd.registry.schema import defaults_of, parameters
 
 
 def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **arguments: Any) -> Any:
-    """Makes what a configuration node describes.
+    """Builds the object that a configuration node describes.
 
     Args:
         node: ``_target_`` and its arguments, plain containers.
-        at: the node's place in the configuration, for messages.
-        trust: whether ``_target_`` may be any path. What a user typed is trusted; what comes out of a run
-            folder or a checkpoint is not, and must be registered under exactly that path.
-        partial: answer a callable that still wants arguments.
-        given: arguments that kd supplies where the target names them and the node does not set them.
+        at: the node's key in the configuration, for messages.
+        trust: whether ``_target_`` may be any path. The user's own configuration is trusted; that of a run folder or
+            a checkpoint is not, and must be registered under exactly that path.
+        partial: return a callable that still needs arguments.
+        arguments: passed where the target has such a parameter and the node does not set it.
 
     Raises:
-        InputError: no or unknown target, an unknown argument, or the target's own complaint.
+        InputError: no or unknown target, an unknown argument, or an error raised by the target.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import get_object, instantiate
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     if not isinstance(node.get("_target_"), str):
-        raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
+        raise InputError(f"{at} has no _target_: set it to the dotted path of a class or function")
     if not trust:
         check_registered(node, at)
     node = with_current(node)
@@ -54,15 +54,15 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
 
 
 def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
-    """The parameters that a node's target has.
+    """The parameters of a node's target.
 
     Raises:
-        InputError: no target, or none that can be imported.
+        InputError: no target, or one that cannot be imported.
     """
     from hydra.utils import get_object
 
     if not isinstance(node.get("_target_"), str):
-        raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
+        raise InputError(f"{at} has no _target_: set it to the dotted path of a class or function")
     with located(at):
         try:
             return set(parameters(get_object(current(node["_target_"]))))
@@ -71,23 +71,22 @@ def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
 
 
 def split(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides a node between its target and what goes around it: a network and its weights, a loss and its term.
+    """Divides a node between its target and the target's wrappers: a network and its weights, a loss and its term.
 
-    A parameter that the target itself names is the target's. Only what kd supplies to networks by itself
-    (``classes``, ``channels``, ...) stays with the functions around it where these name it: ``teacher.classes``
-    picks columns.
+    A parameter declared by the target is the target's. Only the parameters that kd passes to networks itself
+    (``classes``, ``channels``, ...) are the wrappers' if they declare them: ``teacher.classes`` selects columns.
 
     Args:
         node: ``_target_`` and arguments of both.
-        at: the node's place in the configuration, for messages.
-        around: the functions whose parameters with defaults may stand in the node. The target is imported, so a
-            node that nobody vouches for must have passed :func:`check_registered`.
+        at: the node's key in the configuration, for messages.
+        wrappers: functions whose parameters with defaults may be in the node. The target is imported, so an
+            untrusted node must have passed :func:`check_registered`.
 
     Returns:
-        The target's node, and the arguments in the node for what goes around it.
+        The target's node, and the wrappers' arguments in the node.
 
     Raises:
-        InputError: no target, or none that can be imported.
+        InputError: no target, or one that cannot be imported.
     """
     extra = {key for function in wrappers for key in defaults_of(function)}
     extra -= parameters_of(node, at) - set(models.supplied)
@@ -96,22 +95,22 @@ def split(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> tu
 
 
 def shadowed(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> list[str]:
-    """The keys of a node that go to its target although what goes around the target has a key of that name too."""
+    """The keys of a node that are its target's although a wrapper has a key of that name, too."""
     target_node, _ = split(node, at, *wrappers)
     return sorted(target_node.keys() & {key for function in wrappers for key in defaults_of(function)})
 
 
 def check_registered(node: Any, at: str, trusted: Collection[str] = ()) -> None:
-    """Refuses a node, out of a run folder, that would run anything but what is registered with kd.
+    """Refuses a node from a run folder that would run code not registered with kd.
 
     Args:
         node: plain containers.
-        at: its place, for messages.
+        at: its key, for messages.
         trusted: further targets that may be built.
 
     Raises:
         InputError: a ``_target_`` that is not registered or that imports what its arguments name, or an
-            interpolation, which could stand for such a node.
+            interpolation, which could resolve to such a node.
     """
     registries = (losses, models, sources, optimisers, modules)
     if isinstance(node, Mapping):
@@ -122,15 +121,15 @@ def check_registered(node: Any, at: str, trusted: Collection[str] = ()) -> None:
             and not any(r.is_registered(target) for r in registries)
         ):
             registered = any(registry.name_of(target) for registry in registries)
-            why = "imports what it is told" if registered else "is not registered with kd"
-            raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")
+            why = "imports what its arguments name" if registered else "is not registered with kd"
+            raise InputError(f"{at} names {target!r}, which {why}; it is not run unless trust=true is set")
         for key, value in node.items():
             check_registered(value, f"{at}.{key}", trusted)
     elif isinstance(node, (list, tuple)):
         for value in node:
             check_registered(value, at, trusted)
     elif isinstance(node, str) and "${" in node:
-        raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
+        raise InputError(f"{at} contains the interpolation {node!r}, which is not evaluated")
 
 
 def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
