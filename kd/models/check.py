@@ -49,17 +49,17 @@ def copied(network: nn.Module) -> nn.Module:
         raise InputError(f"{type(unwrap(network)).__name__} cannot be copied ({_line(error)})") from error
 
 
-def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
+def usable(network: nn.Module, key: str, shape: Sequence[int]) -> nn.Module:
     """The network in float32, without wrappers that kd has options for, with lazy parameters initialised.
 
     Raises:
         InputError: lazy parameters that cannot be initialised for these images.
     """
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        log.info("%s: %s is removed; trainer.devices sets the number of processes", at, type(network).__name__)
+        log.info("%s: %s is removed; trainer.devices sets the number of processes", key, type(network).__name__)
         network = network.module
     if (inner := getattr(network, "_orig_mod", None)) is not None:
-        log.info("%s: torch.compile is removed; set speed.compile=true to compile", at)
+        log.info("%s: torch.compile is removed; set speed.compile=true to compile", key)
         network = inner
     if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         with untouched(network, buffers=False), torch.no_grad():
@@ -67,11 +67,11 @@ def usable(network: nn.Module, at: str, shape: Sequence[int]) -> nn.Module:
                 network.eval()(torch.zeros(2, *shape))
             except FORWARD_ERRORS as error:
                 raise InputError(
-                    f"{at}: its lazy layers cannot be initialised for images {list(shape)}: {_line(error)}"
+                    f"{key}: its lazy layers cannot be initialised for images {list(shape)}: {_line(error)}"
                 ) from error
     kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
     if kinds:
-        log.info("%s: parameters in %s are converted to float32; see trainer.precision", at, kinds.pop())
+        log.info("%s: parameters in %s are converted to float32; see trainer.precision", key, kinds.pop())
         network.float()
     return network
 
@@ -99,13 +99,13 @@ def untouched(network: nn.Module, buffers: bool = True) -> Iterator[None]:
                 module._buffers[name] = tensor
 
 
-def check(network: Normalized, at: str, who: str, shape: Sequence[int], classes: int, frozen: bool) -> None:
+def check(network: Normalized, key: str, name: str, shape: Sequence[int], classes: int, frozen: bool) -> None:
     """Tries a network, in eval mode, on images of ``shape`` [C, H, W].
 
     Args:
         network: is not changed.
-        at: its key in the configuration, for messages.
-        who: its name in messages.
+        key: its key in the configuration, for messages.
+        name: its name in messages.
         shape: of one image.
         classes: the number of logits expected.
         frozen: whether it is a frozen teacher, which must be deterministic.
@@ -117,25 +117,25 @@ def check(network: Normalized, at: str, who: str, shape: Sequence[int], classes:
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with untouched(network), torch.no_grad():
         network.eval()
-        with explained(network, at, who, shape, classes):
+        with explained(network, key, name, shape, classes):
             first, again, single = network(images), network(images), network(images[:1])
-        network.output = _main(network, images, first, at)
+        network.output = _main(network, images, first, key)
     if not first.ndim or single.shape != (1, *first.shape[1:]):
         shapes = f"{list(first.shape)} for two images, {list(single.shape)} for one"
-        raise InputError(f"{at}: {who} returns {shapes}: keep the batch dimension, which squeeze() removes")
+        raise InputError(f"{key}: {name} returns {shapes}: keep the batch dimension, which squeeze() removes")
     if not alike(first, again):
-        problem = f"{at}: {who} returns different logits for the same images on each call, even in eval mode"
+        problem = f"{key}: {name} returns different logits for the same images on each call, even in eval mode"
         fix = "make forward() deterministic in eval mode (is there F.dropout without training=self.training?)"
         if frozen:
             raise InputError(f"{problem}: {fix}; a frozen teacher must be deterministic")
         log.warning("%s, so validation is not repeatable: %s", problem, fix)
     elif not alike(first[:1], single):
-        log.warning("%s: the logits of %s for an image depend on its batch, even in eval mode", at, who)
+        log.warning("%s: the logits of %s for an image depend on its batch, even in eval mode", key, name)
     if first.ndim == 2 and first.shape[1] > 1 and (first >= 0).all() and alike(first.sum(1), torch.ones(2)):
-        log.warning("%s: %s returns probabilities, not logits: remove its softmax, as losses apply one", at, who)
+        log.warning("%s: %s returns probabilities, not logits: remove its softmax, as losses apply one", key, name)
 
 
-def _main(network: Normalized, images: Tensor, logits: Tensor, at: str) -> str | int | None:
+def _main(network: Normalized, images: Tensor, logits: Tensor, key: str) -> str | int | None:
     """The main output of a network that returns several tensors in training mode, as with auxiliary heads.
 
     It is the one that equals the ``logits`` of eval mode while only leaf modules, such as dropout and batch norms, stay
@@ -151,34 +151,34 @@ def _main(network: Normalized, images: Tensor, logits: Tensor, at: str) -> str |
         same = [n for n, t in heads.items() if t.shape == logits.shape and alike(t, logits)]
         if network.output is not None:
             if same and str(network.output) in heads.keys() - same:
-                words = f"{at}.output={network.output} trains another head than eval mode returns, which is {same[0]}"
+                words = f"{key}.output={network.output} trains another head than eval mode returns, which is {same[0]}"
                 log.warning("%s: validation and the finished student use that one", words)
         elif len(same) == 1:
-            log.info("%s: returns %s in training mode; %s.output=%s is used", at, described(answer), at, same[0])
+            log.info("%s: returns %s in training mode; %s.output=%s is used", key, described(answer), key, same[0])
             return same[0]
     except Exception as error:  # reported by the dry run in training mode
-        log.debug("%s: %s", at, error)
+        log.debug("%s: %s", key, error)
     return network.output
 
 
 @contextmanager
-def explained(network: Normalized, at: str, who: str, shape: Sequence[int], classes: int) -> Iterator[None]:
+def explained(network: Normalized, key: str, name: str, shape: Sequence[int], classes: int) -> Iterator[None]:
     """Reports in one line why a network does not run on images of a shape, with a suggestion."""
     try:
         yield
     except OutputError as error:
-        raise InputError(f"{at}: {error.asking(f'{at}.output', classes)}") from error
+        raise InputError(f"{key}: {error.question(f'{key}.output', classes)}") from error
     except InputError as error:
-        raise with_key(at, error) from error
+        raise with_key(key, error) from error
     except FORWARD_ERRORS as error:
         if "memory" in str(error):
             raise
         image = [shape[0], network.size, network.size] if network.size else list(shape)
-        message = f"{at}: {who} does not take images {image} ({_line(error)})"
-        raise InputError(f"{message}{_suggestion(network, at, shape, error)}") from error
+        message = f"{key}: {name} does not take images {image} ({_line(error)})"
+        raise InputError(f"{message}{_suggestion(network, key, shape, error)}") from error
 
 
-def _suggestion(network: Normalized, at: str, shape: Sequence[int], error: BaseException) -> str:
+def _suggestion(network: Normalized, key: str, shape: Sequence[int], error: BaseException) -> str:
     text = str(error)
     if isinstance(error, TypeError) and "forward()" in text:
         return (
@@ -190,7 +190,7 @@ def _suggestion(network: Normalized, at: str, shape: Sequence[int], error: BaseE
     for channels, size in itertools.product((present, *CHANNELS), (None, *SIZES)):
         side = shape[1:] if size is None else (size, size)
         if (channels, tuple(side)) != (present, tuple(shape[1:])) and _runs(unwrap(network), (channels, *side)):
-            resized = f"{at}.size={size}" if size is not None else ""
+            resized = f"{key}.size={size}" if size is not None else ""
             if channels == present:
                 return f"; it accepts {size} pixels: set {resized}"
             parameter = "give its function a parameter `channels`, which kd sets"

@@ -18,9 +18,9 @@ class OutputError(InputError):
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
-        super().__init__(self.asking("output", None))
+        super().__init__(self.question("output", None))
 
-    def asking(self, option: str, classes: int | None) -> str:
+    def question(self, option: str, classes: int | None) -> str:
         """The message, with the value of ``option`` that fits this number of classes."""
         names = list(tensors_of(self.answer))
         fitting = [name for name, tensor in tensors_of(self.answer).items() if tensor.shape[-1:] == (classes,)]

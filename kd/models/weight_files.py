@@ -108,11 +108,11 @@ def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
     if not _is_state(content) or len(wrappers) > DEPTH:
         hint = f"; set checkpoint_key={next(iter(others))}" if others else ""
         raise InputError(f"{path} contains no state dict of tensors{_held(outer)}{hint}")
-    state, taken = _tensors(content), ".".join(wrappers)
-    if similar := [name for name, each in others.items() if name != taken and 2 * len(each) >= len(state)]:
+    state, chosen = _tensors(content), ".".join(wrappers)
+    if similar := [name for name, each in others.items() if name != chosen and 2 * len(each) >= len(state)]:
         log.info(
             "weights: %s contains several; using %s; set checkpoint_key=%s to use %s",
-            *(path, repr(taken) if taken else "those at its top level", similar[0], " or ".join(map(repr, similar))),
+            *(path, repr(chosen) if chosen else "those at its top level", similar[0], " or ".join(map(repr, similar))),
         )
     return wrappers, state
 

@@ -12,12 +12,12 @@ from kd.registry.core import losses, models, modules, optimisers, sources
 from kd.registry.schema import defaults_of, parameters
 
 
-def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **arguments: Any) -> Any:
+def build(node: Mapping[str, Any], key: str, /, *, trust: bool = True, partial: bool = False, **arguments: Any) -> Any:
     """Builds the object that a configuration node describes.
 
     Args:
         node: ``_target_`` and its arguments, plain containers.
-        at: the node's key in the configuration, for messages.
+        key: the node's key in the configuration, for messages.
         trust: whether ``_target_`` may be any path. The user's own configuration is trusted; that of a run folder or
             a checkpoint is not, and must be registered under exactly that path.
         partial: return a callable that still needs arguments.
@@ -31,15 +31,15 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     if not isinstance(node.get("_target_"), str):
-        raise InputError(f"{at} has no _target_: set it to the dotted path of a class or function")
+        raise InputError(f"{key} has no _target_: set it to the dotted path of a class or function")
     if not trust:
-        check_registered(node, at)
+        check_registered(node, key)
     node = with_current(node)
     try:
         function = get_object(node["_target_"])
-        _check_arguments(function, node, at)
+        _check_arguments(function, node, key)
         named = inspect.signature(function).parameters
-        supplied = {key: value for key, value in arguments.items() if key in named and key not in node}
+        supplied = {name: value for name, value in arguments.items() if name in named and name not in node}
         return instantiate({**node, "_partial_": partial}, **supplied, _convert_="all")
     except InputError:
         raise
@@ -49,11 +49,11 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
             cause = cause.__cause__
         reported = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
         if isinstance(cause, reported):
-            raise with_key(at, cause) from error
+            raise with_key(key, cause) from error
         raise cause from None
 
 
-def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
+def parameters_of(node: Mapping[str, Any], key: str) -> set[str]:
     """The parameters of a node's target.
 
     Raises:
@@ -62,15 +62,15 @@ def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
     from hydra.utils import get_object
 
     if not isinstance(node.get("_target_"), str):
-        raise InputError(f"{at} has no _target_: set it to the dotted path of a class or function")
-    with located(at):
+        raise InputError(f"{key} has no _target_: set it to the dotted path of a class or function")
+    with located(key):
         try:
             return set(parameters(get_object(current(node["_target_"]))))
         except ImportError as error:
             raise InputError(f"_target_={node['_target_']} cannot be imported: {error}") from error
 
 
-def split(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(node: Mapping[str, Any], key: str, *wrappers: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divides a node between its target and the target's wrappers: a network and its weights, a loss and its term.
 
     A parameter declared by the target is the target's. Only the parameters that kd passes to networks itself
@@ -78,7 +78,7 @@ def split(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> tu
 
     Args:
         node: ``_target_`` and arguments of both.
-        at: the node's key in the configuration, for messages.
+        key: the node's key in the configuration, for messages.
         wrappers: functions whose parameters with defaults may be in the node. The target is imported, so an
             untrusted node must have passed :func:`check_registered`.
 
@@ -88,24 +88,24 @@ def split(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> tu
     Raises:
         InputError: no target, or one that cannot be imported.
     """
-    extra = {key for function in wrappers for key in defaults_of(function)}
-    extra -= parameters_of(node, at) - set(models.supplied)
-    target_node = {key: value for key, value in node.items() if key not in extra}
-    return target_node, {key: value for key, value in node.items() if key in extra}
+    extra = {name for function in wrappers for name in defaults_of(function)}
+    extra -= parameters_of(node, key) - set(models.supplied)
+    target_node = {name: value for name, value in node.items() if name not in extra}
+    return target_node, {name: value for name, value in node.items() if name in extra}
 
 
-def shadowed(node: Mapping[str, Any], at: str, *wrappers: Callable[..., Any]) -> list[str]:
+def shadowed(node: Mapping[str, Any], key: str, *wrappers: Callable[..., Any]) -> list[str]:
     """The keys of a node that are its target's although a wrapper has a key of that name, too."""
-    target_node, _ = split(node, at, *wrappers)
-    return sorted(target_node.keys() & {key for function in wrappers for key in defaults_of(function)})
+    target_node, _ = split(node, key, *wrappers)
+    return sorted(target_node.keys() & {name for function in wrappers for name in defaults_of(function)})
 
 
-def check_registered(node: Any, at: str, trusted: Collection[str] = ()) -> None:
+def check_registered(node: Any, key: str, trusted: Collection[str] = ()) -> None:
     """Refuses a node from a run folder that would run code not registered with kd.
 
     Args:
         node: plain containers.
-        at: its key, for messages.
+        key: its key, for messages.
         trusted: further targets that may be built.
 
     Raises:
@@ -122,20 +122,20 @@ def check_registered(node: Any, at: str, trusted: Collection[str] = ()) -> None:
         ):
             registered = any(registry.name_of(target) for registry in registries)
             why = "imports what its arguments name" if registered else "is not registered with kd"
-            raise InputError(f"{at} names {target!r}, which {why}; it is not run unless trust=true is set")
-        for key, value in node.items():
-            check_registered(value, f"{at}.{key}", trusted)
+            raise InputError(f"{key} names {target!r}, which {why}; it is not run unless trust=true is set")
+        for name, value in node.items():
+            check_registered(value, f"{key}.{name}", trusted)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            check_registered(value, at, trusted)
+            check_registered(value, key, trusted)
     elif isinstance(node, str) and "${" in node:
-        raise InputError(f"{at} contains the interpolation {node!r}, which is not evaluated")
+        raise InputError(f"{key} contains the interpolation {node!r}, which is not evaluated")
 
 
-def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
+def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], key: str) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         return
     names = parameters(function)
-    for key in node:
-        if not key.startswith("_") and key not in names:
-            raise unknown("option", f"{at}.{key}", [f"{at}.{name}" for name in names])
+    for name in node:
+        if not name.startswith("_") and name not in names:
+            raise unknown("option", f"{key}.{name}", [f"{key}.{other}" for other in names])
