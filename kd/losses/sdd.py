@@ -48,9 +48,9 @@ class SDD(nn.Module):
     the map before pooling, the layer ``logit_map`` of every network in the zoo. Their mean over positions is the
     logits. Labels [B]. D is ``base``: kl (T^2 * KL), dkd (with alpha, beta) or nkd (with gamma), at T. Wei et al.
     2024 (arXiv:2403.13512), eq. 6 to 10; weights of the base method, 30 epochs of warm-up, scales 1, 2, 4 for
-    unlike and 1, 2 for like networks. ``variant=code`` takes the mean over regions and compares whether both
-    predictions are correct; ``paper`` sums over regions and compares the predicted classes. Regions are pooled from the
-    map itself, where the authors' code pools those of scales 1 and 2 from a 4 x 4 grid: the same unless 4 does not
+    unlike and 1, 2 for like networks. ``variant=code`` takes the mean over regions, and a region is
+    complementary if just one of the two predicts the label; ``paper`` sums over regions and compares the predicted
+    classes. Regions are pooled from the map itself, where the authors' code pools those of scales 1 and 2 from a 4 x 4 grid: the same unless 4 does not
     divide the size.
     """
 

@@ -144,17 +144,17 @@ def _main(network: Normalized, images: Tensor, logits: Tensor, key: str) -> str 
     for module in network.modules():
         module.training = any(True for _ in module.children())
     try:
-        answer = network.net(network.pixels(images))
-        logits_of(answer)
+        result = network.net(network.pixels(images))
+        logits_of(result)
     except OutputError:
-        heads = tensors_of(answer)
+        heads = tensors_of(result)
         same = [n for n, t in heads.items() if t.shape == logits.shape and alike(t, logits)]
         if network.output is not None:
             if same and str(network.output) in heads.keys() - same:
                 words = f"{key}.output={network.output} trains another head than eval mode returns, which is {same[0]}"
                 log.warning("%s: validation and the finished student use that one", words)
         elif len(same) == 1:
-            log.info("%s: returns %s in training mode; %s.output=%s is used", key, described(answer), key, same[0])
+            log.info("%s: returns %s in training mode; %s.output=%s is used", key, described(result), key, same[0])
             return same[0]
     except Exception as error:  # reported by the dry run in training mode
         log.debug("%s: %s", key, error)

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision, timm and any import path, fitted to the data.
+"""Networks of torchvision, timm and any import path, adapted to the data.
 
 The number of classes is set by the library itself, or, with weights for another number of classes, by a new last
 layer; that of input channels by a new first convolution, which keeps the mean of pre-trained filters. Pre-trained

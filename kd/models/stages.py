@@ -212,7 +212,7 @@ def _trunk(inner: nn.Module, name: str, calls: Mapping[str, Tensor], before: Ten
 
 
 def _running(inner: nn.Module, name: str, calls: Mapping[str, Tensor]) -> list[str]:
-    """The module, or, of a mere container, its members that ran."""
+    """The module, or the members of a container that ran."""
     if name in calls:
         return [name]
     below = [f"{name}.{child}" for child, _ in inner.get_submodule(name).named_children()]

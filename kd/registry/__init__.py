@@ -1,4 +1,4 @@
-"""Names, typed configuration nodes, and objects made from nodes.
+"""Names, typed configuration nodes, and objects from nodes.
 
 :mod:`~kd.registry.core` has the registries, :mod:`~kd.registry.schema` makes nodes from signatures,
 :mod:`~kd.registry.instantiate` builds objects from nodes, :mod:`~kd.registry.nested` reads containers by

@@ -95,7 +95,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
 
 class RegistryPackage(types.ModuleType):
-    """A package that answers ``package["name"]`` from its ``registry``."""
+    """A package whose ``package["name"]`` is an entry of its ``registry``."""
 
     registry: Registry
 
@@ -137,7 +137,7 @@ optimisers = Registry("optimiser", {"optim": "kd.optim:Optim"}, supplied=("param
 
 
 def load_plugins() -> None:
-    """Imports every installed package that names an entry point in the group ``kd.plugins``."""
+    """Imports every installed package with an entry point in the group ``kd.plugins``."""
     for plugin in entry_points(group="kd.plugins"):
         try:
             plugin.load()

@@ -13,10 +13,10 @@ PAIRS = (("classes", "num_classes"), ("channels", "in_channels"))
 
 
 def accept_both_names(model: Callable[..., Any]) -> Callable[..., Any]:
-    """A function or class that accepts either keyword of each pair; its signature and dotted path stay as they are.
+    """A function or class that accepts either keyword of each pair; its signature and dotted path do not change.
 
-    One that takes ``shape`` with a default, [C, H, W], in place of ``channels`` accepts these too, for images of the
-    default's height and width. A class is changed in place.
+    With a parameter ``shape`` that has a default, [C, H, W], in place of ``channels``, the latter are accepted too, for
+    images of the default's height and width. A class is modified in place.
     """
     function = vars(model).get("__init__") if inspect.isclass(model) else model
     if not inspect.isfunction(function):
