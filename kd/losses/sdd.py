@@ -50,8 +50,8 @@ class SDD(nn.Module):
     2024 (arXiv:2403.13512), eq. 6 to 10; weights of the base method, 30 epochs of warm-up, scales 1, 2, 4 for
     unlike and 1, 2 for like networks. ``variant=code`` takes the mean over regions, and a region is
     complementary if just one of the two predicts the label; ``paper`` sums over regions and compares the predicted
-    classes. Regions are pooled from the map itself, where the authors' code pools those of scales 1 and 2 from a 4 x 4 grid: the same unless 4 does not
-    divide the size.
+    classes. Regions are pooled from the map itself, where the authors' code pools those of scales 1 and 2 from a 4 x 4
+    grid: the same unless 4 does not divide the size.
     """
 
     def __init__(
