@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd.errors import InputError
-
-VARIANTS = ("code", "paper")
 
 
 def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
@@ -71,13 +68,6 @@ def check_one_each(loss: str, labels: Tensor, logits: Tensor) -> None:
     """Refuses another number of labels than of samples, which indexing would accept silently."""
     if len(labels) != len(logits):
         raise InputError(f"{loss} needs one label for each sample, got {len(labels)} for {len(logits)}")
-
-
-def check_not_negative(**numbers: float) -> None:
-    """Refuses numbers that are not finite or below 0."""
-    for name, value in numbers.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be a finite number of at least 0, got {value}")
 
 
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -125,9 +125,6 @@ class LayerLoss(nn.Module, ABC):
         return torch.stack(self.parts(student, teacher)).sum()
 
 
-VARIANTS = ("code", "paper")
-
-
 def regressor(student: Tensor, teacher: Tensor, relu: bool = True) -> nn.Sequential:
     """Convolution, batch normalisation and ReLU from the student's map shape to the teacher's.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses._reduce import check
+from kd.losses._checks import check_positive
 
 Layers = Tensor | Sequence[Tensor]
 
@@ -45,7 +45,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, name: str, dim: int) -> None:
         super().__init__()
-        check("batchmean", dim=dim)
+        check_positive(dim=dim)
         self.name, self.dim = name, dim
         self.student: nn.Module | None = None
         self.teacher: nn.Module | None = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kd.errors import InputError, unknown
+from kd.losses._checks import check_choice, check_positive
 
 REDUCTIONS = ("batchmean", "mean", "sum", "none")
 UNITS = ("nats", "bits")
@@ -50,10 +51,6 @@ def reduce_sum(total: Tensor, shape: Sequence[int], reduction: str = "batchmean"
 
 def check(reduction: str, unit: str = "nats", **positive: float) -> None:
     """Refuses an unknown reduction or unit, and numbers that must be finite and above 0."""
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
-    if unit not in UNITS:
-        raise unknown("unit", unit, UNITS)
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} must be a finite number above 0, got {value}")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("unit", unit, UNITS)
+    check_positive(**positive)

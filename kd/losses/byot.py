@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._logits import checked_logits
 from kd.losses._maps import BatchNorm, as_map, conv_bn, pool
-from kd.losses._reduce import check
 from kd.losses.cross_entropy import OfLabels, cross_entropy
 from kd.losses.divergences import kl
 from kd.registry import losses
@@ -55,7 +55,7 @@ class BYOT(OfLabels):
 
     def __init__(self, alpha: float = 0.3, T: float = 3.0, hint: float | Sequence[float] = 0.03) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         hints = [float(h) for h in hint] if isinstance(hint, Sequence) else [float(hint)]
         if not 0 <= alpha <= 1 or not all(h >= 0 for h in hints):
             raise InputError(f"alpha must lie in [0, 1] and hint be at least 0, got {alpha=}, {hint=}")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._pairs import Embeddings, Layers, vectors
-from kd.losses._reduce import check
 from kd.registry import losses
 from kd.rng import mix
 
@@ -112,7 +112,7 @@ class CRD(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check("batchmean", negatives=negatives, T=T)
+        check_positive(negatives=negatives, T=T)
         if not 0 <= momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), got {momentum}")
         self.negatives, self.T, self.momentum, self.samples, self.seed = negatives, T, momentum, samples, seed
@@ -124,7 +124,7 @@ class CRD(nn.Module):
         self.register_buffer("memory_student", None)
         self.register_buffer("memory_teacher", None)
         if samples is not None:
-            check("batchmean", samples=samples)
+            check_positive(samples=samples)
             self._attach(samples, torch.arange(samples))
 
     def attach_data(self, samples: int, labels: Tensor) -> None:
@@ -212,7 +212,7 @@ class CRDBatch(nn.Module):
 
     def __init__(self, T: float = 0.07, dim: int = 128, other_class: bool = True) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         self.T, self.other_class = T, other_class
         self.takes_unlabelled = self.takes_mixed = not other_class
         self.embed = Embeddings("crd_batch", dim)

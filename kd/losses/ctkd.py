@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses._checks import check_positive
 from kd.losses._logits import divergence, logit_pair
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -59,7 +59,7 @@ class CTKD(nn.Module):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        check("batchmean", t_start=t_start, t_end=t_end, loops=loops)
+        check_positive(t_start=t_start, t_end=t_end, loops=loops)
         self.t_start, self.t_end, self.standardise = t_start, t_end, standardise
         self.schedule = (loops, lambda_max, lambda_min)
         self.theta = nn.Parameter(torch.ones(1))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.errors import InputError
+from kd.losses._checks import check_not_negative
 from kd.losses.cross_entropy import Weighted, labelled, samples_of
 from kd.registry import losses
 
@@ -50,8 +49,7 @@ class Focal(Weighted):
 
     def __init__(self, gamma: float = 2.0, class_weights: Sequence[float] | str | None = None) -> None:
         super().__init__(class_weights)
-        if not 0 <= gamma < math.inf:
-            raise InputError(f"gamma must be a finite number of at least 0, got {gamma}")
+        check_not_negative(gamma=gamma)
         self.gamma = gamma
 
     def forward(self, student: Tensor, labels: Tensor) -> Tensor:

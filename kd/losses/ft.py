@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.losses._maps import VARIANTS, BatchNorm, Layers, pairs, same_size
-from kd.losses._reduce import check
+from kd.errors import InputError
+from kd.losses._checks import VARIANTS, check_choice, check_positive
+from kd.losses._maps import BatchNorm, Layers, pairs, same_size
 from kd.losses.at import attention
 from kd.registry import losses
 
@@ -64,9 +64,8 @@ class FT(nn.Module):
         init_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        check("batchmean", k=k, reconstruction=reconstruction)
-        if variant not in VARIANTS:
-            raise unknown("variant", variant, VARIANTS)
+        check_positive(k=k, reconstruction=reconstruction)
+        check_choice("variant", variant, VARIANTS)
         if p1 < 1 or (p2 != 1 and (p2 < 2 or p2 % 2)):
             raise InputError(f"p1 must be at least 1 and p2 be 1 or even, got p1={p1}, p2={p2}")
         if init_epochs < 0:

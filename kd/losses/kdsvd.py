@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import Chained
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -97,7 +97,7 @@ class KDSVD(Chained):
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
-        check("batchmean", k=k)
+        check_positive(k=k)
         self.k = k
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

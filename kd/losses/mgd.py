@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
+from kd.errors import InputError
+from kd.losses._checks import check_choice
 from kd.losses._maps import LayerLoss, projection
 from kd.registry import losses
 
@@ -46,8 +47,7 @@ class MGD(LayerLoss):
         super().__init__()
         if not 0 <= ratio < 1:
             raise InputError(f"ratio must lie in [0, 1), got {ratio}")
-        if mask not in self.MASKS:
-            raise unknown("mask", mask, self.MASKS)
+        check_choice("mask", mask, self.MASKS)
         self.ratio, self.mask = ratio, mask
 
     def connect(self, student: Tensor, teacher: Tensor) -> nn.Module:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._logits import logit_pair, standardise
-from kd.losses._reduce import check
 from kd.losses.divergences import kl
 from kd.registry import losses
 
@@ -73,7 +73,7 @@ class MLKD(nn.Module):
         if not temperatures:
             raise InputError("temperatures must name at least one")
         for T in temperatures:
-            check("batchmean", temperatures=T)
+            check_positive(temperatures=T)
         self.temperatures, self.standardise = tuple(float(T) for T in temperatures), standardise
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.losses._logits import VARIANTS, check_not_negative, class_numbers, logit_pair, standardise
-from kd.losses._reduce import check
+from kd.errors import InputError
+from kd.losses._checks import VARIANTS, check_choice, check_not_negative, check_positive
+from kd.losses._logits import class_numbers, logit_pair, standardise
 from kd.losses.divergences import kl
 from kd.losses.dkd import dkd_terms
 from kd.losses.nkd import nkd_terms
@@ -67,14 +67,12 @@ class SDD(nn.Module):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         check_not_negative(complementary=complementary, alpha=alpha, beta=beta, gamma=gamma)
         if not scales or any(m != int(m) or m < 1 for m in scales):
             raise InputError(f"scales must be whole numbers of at least 1, got {list(scales)}")
-        if base not in ("kl", "dkd", "nkd"):
-            raise unknown("base", base, ("kl", "dkd", "nkd"))
-        if variant not in VARIANTS:
-            raise unknown("variant", variant, VARIANTS)
+        check_choice("base", base, ("kl", "dkd", "nkd"))
+        check_choice("variant", variant, VARIANTS)
         self.T, self.scales, self.complementary = T, tuple(int(m) for m in scales), complementary
         self.base, self.alpha, self.beta, self.gamma = base, alpha, beta, gamma
         self.variant, self.standardise = variant, standardise

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import Layers, as_map, conv_bn, same_size
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -52,7 +52,7 @@ class SemCKD(nn.Module):
 
     def __init__(self, batch_size: int = 64, T: float = 1.0) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.T = batch_size, T

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses._checks import check_positive
 from kd.losses._logits import check_one_each, logit_pair, standardise
-from kd.losses._reduce import check
 from kd.losses.divergences import soft_cross_entropy
 from kd.registry import losses
 
@@ -33,7 +33,7 @@ class WSLD(nn.Module):
 
     def __init__(self, T: float = 2.0, standardise: bool = False) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         self.T, self.standardise = T, standardise
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
