@@ -255,17 +255,20 @@ TEACHERS = {
     "absent-file": ("absent.pth", "no weights at absent.pth"),
     "folder-without-weights": ("folder", "folder is a folder without student.safetensors"),
     "empty-file": ("empty.pth", "empty.pth is empty"),
-    "file-cut-off": ("cut.safetensors", "cut.safetensors is damaged, cut off"),
-    "web-page": ("page.pth", "page.pth is a web page, not a file of weights"),
+    "file-cut-off": ("cut.safetensors", "cut.safetensors is damaged, truncated"),
+    "web-page": ("page.pth", "page.pth is a web page, not a weights file"),
     "pickled-module": (
         "module.pth",
-        "module.pth holds Python objects beside tensors, which could run code, so it is not opened",
+        "module.pth contains Python objects besides tensors, which could run code, so it is not loaded",
     ),
-    "nested-under-an-unknown-key": ("nested.pth", "nested.pth holds no state dict of tensors, but 'weights', 'epoch'"),
+    "nested-under-an-unknown-key": (
+        "nested.pth",
+        "nested.pth contains no state dict of tensors, but 'weights', 'epoch'",
+    ),
     "too-few-weights": ("less.pth", "1 missing, first layer1.0.conv1.weight"),
     "weights-of-another-network": ("other.pth", "other.pth does not fit ResNet: 72 unexpected"),
     "teacher-of-other-classes": ("seven.pth", "2 of another shape, first fc.weight [7, 64] for [10, 64]"),
-    "weights-that-are-not-finite": ("nan.pth", "nan.pth: fc.weight holds numbers that are not finite"),
+    "weights-that-are-not-finite": ("nan.pth", "nan.pth: fc.weight contains values that are not finite"),
     "URL": ("https://example.org/teacher.pth", "is a URL; weights are read from local files only"),
 }
 
@@ -335,7 +338,7 @@ def test_library_weights_without_network(complain: Complain, here: Path, monkeyp
     assert "unknown timm model 'resnett10'; did you mean" in complain(*given("student=timm student.name=resnett10"))
     started = time.monotonic()
     line = complain(*given("student=timm student.name=resnet10t student.pretrained=true"))
-    assert line.startswith("error: student: timm cannot make resnet10t: ")
+    assert line.startswith("error: student: timm cannot build resnet10t: ")
     line = complain(*given("student=torchvision student.name=resnet18 student.weights=DEFAULT"))
     assert "resnet18-f37072fd.pth cannot be fetched" in line
     assert time.monotonic() - started < 15
@@ -391,7 +394,7 @@ SPOILED = {
     "configuration-that-is-no-yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
     "foreign-code": (
         lambda run: _foreign(run / "config.yaml"),
-        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless you say trust=true",
+        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless trust=true is set",
     ),
 }
 

@@ -76,7 +76,7 @@ def test_unlabelled_and_mixed_samples_learn_from_the_output() -> None:
 def test_unsupported_layers_are_refused() -> None:
     with pytest.raises(InputError, match="student=\\[stage1, stage2, last"):
         BYOT().build(layers()[-2:])
-    with pytest.raises(InputError, match="no token sequences"):
+    with pytest.raises(InputError, match="not token sequences"):
         BYOT().build([torch.rand(2, 4, 8), *layers()[-2:]])
     with pytest.raises(InputError, match="alpha must lie"):
         BYOT(alpha=2)

@@ -33,7 +33,7 @@ def batch(count: int = 12) -> tuple[Tensor, Tensor]:
 def built(loss: Any, labels: Tensor | None, classes: int = 4) -> Any:
     objective = Objective({"ce": Term(loss)})
     if labels is not None:
-        objective.tell("attach_data", len(labels), labels)
+        objective.attach_data(len(labels), labels)
     logits = torch.zeros(2, classes, dtype=torch.float64)
     objective.build({"": logits}, None)
     return loss
@@ -86,7 +86,7 @@ def test_balanced_weights_are_the_inverse_frequencies_of_the_labelled_training_i
         ("balance", "a number for each class, or balanced"),
         ([], "not all 0"),
         (["a", 1, 1, 1], "finite numbers"),
-        ("balanced", "needs data that says its train_labels"),
+        ("balanced", "needs data with train_labels"),
     ],
 )
 def test_wrong_class_weights_are_refused(wrong: Any, said: str) -> None:

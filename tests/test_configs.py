@@ -51,7 +51,7 @@ def losses(config: dict, shape: list[int], classes: int, samples: int = 16, step
     student = assemble.network(config["student"], "student", data)
     teacher = assemble.teacher(config, data)
     objective = assemble.objective(config["objective"])
-    objective.tell("attach_data", len(labels), labels)
+    objective.attach_data(len(labels), labels)
     distiller = Distiller(student, teacher, objective, None, shape, classes)
     batch = Batch(images[:samples], labels[:samples], torch.arange(samples))
     optimizer = torch.optim.Adam(distiller.parameters(), lr=2e-4)

@@ -89,7 +89,7 @@ def test_unwrapped_container_is_reported(tmp_path: Path, caplog: pytest.LogCaptu
     torch.save({"model": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         assert load_into(kd.models["cnn"](classes=3), tmp_path / "w.pth").wrappers == ("model", "module.")
-    assert "found under 'model', 'module.'" in caplog.text
+    assert "under the keys 'model', 'module.'" in caplog.text
 
 
 def test_missing_batch_counters_of_old_files_are_accepted(tmp_path: Path) -> None:
@@ -132,19 +132,19 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "folder").mkdir()
     return {
         "empty.pth": "empty.pth is empty",
-        "page.pth": "page.pth is a web page, not a file of weights",
-        "words.pth": "words.pth is damaged, cut off, or no file of weights",
-        "cut.pth": "cut.pth is damaged, cut off",
-        "cut.safetensors": "cut.safetensors is damaged, cut off",
-        "code.pth": "code.pth holds Python objects beside tensors, which could run code, so it is not opened",
-        "module.pth": "module.pth holds Python objects beside tensors",
+        "page.pth": "page.pth is a web page, not a weights file",
+        "words.pth": "words.pth is damaged, truncated, or not a weights file",
+        "cut.pth": "cut.pth is damaged, truncated",
+        "cut.safetensors": "cut.safetensors is damaged, truncated",
+        "code.pth": "code.pth contains Python objects besides tensors, which could run code, so it is not loaded",
+        "module.pth": "module.pth contains Python objects besides tensors",
         "other.pth": "other.pth does not fit ResNet: 72 unexpected, first layer1.1.conv1.weight",
         "named.safetensors": "it was saved from resnet20",
         "seven.pth": "2 of another shape, first fc.weight [7, 64] for [10, 64]",
-        "nan.pth": "nan.pth: fc.weight holds numbers that are not finite",
+        "nan.pth": "nan.pth: fc.weight contains values that are not finite",
         "less.pth": "1 missing, first layer1.0.conv1.weight",
-        "list.pth": "list.pth holds no state dict of tensors, but a list",
-        "nested.pth": "nested.pth holds no state dict of tensors, but 'weights', 'epoch'",
+        "list.pth": "list.pth contains no state dict of tensors, but a list",
+        "nested.pth": "nested.pth contains no state dict of tensors, but 'weights', 'epoch'",
         "folder": "folder is a folder without student.safetensors, model.safetensors or pytorch_model.bin",
         "absent.pth": "no weights at absent.pth",
         "https://example.org/teacher.pth": "is a URL; weights are read from local files only",

@@ -278,7 +278,7 @@ def test_pickle_instead_of_weights_is_not_opened(
     evil = (run if whose == "student" else tmp_path) / "student.safetensors"
     evil.write_bytes(pickle.dumps(Evil()))
     change(run, lambda summary: whose == "teacher" and summary["teacher"].update(checkpoint=str(evil)))
-    assert "no file of weights" in refusal(run)
+    assert "not a weights file" in refusal(run)
     assert not Path("TOUCHED").exists()
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import kd
 from kd import Objective, Term
 from kd.errors import InputError
-from kd.losses import CE, KL
+from kd.losses import CE, KL, MEMBERS, DeiTHard
 
 
 class Hint(nn.Module):
@@ -48,6 +52,45 @@ def test_the_total_is_the_weighted_sum_of_unweighted_parts() -> None:
 def test_unknown_term_input_error_lists_valid_inputs() -> None:
     with pytest.raises(InputError, match=r"'tacher'.*student, teacher, labels, index"):
         Term(Asks())
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("on_epochs", "on_epoch"), ("atach", "attach"), ("attach_Data", "attach_data"), ("predicts", "predict")],
+)
+def test_a_method_that_is_nearly_an_optional_member_is_refused(name: str, near: str) -> None:
+    loss = type("Slip", (DeiTHard,), {name: lambda self, *facts: None})()
+    with pytest.raises(InputError, match=rf"^Slip\.{name} is never called; did you mean '{near}'\?$"):
+        Term(loss)
+
+
+def test_a_helper_beside_the_optional_member_itself_is_no_slip() -> None:
+    both = {"on_epoch": lambda self, epoch: None, "on_epochs": lambda self, epochs: None}
+    Term(type("Both", (CE,), both)())
+
+
+@pytest.mark.parametrize("name", ["rebuild", "attached", "predictor", "on_epoch_end", "built", "logger", "predicted"])
+def test_names_of_their_own_are_no_slips(name: str) -> None:
+    Term(type("Own", (CE,), {name: lambda self: None})())
+
+
+def test_hooks_reach_the_losses_that_have_them() -> None:
+    calls: list[tuple[Any, ...]] = []
+    names = ("attach", "attach_data", "on_epoch")
+    hooks = {name: lambda self, *facts, name=name: calls.append((name, *facts)) for name in names}
+    objective = Objective({"ce": Term(CE()), "hooked": Term(type("Hooked", (CE,), hooks)())})
+    student = nn.Linear(2, 2)
+    objective.attach(student, None)
+    objective.attach_data(4, LABELS)
+    objective.on_epoch(3)
+    assert calls == [("attach", student, None), ("attach_data", 4, LABELS), ("on_epoch", 3)]
+
+
+def test_every_optional_member_of_the_zoo_is_in_the_table() -> None:
+    source = "".join(path.read_text() for path in (Path(kd.__file__).parent / "distill").glob("*.py"))
+    looked_up = set(re.findall(r'(?:get|has)attr\([\w.]*\bloss, "(\w+)"', source))
+    assert looked_up
+    assert looked_up <= set(MEMBERS)
 
 
 @pytest.mark.parametrize(

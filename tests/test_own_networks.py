@@ -264,7 +264,7 @@ def test_logits_are_selected_by_key_attribute_or_position(form: str, output: Any
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ("tuple", "the network gives tuple(0 [2, 8], 1 [2, 4]); which are the logits? set student.output=1"),
+        ("tuple", "the network returns tuple(0 [2, 8], 1 [2, 4]); which are the logits? set student.output=1"),
         ("pair", "which are the logits? set student.output=a (available: a, b)"),
         ("fields", "Fields(scores [2, 4], features [2, 8]); which are the logits? set student.output=scores"),
         ("nested", "which are the logits? set student.output=1.0 (available: 0, 1.0, 1.1)"),
@@ -277,7 +277,7 @@ def test_ambiguous_output_needs_an_option(form: str, said: str, complain: Compla
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("c", "output=c is not in what the network gives: dict(a"), (7, "output=7")]
+    ("output", "said"), [("c", "output=c is not in what the network returns: dict(a"), (7, "output=7")]
 )
 def test_missing_output_is_named(output: Any, said: str, complain: Complain) -> None:
     assert said in complain(*ALONE, *student("Forms", form="pair", output=output))
@@ -317,7 +317,7 @@ def test_main_output_among_auxiliary_heads_is_the_one_of_eval_mode(
     with caplog.at_level("INFO"):
         network = assemble.network({"_target_": f"{HERE}.Aux", "first": first}, "student", data())
     assert network.output == ("1" if first else "0")
-    assert f"of which student.output={network.output} is taken" in caplog.text
+    assert f"student.output={network.output} is used" in caplog.text
     network.train()
     network.net.drop.eval()
     network.net.bn.eval()
@@ -354,13 +354,13 @@ def test_custom_network_of_a_fixed_size_names_the_option(complain: Complain) -> 
     assert line.startswith(
         "error: student: make does not take images [1, 8, 8] (RuntimeError: expected 64 pixels, got 8)"
     )
-    assert line.endswith("it takes 64 pixels: set student.size=64")
+    assert line.endswith("it accepts 64 pixels: set student.size=64")
 
 
 def test_network_with_wrong_channels_gives_a_one_line_error(complain: Complain) -> None:
     line = complain(*ALONE, "student=import", f"student.path={HERE}:blind")
     assert line.startswith(f"error: student: {HERE}:blind does not take images [1, 8, 8] (RuntimeError: Given groups=1")
-    assert "it takes 3 channels: give its function a parameter `channels`, which kd fills in" in line
+    assert "it accepts 3 channels: give its function a parameter `channels`, which kd sets" in line
 
 
 def blind() -> nn.Module:
@@ -408,7 +408,7 @@ def test_other_precision_becomes_float32_and_is_reported(caplog: pytest.LogCaptu
     with caplog.at_level("INFO"):
         network = assemble.network({"_target_": f"{HERE}.make", "kind": "half"}, "student", data())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-    assert "student: parameters in torch.float16 become float32" in caplog.text
+    assert "student: parameters in torch.float16 are converted to float32" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -416,9 +416,9 @@ def test_other_precision_becomes_float32_and_is_reported(caplog: pytest.LogCaptu
     [
         ("frozen", "make has nothing to train: all parameters are frozen (requires_grad=False)"),
         ("'no parameters'", "make has nothing to train: there are no parameters"),
-        ("Second", "missing 1 required positional argument: 'mask'); kd calls it with the images alone"),
-        ("Keyword", "kd calls it with the images alone: give the others defaults, or wrap it"),
-        ("Squeezing", "gives [2, 4] for two images, [4] for one: keep the dimension of the batch"),
+        ("Second", "missing 1 required positional argument: 'mask'); kd calls it with the images only"),
+        ("Keyword", "kd calls it with the images only: give other parameters defaults, or wrap it"),
+        ("Squeezing", "returns [2, 4] for two images, [4] for one: keep the batch dimension"),
     ],
 )
 def test_unusable_network_gives_a_one_line_error(kind: str, said: str, complain: Complain) -> None:
@@ -428,7 +428,7 @@ def test_unusable_network_gives_a_one_line_error(kind: str, said: str, complain:
 
 def test_batch_norms_that_see_one_image_of_one_pixel_name_the_batch_size() -> None:
     network = Normalized(nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()), [0.5], [0.5])
-    said = r"batch norms need more images.*: raise data\.batch_size"
+    said = r"batch norms need more or larger images: increase data\.batch_size"
     with pytest.raises(InputError, match=said), explained(network, "student", "mine", [1, 8, 8], 4):
         network.train()(torch.rand(1, 1, 8, 8))
 
@@ -438,7 +438,7 @@ def test_warning_for_probabilities_instead_of_logits(caplog: pytest.LogCaptureFi
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assemble.network({"_target_": f"{HERE}.make", "kind": kind}, "student", data())
-        assert ("make gives probabilities, not logits" in caplog.text) is warned, kind
+        assert ("make returns probabilities, not logits" in caplog.text) is warned, kind
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_warning_for_probabilities_instead_of_logits(caplog: pytest.LogCaptureFi
 )
 def test_teacher_random_in_eval_mode_is_refused_with_a_remedy(words: tuple[str, ...], complain: Complain) -> None:
     line = complain(*SMALL, "student=cnn", *student("make", "teacher", kind="Random"), *words)
-    assert "gives other logits for the same images at each call, in eval mode too" in line
+    assert "returns different logits for the same images on each call, even in eval mode" in line
     assert "F.dropout without training=self.training" in line
     assert "speed." not in line
 
@@ -454,14 +454,14 @@ def test_teacher_random_in_eval_mode_is_refused_with_a_remedy(words: tuple[str, 
 def test_warning_for_a_student_random_in_eval_mode(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assemble.network({"_target_": f"{HERE}.make", "kind": "Random"}, "student", data())
-    assert "so that no validation repeats" in caplog.text
+    assert "so validation is not repeatable" in caplog.text
 
 
 def test_operations_that_torch_cannot_count_are_counted_by_layers(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         uncounted = size_of(Uncounted(4, 1), [1, 8, 8])
     assert uncounted == size_of(Net(4, 1), [1, 8, 8])
-    assert "MACs: of convolution and linear layers alone" in caplog.text
+    assert "MACs: only of convolution and linear layers" in caplog.text
     assert size_of(nn.Flatten(), [1, 8, 8]) == {"parameters": 0, "macs": 0}
 
 

@@ -186,6 +186,6 @@ def test_warning_where_eval_mode_lacks_the_chosen_output(
     output: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trained(tmp_path, *ALONE, *student("Auxiliary"), f"+student.output={output}")
-    said = f"student.output={output} trains another head than eval mode gives, which is 1"
+    said = f"student.output={output} trains another head than eval mode returns, which is 1"
     assert (said in caplog.text) == warned
     assert read_summary(run)["student"]["output"] == output

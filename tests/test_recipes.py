@@ -166,7 +166,7 @@ def started(pair: str, name: str, *words: str, filled: bool = True) -> Distiller
 def first_step(distiller: Distiller, epoch: int = 0, count: int = COUNT) -> tuple[float, dict[str, float]]:
     """The total and the parts of the first step's loss; running statistics stay as they were."""
     state = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
-    distiller.objective.tell("on_epoch", epoch)
+    distiller.objective.on_epoch(epoch)
     batch = Batch(images(count), torch.arange(count), torch.arange(count))
     assert distiller.teacher is not None
     answer = distiller.teacher(batch)
@@ -302,7 +302,7 @@ def test_every_objective_starts_on_the_imagenet_pairs(pair: str, name: str) -> N
     _, data, student, teacher = imagenet(pair)
     config = composed(f"experiment=imagenet/{pair}", f"objective={name}", "teacher.weights=null")
     terms = assemble.objective(config["objective"])
-    terms.tell("attach_data", 8, torch.arange(8))
+    terms.attach_data(8, torch.arange(8))
     distiller = Distiller(student, teacher, terms, None, data.shape, 100)
     batch = Batch(
         torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4)

@@ -147,7 +147,7 @@ def test_zoo_networks_are_divided_as_before() -> None:
 
 
 def test_missing_or_unknown_target_gives_a_one_line_error() -> None:
-    with pytest.raises(InputError, match="student has no _target_: give the dotted path"):
+    with pytest.raises(InputError, match="student has no _target_: set it to the dotted path"):
         split({"size": 4}, "student", prepare)
     with pytest.raises(InputError, match=r"student: _target_=no\.such.thing cannot be imported"):
         split({"_target_": "no.such.thing"}, "student", prepare)

@@ -160,7 +160,7 @@ def test_stages_of_a_custom_network_are_measured_without_changing_it() -> None:
 
 
 def test_network_without_stages_is_refused() -> None:
-    with pytest.raises(InputError, match="the stages of MLP cannot be measured; name its layers"):
+    with pytest.raises(InputError, match="the stages of MLP cannot be detected; name its layers"):
         Taps(kd.models["mlp"](classes=3, shape=[1, 8, 8]), ["stages"])
     network = kd.models["resnet8"](classes=10)
     for word in ("stage-4", "stages[3:]"):

@@ -114,7 +114,7 @@ def test_a_payload_in_weights_never_runs(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
     path = evil(run.parent, kind, touched)
     line = complain(*SMALL, "teacher=cnn", f"teacher.checkpoint={path}")
-    assert "holds Python objects" in line or "no file of weights" in line
+    assert "contains Python objects" in line or "not a weights file" in line
     refused(evaluate, str(run), teacher_checkpoint=str(path))
     for function in (evaluate, export, kd.load, config_of):
         refused(function, str(path))

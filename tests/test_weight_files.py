@@ -54,7 +54,7 @@ def test_weights_beside_the_raw_ones_are_named_and_chosen_by_a_key(
     with caplog.at_level("INFO"):
         load_into(network, tmp_path / "w.pth")
     assert same(network, raw)
-    assert f"holds several; 'state_dict' taken, checkpoint_key={key} would take {key!r}" in caplog.text
+    assert f"contains several; using 'state_dict'; set checkpoint_key={key} to use {key!r}" in caplog.text
     load_into(network, tmp_path / "w.pth", key=key)
     assert same(network, ema)
 
@@ -67,12 +67,12 @@ def test_missing_key_error_lists_the_available_keys(tmp_path: Path) -> None:
 
 def test_a_key_without_a_checkpoint_is_refused(complain: Complain) -> None:
     line = complain("student=cnn", "student.checkpoint_key=ema", "teacher=none", "objective=ce")
-    assert line == "error: student: checkpoint_key=ema is of a file, but there is no checkpoint"
+    assert line == "error: student: checkpoint_key=ema selects weights in a file, but checkpoint is not set"
 
 
 def test_unknown_container_needs_a_key(tmp_path: Path) -> None:
     torch.save({"weights": cnn().state_dict(), "epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="but 'weights', 'epoch'; take one by checkpoint_key=weights"):
+    with pytest.raises(InputError, match="but 'weights', 'epoch'; set checkpoint_key=weights"):
         read(tmp_path / "w.pth")
     load_into(cnn(), tmp_path / "w.pth", key="weights")
 
@@ -81,7 +81,7 @@ def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
     content: dict[str, object] = {}
     content["state_dict"] = content
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="holds no state dict of tensors"):
+    with pytest.raises(InputError, match="contains no state dict of tensors"):
         read(tmp_path / "w.pth")
 
 
@@ -125,14 +125,14 @@ def test_skipped_unknown_entries_are_reported(tmp_path: Path, caplog: pytest.Log
     torch.save({**cnn().state_dict(), "total_ops": torch.zeros(1)}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         load_into(cnn(), tmp_path / "w.pth")
-    assert "without total_ops, which are no weights of the network" in caplog.text
+    assert "without total_ops, which the network does not have" in caplog.text
 
 
 def test_two_networks_in_one_file_are_selected_by_prefix(tmp_path: Path) -> None:
     a, b = cnn(1), cnn(2)
     torch.save({**under("a.", a.state_dict()), **under("b.", b.state_dict())}, tmp_path / "w.pth")
     network = cnn()
-    with pytest.raises(InputError, match=r"under the prefix a\., b\. \(checkpoint_key=a takes it off\)"):
+    with pytest.raises(InputError, match=r"under the prefix a\., b\. \(set checkpoint_key=a to remove it\)"):
         load_into(network, tmp_path / "w.pth")
     load_into(network, tmp_path / "w.pth", key="b")
     assert same(network, b)
@@ -171,7 +171,7 @@ def test_a_hugging_face_folder_is_read(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_names_its_files(tmp_path: Path) -> None:
     (tmp_path / "epoch_3.pth").touch()
-    with pytest.raises(InputError, match=r"give the file of weights itself; there are epoch_3\.pth"):
+    with pytest.raises(InputError, match=r"set the path of the weights file; available: epoch_3\.pth"):
         read(tmp_path)
 
 

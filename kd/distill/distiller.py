@@ -108,7 +108,7 @@ class Distiller(pl.LightningModule):
             answer = self.teacher(Batch(images, torch.zeros(2, dtype=torch.long)))
             self.check_output("teacher", answer[""], classes)
         networks = list(self.teacher.networks().values()) if self.teacher is not None else []
-        self.objective.tell("attach", unwrap(self.student), unwrap(networks[0]) if len(networks) == 1 else None)
+        self.objective.attach(unwrap(self.student), unwrap(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
         check_terms(self.objective, tapped, answer)
 
@@ -167,7 +167,7 @@ class Distiller(pl.LightningModule):
 
     def tell_epoch(self) -> None:
         """Tells the terms which epoch it is."""
-        self.objective.tell("on_epoch", self.current_epoch)
+        self.objective.on_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes dropout and the like a function of the place in the run, so that a resumed run draws the same."""

@@ -87,7 +87,7 @@ class MutualDistiller(Distiller):
     def tell_epoch(self) -> None:
         super().tell_epoch()
         for objective in self.others:
-            objective.tell("on_epoch", self.current_epoch)  # type: ignore[operator]
+            objective.on_epoch(self.current_epoch)  # type: ignore[operator]
 
     def asks_teacher(self) -> bool:
         return True  # peers train at the same time

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd.errors import InputError, unknown
-from kd.models.activation_checkpointing import still
+from kd.models.activation_checkpointing import frozen_statistics
 from kd.models.check import untouched
 from kd.models.normalized import unwrap
 from kd.models.stages import taps_of
@@ -105,7 +105,7 @@ class Taps:
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
         self._caught.clear()
-        with still(self.network):
+        with frozen_statistics(self.network):
             output = self.network(images)
         if names := self._caught.overwritten():
             raise InputError(f"the output of layer {names[0]!r} is overwritten in place by the network itself")

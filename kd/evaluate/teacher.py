@@ -102,7 +102,7 @@ def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:
         ) from error
     if not trust:
         outer = {**node, "_target_": None} if is_node_of(node, Ensemble) else node
-        check_registered(outer, "teacher", known=DISTILLERS)
+        check_registered(outer, "teacher", trusted=DISTILLERS)
     return node
 
 

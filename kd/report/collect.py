@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kd.errors import InputError
-from kd.registry import with_current
+from kd.registry import nested, with_current
 from kd.run_folder.layout import HISTORY, SUMMARY
 from kd.run_folder.summary import read_summary
 
@@ -164,7 +164,7 @@ def read(folder: Path, name: str) -> Run:
     """
     summary = read_summary(folder)
     for path, kinds in EXPECTED.items():
-        if not isinstance(_at(summary, path), kinds):
+        if not isinstance(_value(summary, path), kinds):
             raise InputError(f"{SUMMARY} has no usable {path}")
     config = _yaml(folder / CONFIG)
     return Run(
@@ -207,13 +207,6 @@ def quoted(command: str, words: tuple[str, ...]) -> str:
     return shlex.join([command, *words])
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested containers as one level of dotted keys."""
-    if isinstance(node, Mapping):
-        return {key: value for name, part in node.items() for key, value in flat(part, f"{prefix}{name}.").items()}
-    return {prefix[:-1]: node}
-
-
 def latencies(runs: Iterable[Run]) -> tuple[str, dict[str, float]]:
     """The way of measuring latency that most runs share, and milliseconds by a run's name."""
     runs = list(runs)
@@ -235,12 +228,10 @@ def _latencies(folder: Path) -> dict[str, float]:
     return {way: ms for way, ms in found.items() if math.isfinite(ms)}
 
 
-def _at(summary: dict[str, Any], path: str) -> Any:
+def _value(summary: dict[str, Any], path: str) -> Any:
     """What stands under a dotted key: None where it, or what it stands in, is absent, ... for no finite number."""
-    found: Any = summary
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return ... if isinstance(found, float) and not math.isfinite(found) else found
+    value = nested.get(summary, path)
+    return ... if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unfinished(folder: Path) -> str:

@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from kd.errors import InputError
-from kd.report.collect import Excluded, Run, flat
+from kd.registry import nested
+from kd.report.collect import Excluded, Run
 from kd.report.statistics import Spread, spread
 
 # what a machine or a place asks for, not the method
@@ -143,12 +144,16 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
     else:
         parts = {"student": run.student.get("config"), "data": run.data.get("config")}
         parts |= {"trainer": {"max_epochs": run.training.get("epochs")}}
-    kept = {key: value for key, value in flat(parts).items() if value is not None and not ELSEWHERE.fullmatch(key)}
+    kept = {
+        key: value
+        for key, value in nested.flatten(parts, empty=False).items()
+        if value is not None and not ELSEWHERE.fullmatch(key)
+    }
     kept["student"] = run.student["name"]
     kept |= {"student.checkpoint": begun_from(str(given))} if (given := run.student.get("checkpoint")) else {}
     if role == "student":
         kept |= {"T": run.objective.get("T"), "alpha": run.objective.get("alpha"), "teacher": run.teacher.get("name")}
-        told = flat({"teacher": config.get("teacher")})
+        told = nested.flatten({"teacher": config.get("teacher")}, empty=False)
         told = {key: value for key, value in told.items() if value is not None and value is not False}
         kept |= {key: value for key, value in told.items() if not OF_TEACHERS.fullmatch(key)}
     if ema := (config.get("callbacks") or {}).get("ema"):

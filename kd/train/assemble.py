@@ -39,7 +39,7 @@ from kd.models.names import name_of, title_of
 from kd.models.normalized import Normalized, unwrap
 from kd.models.weights import fingerprint, outputs_of, prepare
 from kd.optim import DOT, Optim
-from kd.registry import build, defaults_of, is_node_of, split
+from kd.registry import build, defaults_of, is_node_of, nested, split
 from kd.run_folder.classes import realign
 from kd.run_folder.from_run import check_network
 from kd.run_folder.network import network_of
@@ -124,7 +124,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))
         if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
             raise InputError("no training image has a label, and every term of the objective needs one")
-        terms.tell("attach_data", len(labels), labels)
+        terms.attach_data(len(labels), labels)
     settings = {"config": dict(config), "files": files_of({"student": config["student"]})}
     spec, optimiser = TeacherSpec.parse(config["teacher"]), optim(config["optim"])
     apart = terms.uses_teacher and is_node_of(config["optim"], DOT)
@@ -247,16 +247,12 @@ def hyperparameters(config: Config) -> dict[str, Any]:
         "teacher": TeacherSpec.parse(config["teacher"]).display_name or "none",
     }
     for group in ("objective", "optim", "data"):
-        parameters |= _flat(config[group], f"{group}.")
+        options = nested.flatten(config[group], group)
+        parameters |= {key: value for key, value in options.items() if _is_shown(key, value)}
     parameters["trainer.max_epochs"] = config["trainer"].get("max_epochs")
     return parameters
 
 
-def _flat(config: Config, prefix: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            parameters |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)) and value != "" and key != "_target_":
-            parameters[f"{prefix}{key}"] = value
-    return parameters
+def _is_shown(key: str, value: Any) -> bool:
+    plain = isinstance(value, (bool, int, float, str)) and value != ""
+    return plain and key.rpartition(".")[2] != "_target_"

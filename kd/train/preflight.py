@@ -24,7 +24,7 @@ from kd.distill.distiller import Distiller
 from kd.distill.metrics import Scores
 from kd.distill.spec import TeacherSpec, without_weights
 from kd.errors import InputError, located
-from kd.models.check import KNOWN, alike, copied, explained, quietly, untouched
+from kd.models.check import FORWARD_ERRORS, alike, copied, explained, quietly, untouched
 from kd.models.cost import size_of
 from kd.models.names import title_of
 from kd.models.normalized import Normalized, unwrap
@@ -72,7 +72,7 @@ def _proven(what: str, mend: str = "") -> Iterator[None]:
     """Says in one line what failed, unless the exception has a line of its own."""
     try:
         yield
-    except KNOWN as error:
+    except FORWARD_ERRORS as error:
         from kd.process.classify import classify
 
         if classify(error)[1] is not None:
