@@ -6,7 +6,6 @@ import hashlib
 from functools import cached_property
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from kd.data.account import account
 from kd.data.augment import RULE
 from kd.data.batch import Batch
 from kd.data.content import Content
-from kd.data.datamodule import overfits
+from kd.data.datamodule import ImageData, overfits
 from kd.data.decode import Reading
 from kd.data.division import Roles, divided
 from kd.data.image_files import Decoded, ImageFiles, Views, training_transform
@@ -27,10 +26,11 @@ from kd.errors import InputError, unknown
 from kd.registry import modules
 
 DAMAGED = ("refuse", "skip")
+FIRST = 2  # images of the first batch of a part
 
 
 @modules.register("folder")
-class Folder(pl.LightningDataModule):
+class Folder(ImageData):
     """Images in files behind a LightningDataModule.
 
     What is None is scaled to the data; see :mod:`kd.data.scaled`.
@@ -76,8 +76,12 @@ class Folder(pl.LightningDataModule):
         InputError: absent or empty folders, classes that ``train`` does not have, numbers out of range.
     """
 
-    mixed = False
-    checked = True  # batches come as they must be, and need not be looked at
+    checked = True
+    subset_of_classes = True  # of images to test on, some classes may be absent
+    start: int
+    batch_size: int
+    train_labels: Tensor
+    names: tuple[str, ...]
 
     def __init__(
         self,
@@ -117,6 +121,7 @@ class Folder(pl.LightningDataModule):
         self._scale(roles, size, batch_size)
         self._augment = training_transform(self.shape[1], crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
+        self.views = self._views.count
         self._divide(roles, found.names)
 
     def _scale(self, roles: Roles, size: int | None, batch_size: int | None) -> None:
@@ -134,7 +139,7 @@ class Folder(pl.LightningDataModule):
 
     def _divide(self, roles: Roles, names: tuple[str, ...]) -> None:
         self.names, self.classes, self.shares = names, len(names), roles.shares
-        self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
+        self.train_labels = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
         centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
         chosen = {"train": (roles.train, self._augment), "val": (roles.val, centre), "test": (roles.test, centre)}
         self.parts = {part: ImageFiles(of, how, self.reading) for part, (of, how) in chosen.items()}
@@ -158,11 +163,6 @@ class Folder(pl.LightningDataModule):
                 raise InputError(f"no picture of {part} can be decoded: {said[0]}")
         train_files, test_files, val_files = sound
         return Listing(train_files, test_files, found.names, val_files, tuple(notes))
-
-    @property
-    def views(self) -> int:
-        """How many views a training image has; 0 if they cannot be counted."""
-        return self._views.count
 
     @property
     def unlabelled(self) -> bool:
@@ -200,6 +200,15 @@ class Folder(pl.LightningDataModule):
         lines = [*account(parts, self.names), *self._notes, *self.content.twice(parts)]
         options = " ".join(f"data.{key}={value}" for key, value in self.resolved.items())
         return [*lines, *([f"scaled to the data: {options}"] if options else [])]
+
+    def first_batch(self, part: str) -> Batch:
+        return Batch(*next(iter(Decoded(self.parts[part], FIRST, 0, None, self.seed))))
+
+    def labels(self, part: str) -> Tensor:
+        return torch.tensor([file.label for file in self.parts[part].files], dtype=torch.int64)
+
+    def image(self, part: str, position: int) -> Tensor:
+        return self.parts[part][position, 0, 0][0]
 
     def _loader(self, part: str, start: int = 0) -> Decoded:
         if not self.parts[part].files:

@@ -125,6 +125,11 @@ class Memory:
         return self._mixing is not None
 
     @property
+    def train_labels(self) -> Tensor:
+        """Class numbers [N] of the training set, -1 where unknown."""
+        return self.parts["train"][1]
+
+    @property
     def unlabelled(self) -> bool:
         """Whether some training labels are -1, not known."""
         return bool((self.parts["train"][1] < 0).any())

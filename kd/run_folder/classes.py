@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kd.data.datamodule import image_data
 from kd.errors import InputError, nearest
 from kd.run_folder.layout import STUDENT
 from kd.run_folder.summary import names_in, read_summary
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def names_of(data: Any) -> tuple[str, ...] | None:
     """The names of a data module's classes; None if it names none."""
-    names = getattr(data, "names", None)
+    names = image_data(data).names
     return None if names is None else tuple(str(name) for name in names)
 
 

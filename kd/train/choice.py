@@ -89,7 +89,7 @@ def _averaged(
     if not callback._model_contains_batch_norm:  # else a last pass has measured its statistics and validated them
         assert callback._average_model is not None
         callback.transfer_weights(callback._average_model, module)
-        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.validate(module, datamodule=data.lightning, verbose=False)
     return record.last()
 
 

@@ -86,11 +86,11 @@ def save_results(folder: Path, distiller: Distiller, summary: dict[str, Any]) ->
 def measure(folder: Path, trainer: pl.Trainer, distiller: Distiller, data: Any, summary: dict[str, Any]) -> None:
     """Adds the scores of the test part to the summary, and writes the answers; if that fails, the summary says so."""
     metrics = summary["metrics"]
-    if not is_overridden("test_dataloader", data):
+    if not is_overridden("test_dataloader", data.lightning):
         metrics |= {"test": {}, "untested": "the data has no test part"}
     else:
         try:
-            tested = trainer.test(distiller, datamodule=data, verbose=False)
+            tested = trainer.test(distiller, datamodule=data.lightning, verbose=False)
         except Exception as error:
             _failed(error, folder, trainer, summary)
             raise
