@@ -13,7 +13,7 @@ from test_data import make_folder
 
 from kd import Batch
 from kd.data.folder import Folder
-from kd.data.image_files import Decoded
+from kd.data.image_files import ImageFileLoader
 from kd.errors import InputError
 
 
@@ -30,7 +30,7 @@ def folder(root: Path, **options: Any) -> Folder:
 
 def epoch(data: Folder, number: int, rank: int = 0, world: int = 1, start: int = 0) -> list[Batch]:
     place = (data.seed, lambda: number, rank, world, start)
-    return list(Decoded(data.parts["train"], data.batch_size, data.workers, data._views, *place))
+    return list(ImageFileLoader(data.parts["train"], data.batch_size, data.workers, data._views, *place))
 
 
 def same(found: list[Batch], expected: list[Batch]) -> bool:

@@ -175,8 +175,8 @@ class Data(ImageData):
         if trainer is None:
             return self.memory.loader(part, self.seed, start=start)
         epoch = (lambda: 0) if overfits(trainer) else (lambda: trainer.current_epoch)
-        where = trainer.strategy.root_device
-        return self.memory.loader(part, self.seed, epoch, trainer.global_rank, trainer.world_size, start, where)
+        device = trainer.strategy.root_device
+        return self.memory.loader(part, self.seed, epoch, trainer.global_rank, trainer.world_size, start, device)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
         loader = self._loader("train")
@@ -203,12 +203,12 @@ class Data(ImageData):
         return batch
 
 
-FORWARDED = (
+FORWARDED = (  # members of Memory that Data has too
     *("classes", "shape", "names", "mean", "std", "val", "parts", "train_labels", "mixed", "views", "drop_last"),
     *("counts", "describe", "augmentation", "train_sha256"),
 )
 
 
 def overfits(trainer: pl.Trainer | None) -> bool:
-    """Whether the same batches are trained on in each epoch, without augmentation (``trainer.overfit_batches``)."""
+    """Whether training uses the same batches in each epoch, without augmentation (``trainer.overfit_batches``)."""
     return trainer is not None and bool(trainer.overfit_batches)  # type: ignore[attr-defined]
