@@ -137,7 +137,7 @@ def test_names_come_from_the_labels_where_nobody_says_them() -> None:
 
 def test_names_that_come_twice_or_are_too_few_are_refused() -> None:
     assert "names has 'ant' twice" in refusal(names=("ant", "bee", "ant"))
-    assert "leave the range of the 2 classes" in refusal(names=("ant", "bee"))
+    assert "are out of range for 2 classes" in refusal(names=("ant", "bee"))
     with pytest.raises(InputError, match="the test set has 12 images without a label"):
         adapted(Arrays((IMAGES, LABELS), (IMAGES, LABELS * 0 - 1), NAMES))
     with pytest.raises(InputError, match="mean has 1 numbers for images of 3 channels"):

@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused_in_one_line(root: Path, case: tuple[dict[str,
 REFUSED = {
     "+data.mixup=0.2": "data.mixup is for data in memory; Folder has no such option",
     "data.veiws=3": "unknown key data.veiws; did you mean data.views?",
-    "data.root=/nowhere": "data.root=/nowhere is no folder; it must hold train/CLASS/*",
+    "data.root=/nowhere": "data.root=/nowhere is not a folder; it must contain train/CLASS/*",
 }
 
 
