@@ -136,11 +136,11 @@ def test_global_randomness_is_left_alone(root: Path) -> None:
 
 WRONG = {
     "crop": ({"crop": "centr"}, r"unknown crop 'centr'; did you mean 'centre'"),
-    "scale": ({"scale": [0.5, 0.1]}, r"scale must be two shares"),
+    "scale": ({"scale": [0.5, 0.1]}, r"scale must be two fractions"),
     "views": ({"views": -2}, r"views must be at least 1"),
     "workers": ({"workers": -1}, r"workers at least 0"),
-    "val": ({"val": 3}, r"val must be a share in \(0, 1\) or 'test', got 3"),
-    "batch": ({"batch_size": 50}, r"batch_size=50 is more than the 20 training images"),
+    "val": ({"val": 3}, r"val must be a fraction in \(0, 1\) or 'test', got 3"),
+    "batch": ({"batch_size": 50}, r"batch_size=50 exceeds the 20 training images"),
     "transform": ({"transform": {"_target_": "torchvision.transforms.v2.CenterCrop", "size": 9}}, "must keep uint8"),
 }
 

@@ -87,7 +87,7 @@ def test_one_part_beside_train_is_the_test_part_and_validation_is_held_out(tmp_p
 @pytest.mark.parametrize("val", [0.34, "test"])
 def test_a_validation_part_that_data_val_leaves_out_is_said(tmp_path: Path, val: float | str) -> None:
     data = folder(tree(tmp_path, "train", "val", "test"), val=val)
-    assert "the part val is not used" in said(data)
+    assert "the val part is not used" in said(data)
     assert not any(name.startswith("val/") for part in data.parts for name in named(data, part))
 
 
@@ -137,19 +137,19 @@ def test_other_folders_beside_the_parts_are_said(tmp_path: Path) -> None:
 
 
 UNKNOWN = {
-    "nothing": ([], {}, "holds nothing"),
+    "nothing": ([], {}, "contains nothing"),
     "pictures without folders": (["a.png", "b.png"], {}, "a.png, b.png: neither train/CLASS/*"),
     "a csv file": (["labels.csv", "pictures/a.png"], {}, "data.train=labels.csv"),
     "a folder in a folder": (["pets/train/ant/a.png"], {}, "did you mean data.root="),
     "parts within classes": (["ant/train/a.png", "bee/train/a.png"], {}, "parts within classes"),
-    "two names of one part": (["train/ant/a.png", "Train/ant/a.png"], {}, "choose by data.train=Train"),
-    "no train": (["val/ant/a.png", "test/ant/a.png"], {}, "holds no train part; it holds test/, val/"),
+    "two names of one part": (["train/ant/a.png", "Train/ant/a.png"], {}, "select one with data.train=Train"),
+    "no train": (["val/ant/a.png", "test/ant/a.png"], {}, "has no train part; it contains test/, val/"),
     "train without classes": (["train/a.png", "val/a.png"], {}, "train has no class folders with images"),
     "a name that is not there": (["train/ant/a.png"], {"val": "vall"}, "data.val=vall is neither a folder nor a csv"),
     "a name that is near": (["train/ant/a.png"], {"test": "trian"}, "did you mean 'train'?"),
-    "another class": (["train/ant/a.png", "train/bee/a.png", "val/Ant/a.png"], {}, "is 'Ant' there the class 'ant'?"),
+    "another class": (["train/ant/a.png", "train/bee/a.png", "val/Ant/a.png"], {}, "does 'Ant' mean 'ant'?"),
     "an empty class": (["train/ant/a.png", "train/bee/a.gif"], {}, "train/bee has no images: it contains a.gif"),
-    "a share of 1": (["train/ant/a.png"], {"test": 1}, "test must be a share in (0, 1)"),
+    "a share of 1": (["train/ant/a.png"], {"test": 1}, "test must be a fraction in (0, 1)"),
 }
 
 
@@ -428,7 +428,7 @@ def test_a_damaged_memory_of_digests_is_passed_over(tmp_path: Path, monkeypatch:
     root = tree(tmp_path / "pets", "train", "test")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     expected = folder(root, val="test").describe()
-    path = content.Remembered(str(root)).path
+    path = content.DigestCache(str(root)).path
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert folder(root, val="test").describe() == expected

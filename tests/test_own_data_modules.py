@@ -22,6 +22,7 @@ from trained import trained
 
 import kd
 from kd import InputError
+from kd.data.datamodule import data_of, image_data
 from kd.data.own import adopted
 from kd.evaluate.loaded_run import batches
 
@@ -486,3 +487,33 @@ def test_pillow_images_of_a_collate_function_of_ones_own() -> None:
 
     found = list(batches(adopted(Pillow(), 0), "test"))
     assert [batch.images[:, 0, 0, 0].tolist() for batch in found] == [[0, 1], [2, 3], [4]]
+
+
+class Late(Own):
+    """Its names are known after setup only, and an attribute has the name of one of kd's own."""
+
+    val, account = "validation set", "mine"
+
+    def setup(self, stage: str) -> None:
+        self.known = ("a", "b", "c", "d")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.known
+
+
+def test_a_custom_module_has_the_defaults_of_image_data_for_what_it_does_not_define() -> None:
+    module = Late()
+    data = image_data(module)
+    assert (data.classes, data.shape, data.lightning) == (CLASSES, SHAPE, module)
+    assert (data.names, data.mean, data.start, data.batch_size, data.counts()) == (None, None, None, None, {})
+    assert (data.val, data.account(), data.memory) == (None, [], None)
+    data.start = 8
+    module.setup("fit")
+    assert (module.start, data.names) == (8, ("a", "b", "c", "d"))
+    assert image_data(data) is data
+
+
+def test_a_trainer_without_a_data_module_reads_the_defaults() -> None:
+    data = data_of(pl.Trainer(logger=False, enable_checkpointing=False))
+    assert (data.names, data.checked, data.batch_size, data.describe()) == (None, False, None, {})

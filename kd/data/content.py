@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kd.data.decode import Damaged, File, Reading, contents, decode
-from kd.errors import InputError
+from kd.errors import InputError, TrainingFailed
+from kd.files import write_text
 
 WHOLE = 2**29  # bytes of a part up to which all of them are hashed
 SAMPLE = 50_000  # files of a larger part whose blocks are hashed
@@ -63,13 +64,11 @@ class DigestCache:
         return self._content
 
     def _write(self, cache: Mapping[str, str]) -> None:
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(cache))
-            os.replace(temporary, self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+            write_text(self.path, json.dumps(cache))
+        except (OSError, TrainingFailed):
+            pass  # without a cache, the next run computes the digests again
 
 
 class Content:

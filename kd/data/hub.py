@@ -45,7 +45,7 @@ def huggingface(
         InputError: the package, the data set, a split or a column is absent, or images have several sizes.
     """
     if not name:
-        raise InputError("set data.name=NAME, a data set of the Hugging Face hub, for example uoft-cs/cifar10")
+        raise InputError("data.name must be given: a data set of the Hugging Face hub, for example uoft-cs/cifar10")
     from torchvision.transforms import v2
 
     splits = _loaded(name, subset)
