@@ -241,7 +241,7 @@ def test_a_third_part_is_a_position_only_if_it_can_be_one() -> None:
 BAD_BATCHES = {
     "normalised": ((PIXELS * 4 - 2, LABELS[:4]), "which looks normalised; expected uint8, or float in [0, 1]"),
     "float 0..255": ((PIXELS * 255, LABELS[:4]), "divide them by their largest possible value"),
-    "other shape": ((PIXELS[:, :, :4], LABELS[:4]), "but the declared shape [C, H, W] is [3, 8, 8]; set shape=[3, 4, 8]"),
+    "other shape": ((PIXELS[:, :, :4], LABELS[:4]), "declared shape [C, H, W] is [3, 8, 8]; set shape=[3, 4, 8]"),
     "other channels": ((PIXELS[:, :1], LABELS[:4]), "but the declared shape [C, H, W] is [3, 8, 8]"),
     "stray label": ((PIXELS, LABELS[:4] + 5), "the data has the label 7, expected 0 to 2"),
     "-100": ((PIXELS, LABELS[:4] * 0 - 100), "the data has the label -100"),

@@ -495,7 +495,7 @@ DATA = {
         2,
         "no training image has a label, and every term of the objective needs one",
     ),
-    (44, "data=module data.kind=label"): (2, "the data has the label 7, which is none of its classes"),
+    (44, "data=module data.kind=label"): (2, "the data has the label 7, expected 0 to"),
     (45, "data.batch_size=500"): (2, "batch_size=500 is more than the 54 training images"),
     (45, "data=module data.kind=few"): (2, "no step was trained: the training data gives no whole batch"),
     (47, "data=module data.kind=infinite"): (3, "the loss term ce is nan at step 1"),

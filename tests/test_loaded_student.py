@@ -48,9 +48,9 @@ def test_bytes_of_any_type_and_floats_give_the_same_logits(digits: Path) -> None
 
 BAD = {
     "float 0..255": (BYTES.float(), "divide them by their largest possible value"),
-    "normalised": (BYTES.float() / 64 - 2, "as if normalised already"),
-    "int64 beyond bytes": (BYTES.long() + 1000, "kd takes 0 to 255"),
-    "other channels": (BYTES.expand(5, 3, 8, 8), r"was said to be \[1, 8, 8\]"),
+    "normalised": (BYTES.float() / 64 - 2, "which looks normalised"),
+    "int64 beyond bytes": (BYTES.long() + 1000, "expected 0 to 255"),
+    "other channels": (BYTES.expand(5, 3, 8, 8), r"declared shape \[C, H, W\] is \[1, 8, 8\]"),
     "flat": (BYTES.flatten(1), r"not \[B, C, H, W\]"),
     "nan": (BYTES * torch.nan, "not finite"),
 }
