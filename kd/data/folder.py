@@ -120,7 +120,6 @@ class Folder(ImageData):
         self._scale(roles, size, batch_size)
         self._augment = training_transform(self.shape[1], crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
-        self.views = self._views.count
         self._divide(roles, listing.names)
 
     def _scale(self, roles: Roles, size: int | None, batch_size: int | None) -> None:
@@ -137,7 +136,7 @@ class Folder(ImageData):
             check_last(len(roles.train), self.batch_size, self.drop_last)
 
     def _divide(self, roles: Roles, names: tuple[str, ...]) -> None:
-        self.names, self.classes, self.shares = names, len(names), roles.shares
+        self.names, self.classes, self.shares, self.views = names, len(names), roles.shares, self._views.count
         self.train_labels = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
         centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
         chosen = {"train": (roles.train, self._augment), "val": (roles.val, centre), "test": (roles.test, centre)}

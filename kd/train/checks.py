@@ -85,7 +85,7 @@ def check_batches(config: Config, data: ImageData, processes: int) -> None:
     images, size, share = counts["train"], data.batch_size, config["trainer"].get("limit_train_batches")
     batches = images // (size * processes)
     if not batches:
-        raise InputError(f"data.batch_size={size} on {processes} processes is more than the {images} training images")
+        raise InputError(f"data.batch_size={size} on {processes} processes exceeds the {images} training images")
     if isinstance(share, float) and int(batches * share) < 1:
         raise InputError(f"trainer.limit_train_batches={share} of {batches} batches is none; {1 / batches:.2g} is one")
     batches = min(batches, share) if isinstance(share, int) else int(batches * (1.0 if share is None else share))
