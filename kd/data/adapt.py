@@ -72,6 +72,13 @@ class Adapter:
             self._other_size(list(images.shape[1:]), part)
         labels = self._labels(parts.labels, len(images), part)
         index = parts.index if train and _positions(parts.index, len(images)) else None
+        if first and index is not None and (count := len(index.unique())) < len(index):
+            log.warning(
+                "data: the third entry of a train batch is read as positions in the training set, but %d images have "
+                "%d distinct values: remove it if it is something else, as losses with a memory of samples would be wrong",
+                len(index),
+                count,
+            )
         if parts.index is not None and index is None and train:
             self._note(f"the {part} batches have a third entry, {kind(parts.index)}, which is ignored")
         view = parts.view if isinstance(raw, Batch) else None

@@ -131,10 +131,13 @@ def pixels(image: Image.Image, reading: Reading = PLAIN) -> Tensor:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """The storage mode of the values as Pillow calls it; empty if its reader scales them by a stated maximum."""
+    """The storage mode of the values as Pillow calls it; empty if its reader scales them by a stated maximum.
+
+    For an image that is already loaded, or without a file, it is the mode.
+    """
     tile = (getattr(image, "tile", None) or [None])[0]
     if tile is None or tile[0] == "ppm":
-        return ""
+        return "" if tile else image.mode
     arguments = tile[3]
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 

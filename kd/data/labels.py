@@ -40,7 +40,7 @@ def labels_of(value: Any, classes: int, where: str, note: Note, names: Sequence[
         raise InputError(f"{where} are {list(labels.shape)}, not class numbers [B] or probabilities [B, {classes}]")
     if labels.is_floating_point() or labels.is_complex():
         if labels.is_complex() or not bool((labels == labels.round()).all()):
-            raise InputError(f"{where} are {dtype(labels)} that are not integers, so not class numbers")
+            raise InputError(f"{where} are {dtype(labels)} that are not integers; an unknown label is {UNKNOWN}")
         note(f"{where} are {dtype(labels)}: read as integers")
     labels = labels.long()
     _check_numbers(labels, classes, where)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from kd.data.decode import printable
 from kd.data.scan import entries, extensions, folders, hidden
-from kd.data.tables import KINDS
+from kd.data.tables import KINDS, WORDS
 from kd.errors import InputError, nearest
 
-WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 ANNOTATIONS = "val_annotations.txt"
 NONE = "none"
 DEEP = 3  # levels below a class folder that are searched for its first image
@@ -57,7 +56,7 @@ def layout(root: Path, options: Mapping[str, str | None]) -> Layout:
                 "data.train=FOLDER or a csv file of path and label (kd-evaluate and kd-export need only a test part)"
             )
         parts["train"] = _top(root, list(named_parts.values()))
-        notes = ["class folders without parts"]
+        notes = ["class folders without parts", *_nested(parts["train"])]
     if "test" in called_parts and (why := _unlabelled(called_parts["test"])):
         notes.append(f"{called_parts['test'].name}/ is not used: {why}")
         del parts["test"]
@@ -116,6 +115,19 @@ def _top(root: Path, others: list[Path]) -> Path:
     if len(classes) < 2:
         raise InputError(_unknown(root))
     return root
+
+
+def _nested(root: Path) -> list[str]:
+    """A warning about class folders that look like parts, as all of them contain the same folders."""
+    outer = folders(root)
+    inner = {tuple(folders(root / name)) for name in outer}
+    if len(inner) != 1 or len(subfolders := inner.pop()) < 2:
+        return []
+    classes, names = (", ".join(f"{printable(name)}/" for name in some[:3]) for some in (outer, subfolders))
+    return [
+        f"WARNING: {classes} are used as classes, but each contains {names}: if these are the classes, set "
+        f"data.train={printable(outer[-1])} and the like"
+    ]
 
 
 def _unknown(root: Path) -> str:

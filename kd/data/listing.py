@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kd.data.decode import File, printable
 from kd.data.layout import ANNOTATIONS, NONE, Layout, NoTraining, contents_of, layout
 from kd.data.scan import HIDDEN, Skipped, claimed, class_folders, entries, extensions, folders, hidden, image_paths
+from kd.data.split import UNLABELLED
 from kd.data.tables import Pairs, annotated, table
 from kd.errors import InputError, nearest
 
@@ -73,12 +74,13 @@ def _folders(folder: Path, named: Mapping[str, str | None], validates: bool) -> 
     numbers = {name: label for label, name in enumerate(names)}
     files = {}
     for part, pairs in parts.items():
-        present = {name for _, name in pairs}
+        unlabelled = {str(UNLABELLED)} if part == "train" and _tabled(structure, part) else set()
+        present = {name for _, name in pairs} - unlabelled
         if present - set(names):
             path = structure.parts[part]
             annotations = path / ANNOTATIONS
             raise _other_classes(folder, annotations if annotations.is_file() else path, names, present)
-        files[part] = [File(path, numbers[name]) for path, name in pairs]
+        files[part] = [File(path, numbers.get(name, UNLABELLED)) for path, name in pairs]
     printable_names = tuple(printable(name) for name in names)
     notes = (*structure.notes, *_lacking(files, printable_names), *skipped.messages())
     return _roles(files, printable_names, structure.named, validates, notes)
@@ -141,8 +143,10 @@ def _read(root: Path, structure: Layout, skipped: Skipped) -> dict[str, Pairs]:
     trees: dict[str, tuple[Path, dict[str, str]]] = {}
     for part, path in structure.parts.items():
         if path.is_file():
-            parts[part], duplicates = table(path, root)
+            parts[part], duplicates, elsewhere = table(path, root, part)
             skipped.count("duplicate rows", str(path), duplicates)
+            if elsewhere and list(structure.parts.values()).count(path) == 1:
+                skipped.count("rows of other parts, for data.val= and data.test=", str(path), elsewhere)
         elif (path / ANNOTATIONS).is_file():
             parts[part] = annotated(path, ANNOTATIONS)
         else:
@@ -174,11 +178,21 @@ def _inside(path: Path) -> str:
 
 
 def _names(parts: Mapping[str, Pairs], structure: Layout) -> tuple[str, ...]:
-    """The classes in torchvision's order, by name as text; numeric labels of a csv file in numeric order."""
+    """The classes in torchvision's order, by name as text; numeric labels of a csv file in numeric order.
+
+    In a training part's csv file, -1 is not a class but an unknown label.
+    """
     part = "train" if "train" in parts else "test"
     names = {name for _, name in parts[part]}
-    numbers = structure.parts[part].is_file() and all(name.isascii() and name.isdecimal() for name in names)
+    if part == "train" and _tabled(structure, part):
+        names.discard(str(UNLABELLED))
+    numbers = _tabled(structure, part) and all(name.isascii() and name.isdecimal() for name in names)
     return tuple(sorted(names, key=int if numbers else str))
+
+
+def _tabled(structure: Layout, part: str) -> bool:
+    """Whether the part is a csv file."""
+    return structure.parts[part].is_file()
 
 
 def _other_classes(root: Path, path: Path, names: Sequence[str], present: Collection[str]) -> InputError:

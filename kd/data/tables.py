@@ -7,20 +7,31 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from kd.data.decode import printable
 from kd.data.scan import extensions
 from kd.errors import InputError
 
+WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 KINDS = (".csv", ".tsv", ".txt")
 LABELS = ("label", "labels", "class", "class_name", "target", "category", "y")
+SPLITS = ("split", "set", "subset", "partition", "part", "phase")  # columns that assign rows to parts
 TRIED = 20  # rows that are searched for the column of paths
 Rows = list[tuple[int, list[str]]]  # number of the line, cells
 Pairs = list[tuple[str, str]]  # path of an image, name of its class
 
 
-def table(path: Path, root: Path) -> tuple[Pairs, int]:
-    """The images in a csv file with their classes, and the number of duplicate rows.
+class Table(NamedTuple):
+    """The images in a csv file with their classes, and the numbers of duplicate rows and of rows of other parts."""
+
+    pairs: Pairs
+    duplicates: int
+    others: int
+
+
+def table(path: Path, root: Path, part: str = "train") -> Table:
+    """The rows of a csv file for one of the parts: all rows, unless a column ``split`` assigns each to a part.
 
     The delimiter is comma, semicolon or tab; a header is optional. Paths are relative to the file's folder, to
     ``root``, or to the folder next to the file with the file's name; with either kind of slash, and with or without
@@ -32,10 +43,11 @@ def table(path: Path, root: Path) -> tuple[Pairs, int]:
     rows = _rows(path)
     bases = (path.parent, root, path.with_suffix(""))
     first, of_path, of_label = _columns(path, rows, bases)
+    part_rows = _rows_of(part, path, rows, first)
     images: dict[str, str] = {}
     lines: dict[str, int] = {}
     absent, duplicates = [], 0
-    for number, row in rows[first:]:
+    for number, row in part_rows:
         if len(row) <= max(of_path, of_label) or not row[of_label].strip():
             raise InputError(f"{printable(path)} line {number} has no label: {','.join(row)[:60]!r}")
         image, label = _image_path(row[of_path], bases), _name(row[of_label].strip())
@@ -49,7 +61,29 @@ def table(path: Path, root: Path) -> tuple[Pairs, int]:
             lines.setdefault(image, number)
     if absent:
         raise InputError(f"{len(absent)} images in {printable(path)} do not exist, first {absent[0]}")
-    return list(images.items()), duplicates
+    return Table(list(images.items()), duplicates, len(rows) - first - len(part_rows))
+
+
+def _rows_of(part: str, path: Path, rows: Rows, first: int) -> Rows:
+    """The rows of a part, if a column assigns each row to one; otherwise all of them."""
+    names = [cell.strip().lower() for cell in rows[0][1]] if first else []
+    for column in (names.index(word) for word in SPLITS if word in names):
+        parts = [part_of(row[column]) if len(row) > column else None for _, row in rows[first:]]
+        if None in parts or len(set(parts)) == 1:
+            continue
+        part_rows = [row for row, part_of_row in zip(rows[first:], parts) if part_of_row == part]
+        if not part_rows:
+            values = ", ".join(sorted({row[column].strip() for _, row in rows[first:]}))
+            raise InputError(
+                f"{printable(path)} has no row of the {part} part: its column {names[column]} has {values}"
+            )
+        return part_rows
+    return rows[first:]
+
+
+def part_of(word: str) -> str | None:
+    """The part with this name; None if there is none."""
+    return next((part for part, words in WORDS.items() if word.strip().lower() in words), None)
 
 
 def annotated(folder: Path, file: str) -> Pairs:

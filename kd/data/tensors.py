@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kd.errors import InputError
 
+CONVERTED = ("P", "CMYK", "YCbCr", "LAB", "HSV")
 Note = Callable[[str], None]
 
 
@@ -22,6 +24,8 @@ def as_tensor(value: Any, where: str) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, (list, tuple)):
+        value = [_plain(each) for each in value]
     try:
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             return torch.stack(list(value))
@@ -34,6 +38,11 @@ def as_tensor(value: Any, where: str) -> Tensor:
             first = " and ".join(sorted(shapes)[:2])
             raise InputError(f"{where} have several shapes, {first}: resize them to one") from error
         raise InputError(f"{where} are {kind(value)}, not a tensor or an array of numbers") from error
+
+
+def _plain(each: Any) -> Any:
+    """Converts Pillow images of other modes than grey and RGB, such as palettes, to RGB; returns the rest unchanged."""
+    return each.convert("RGB") if isinstance(each, Image.Image) and each.mode in CONVERTED else each
 
 
 def span(numbers: Tensor) -> tuple[float, float]:

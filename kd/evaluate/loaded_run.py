@@ -10,20 +10,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from kd.data.adapt import Adapter
 from kd.data.batch import Batch
 from kd.data.datamodule import ImageData, image_data
+from kd.data.decode import Reading
 from kd.data.folder import Folder, text
-from kd.data.layout import NONE, WORDS, layout
+from kd.data.layout import NONE, layout
 from kd.data.listing import lacks_training
 from kd.data.memory import Loader
+from kd.data.tables import WORDS
 from kd.distill.ensemble import Ensemble
 from kd.errors import InputError, unknown
 from kd.losses.cross_entropy import class_of
 from kd.registry import check_registered, is_node_of, modules, parameters_of, sources
 from kd.run_folder import classes
+from kd.run_folder.load import reading_of
 from kd.run_folder.student import load_student
 from kd.run_folder.summary import names_in, read_summary, require
 from kd.train import assemble
@@ -85,8 +89,16 @@ def restore(run: str, given: Mapping[str, Any], batch_size: int | None, trust: b
         check_registered(node, "data")
     data, decided = measurable(node, given, summary, batch_size)
     picked, matched = _classes(data, summary)
-    account = data.account()
-    return Restored(folder, summary, student, node, data, picked, (*decided, *matched, *account))
+    notes = (*decided, *matched, *_read_otherwise(data, summary), *data.account())
+    return Restored(folder, summary, student, node, data, picked, notes)
+
+
+def _read_otherwise(data: ImageData, summary: Mapping[str, Any]) -> list[str]:
+    """Warnings about image files that are decoded otherwise than those of the run."""
+    if not isinstance(data, Folder) or modules.name_of(str(summary["data"]["config"].get("_target_"))) is None:
+        return []
+    pairs = zip(Reading._fields, data.reading, reading_of(summary["data"]))
+    return [f"WARNING: data.{key}={here}, but the run had data.{key}={own}" for key, here, own in pairs if here != own]
 
 
 def data_name(node: Mapping[str, Any]) -> str:
@@ -147,7 +159,7 @@ def measurable(
     asked = "test" in given and given["test"] is not None
     if "test" not in data.shares or asked or not elsewhere or data.describe()["sha256"] == own.get("sha256"):
         return data, []
-    node |= {"train": NONE, "test": str(layout(Path(root), named).parts["train"])}
+    node |= {"train": NONE, "test": str(layout(Path(root), named).parts["train"].absolute())}
     return data_of(node, summary, batch_size), [f"{root} has no test part and is not what the run saw: all is tested"]
 
 
@@ -175,6 +187,10 @@ def batches(data: Any, part: str) -> Iterator[Batch]:
         raise InputError("part=train needs data in memory; of a data module there are part=val and part=test")
     if data.trainer is None:  # the hooks of a module of one's own may ask it
         data.trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    if not is_overridden(f"{part}_dataloader", data.lightning):
+        raise InputError(
+            f"part={part}: the data has no such part, as {type(data.lightning).__name__} has no {part}_dataloader"
+        )
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
     adapt = Adapter(data.classes, data.shape, data.names)
