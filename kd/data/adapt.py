@@ -75,7 +75,7 @@ class Adapter:
         if first and index is not None and (count := len(index.unique())) < len(index):
             log.warning(
                 "data: the third entry of a train batch is read as positions in the training set, but %d images have "
-                "%d distinct values: remove it if it is something else, as losses with a memory of samples would be wrong",
+                "%d distinct values: remove it if it is something else, as losses with a memory would be wrong",
                 len(index),
                 count,
             )
