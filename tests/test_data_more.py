@@ -223,7 +223,7 @@ def test_the_label_minus_one_in_a_csv_file_is_not_known(tmp_path: Path) -> None:
     assert data.counts()["train"] - data.counts()["labelled"] == 12
     assert (data.train_labels >= -1).all()
     assert all(file.label >= 0 for part in ("val", "test") for file in data.parts[part].files)
-    with pytest.raises(InputError, match=r"have other classes, first \['-1'\]"):
+    with pytest.raises(InputError, match=r"have different classes, first \['-1'\]"):
         Folder(str(tmp_path), train="labels.csv", test="labels.csv", workers=0, batch_size=4)
 
 
@@ -232,7 +232,7 @@ def test_class_folders_that_look_like_parts_are_a_warning(tmp_path: Path) -> Non
         pictures(tmp_path / part)
     notes = " ".join(listed(str(tmp_path)).notes)
     assert "WARNING: images_test/, images_train/ are used as classes, but each contains ant/, bee/, cow/" in notes
-    assert "name the parts by data.train=images_train" in notes
+    assert "set data.train=images_train" in notes
     assert "WARNING" not in " ".join(listed(str(pictures(tmp_path / "plain"))).notes)
 
 
@@ -389,6 +389,6 @@ def test_what_is_no_picture_is_refused_by_predict_in_one_line(run: Path, given: 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])
 def test_a_dark_image_of_many_bits_in_memory_is_refused_by_predict(run: Path, dtype: Any) -> None:
     grey = np.full((8, 8), 170)
-    with pytest.raises(InputError, match="is of 16 bits with no value above 170"):
+    with pytest.raises(InputError, match="has 16 bits with no value above 170"):
         kd.load(run).predict(Image.fromarray(grey.astype(dtype)))
     assert kd.load(run).predict(Image.fromarray((grey * 257).astype(dtype))).label in COLOURS

@@ -64,7 +64,7 @@ def test_what_are_no_pixels_is_refused(kind: str, digits: Path) -> None:
 
 
 def test_a_single_image_is_refused_with_what_to_write(pets: tuple[Path, Path]) -> None:
-    with pytest.raises(InputError, match=r"needs a first dimension: images\[None\]"):
+    with pytest.raises(InputError, match=r"add a batch dimension to a single image: images\[None\]"):
         kd.load(pets[0])(torch.zeros(3, 16, 16))
 
 
