@@ -89,7 +89,6 @@ def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Teachers of the tests that ask for this do not change: the sha256 of each is computed once, as it takes long."""
     from kd.distill.teacher import Frozen
-
     from kd.models.weights import fingerprint
 
     def once(network: nn.Module) -> str:

@@ -512,8 +512,8 @@ DATA = {
         "training and test images differ in shape: [1, 8, 8] and [1, 6, 8]",
     ),
     "parts-of-different-classes": ("data=folder data.root=other data.size=16", 2, "cow"),
-    "labels-too-large": ("data=own data.kind=range", 2, "the training labels leave the range of the 4 classes"),
-    "labels-of-minus-100": ("data=own data.kind=hundred", 2, "the training labels leave the range of the 4 classes"),
+    "labels-too-large": ("data=own data.kind=range", 2, "the training labels are out of range for 4 classes"),
+    "labels-of-minus-100": ("data=own data.kind=hundred", 2, "the training labels are out of range for 4 classes"),
     "no-labels-at-all": (
         "data=own data.kind=unlabelled",
         2,

@@ -369,7 +369,7 @@ def test_duplicates_across_parts_or_classes_are_counted(tmp_path: Path) -> None:
     lines = said(folder(tmp_path))
     assert "images of test that are also in train: 3 of 15, first " in lines
     assert "images of train under two classes (1), first " in lines
-    assert "of val that are in" not in lines
+    assert "of val that are also in" not in lines
 
 
 # ---------------------------------------------------------------- content
