@@ -88,13 +88,13 @@ def test_images_without_channels_get_one() -> None:
 BAD_LABELS = {
     "multi-hot": (torch.tensor([[1, 1, 0]] * N), "are multi-hot: a row has 2 classes"),
     "multi-hot floats": (torch.tensor([[1.0, 1, 0]] * N), "are multi-hot"),
-    "logits": (torch.randn(N, 3), "are no class probabilities"),
-    "probabilities": (torch.full((N, 3), 1 / 3), "takes one class number an image"),
+    "logits": (torch.randn(N, 3), "are not class probabilities"),
+    "probabilities": (torch.full((N, 3), 1 / 3), "needs one class number per image"),
     "other width": (torch.ones(N, 5), "are [12, 5], not class numbers [B] or probabilities [B, 3]"),
-    "fractions": (LABELS + 0.5, "that are not whole"),
-    "nan": (LABELS * torch.nan, "that are not whole"),
-    "too high": (LABELS + 1, "the data has the label 3, which is none of its classes, counted from 0; they seem to be"),
-    "too low": (LABELS - 2, "the data has the label -2, which is none of its classes, counted from 0; a label that is"),
+    "fractions": (LABELS + 0.5, "that are not integers"),
+    "nan": (LABELS * torch.nan, "that are not integers"),
+    "too high": (LABELS + 1, "the data has the label 3, expected 0 to 2; they seem to count from 1"),
+    "too low": (LABELS - 2, "the data has the label -2, expected 0 to 2; an unknown label is -1"),
     "ignored": (LABELS * 0 - 100, "the data has the label -100"),
     "unknown name": (["ant", "bee", "cwo"] * 4, "'cwo'; did you mean 'cow'?"),
     "masks": (torch.zeros(N, 8, 8, dtype=torch.long), "are [12, 8, 8], not class numbers [B]"),
@@ -111,13 +111,13 @@ def test_ambiguous_labels_are_refused(kind: str) -> None:
 
 BAD_IMAGES = {
     "float 0..255": (IMAGES.float(), "divide them by their largest possible value (255 for bytes)"),
-    "normalised": (IMAGES.float() / 255 * 4 - 2, "as if normalised already"),
-    "int64 beyond bytes": (IMAGES.long() * 5, "kd takes 0 to 255"),
-    "negative": (IMAGES.long() - 300, "kd takes 0 to 255"),
-    "nan": (IMAGES.float() * torch.nan, "hold numbers that are not finite"),
+    "normalised": (IMAGES.float() / 255 * 4 - 2, "which looks normalised"),
+    "int64 beyond bytes": (IMAGES.long() * 5, "expected 0 to 255"),
+    "negative": (IMAGES.long() - 300, "expected 0 to 255"),
+    "nan": (IMAGES.float() * torch.nan, "have values that are not finite"),
     "complex": (IMAGES.to(torch.complex64), "complex"),
     "flat": (IMAGES.flatten(1), "are [12, 192], not [B, C, H, W]"),
-    "several sizes": ([torch.zeros(3, 8, 8)] * 11 + [torch.zeros(3, 9, 9)], "are of several shapes"),
+    "several sizes": ([torch.zeros(3, 8, 8)] * 11 + [torch.zeros(3, 9, 9)], "have several shapes"),
     "words": (["a.png"] * N, "the training images are a list of str, not a tensor"),
     "none": (torch.zeros(0, 3, 8, 8), "the training set has 0 images and 12 labels"),
 }
@@ -137,12 +137,12 @@ def test_class_names_default_to_the_labels() -> None:
 
 def test_repeated_or_too_few_names_are_refused() -> None:
     assert "names has 'ant' twice" in refusal(names=("ant", "bee", "ant"))
-    assert "leave the range of the 2 classes" in refusal(names=("ant", "bee"))
+    assert "are out of range for 2 classes" in refusal(names=("ant", "bee"))
     with pytest.raises(InputError, match="the test set has 12 images without a label"):
         adapted(Arrays((IMAGES, LABELS), (IMAGES, LABELS * 0 - 1), NAMES))
     with pytest.raises(InputError, match="mean has 1 numbers for images of 3 channels"):
         adapted(Arrays((IMAGES, LABELS), (IMAGES, LABELS), NAMES, (0.5,), (0.5,)))
-    with pytest.raises(InputError, match=r"a data set is kd\.Arrays.* not a tuple of Tensor"):
+    with pytest.raises(InputError, match=r"a data set must be kd\.Arrays.* not a tuple of Tensor"):
         adapted((IMAGES, LABELS))
 
 
@@ -239,20 +239,20 @@ def test_third_element_is_an_index_only_where_it_can_be_one() -> None:
 
 
 BAD_BATCHES = {
-    "normalised": ((PIXELS * 4 - 2, LABELS[:4]), "as if normalised already; kd takes uint8, or float in [0, 1]"),
+    "normalised": ((PIXELS * 4 - 2, LABELS[:4]), "which looks normalised; expected uint8, or float in [0, 1]"),
     "float 0..255": ((PIXELS * 255, LABELS[:4]), "divide them by their largest possible value"),
-    "other shape": ((PIXELS[:, :, :4], LABELS[:4]), "was said to be [3, 8, 8]; set shape=[3, 4, 8]"),
-    "other channels": ((PIXELS[:, :1], LABELS[:4]), "was said to be [3, 8, 8]"),
-    "stray label": ((PIXELS, LABELS[:4] + 5), "the data has the label 7, which is none of its classes"),
+    "other shape": ((PIXELS[:, :, :4], LABELS[:4]), "declared shape [C, H, W] is [3, 8, 8]; set shape=[3, 4, 8]"),
+    "other channels": ((PIXELS[:, :1], LABELS[:4]), "but the declared shape [C, H, W] is [3, 8, 8]"),
+    "stray label": ((PIXELS, LABELS[:4] + 5), "the data has the label 7, expected 0 to 2"),
     "-100": ((PIXELS, LABELS[:4] * 0 - 100), "the data has the label -100"),
     "multi-hot": ((PIXELS, torch.ones(4, 3)), "are multi-hot"),
     "unequal": ((PIXELS, LABELS[:3]), "has 4 images and 3 labels"),
-    "no images": ({"picture": PIXELS, "label": LABELS[:4]}, "its keys are picture, label; known are images, image"),
+    "no images": ({"picture": PIXELS, "label": LABELS[:4]}, "its keys are picture, label; accepted: images, image"),
     "two images": ({"image": PIXELS, "x": PIXELS}, "a batch has several images: image, x"),
-    "varying sizes": (([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], [0, 1]), "are of several shapes"),
+    "varying sizes": (([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], [0, 1]), "have several shapes"),
     "nothing": (None, "a batch must be (images, labels) or a dict of them, got a NoneType"),
-    "single": ((PIXELS[0], LABELS[0]), "a single image needs a first dimension"),
-    "words without names": ((PIXELS, ["a"] * 4), "give `names`"),
+    "single": ((PIXELS[0], LABELS[0]), "add a batch dimension to a single image"),
+    "words without names": ((PIXELS, ["a"] * 4), "set `names`"),
 }
 
 
@@ -268,7 +268,7 @@ def test_ambiguous_batches_are_refused(kind: str) -> None:
 def test_images_of_validation_that_are_not_finite_are_refused() -> None:
     adapt = Adapter(3, SHAPE)
     adapt((PIXELS, LABELS[:4]), "val")
-    with pytest.raises(InputError, match="the val images hold numbers that are not finite"):
+    with pytest.raises(InputError, match="the val images have values that are not finite"):
         adapt((PIXELS * torch.nan, LABELS[:4]), "val")
 
 

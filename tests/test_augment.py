@@ -330,12 +330,12 @@ def test_gpu_gives_the_same_pixels(options: dict[str, Any], keep: int) -> None:
 
 
 WRONG = {
-    "pad": ({"pad": 10}, r"pad must lie between 0 and the image size, got 10"),
+    "pad": ({"pad": 10}, r"pad must be at least 0 and less than the image size, got 10"),
     "border": ({"pad": 1, "border": "reflct"}, r"unknown border 'reflct'; did you mean 'reflect'\?"),
-    "erase": ({"erase": 1.5}, r"erase must be a share in \[0, 1\], got 1.5"),
-    "area": ({"erase": 0.5, "erase_area": [0.5, 0.1]}, r"erase_area must be two shares"),
-    "scale": ({"scale": [0.5, 0.2]}, r"scale must be two shares 0 < least <= largest <= 1, got \[0.5, 0.2\]"),
-    "no box": ({"scale": [0.0001, 0.0001]}, r"scale=\[0.0001, 0.0001\] gives no box inside images of 12x10"),
+    "erase": ({"erase": 1.5}, r"erase must be a fraction in \[0, 1\], got 1.5"),
+    "area": ({"erase": 0.5, "erase_area": [0.5, 0.1]}, r"erase_area must be two fractions"),
+    "scale": ({"scale": [0.5, 0.2]}, r"scale must be two fractions 0 < minimum <= maximum <= 1, got \[0.5, 0.2\]"),
+    "no box": ({"scale": [0.0001, 0.0001]}, r"scale=\[0.0001, 0.0001\] gives no box that fits into images of 12x10"),
     "jitter": ({"jitter": 1.5}, r"jitter must lie in \[0, 1\], got 1.5"),
     "cutout": ({"cutout": 99}, r"cutout must lie between 0 and twice the image size, got 99"),
     "negative cutout": ({"cutout": -1}, r"cutout must lie"),

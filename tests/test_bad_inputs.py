@@ -515,8 +515,8 @@ DATA = {
         "training and test images differ in shape: [1, 8, 8] and [1, 6, 8]",
     ),
     "parts-of-different-classes": ("data=folder data.root=other data.size=16", 2, "cow"),
-    "labels-too-large": ("data=own data.kind=range", 2, "the training labels leave the range of the 4 classes"),
-    "labels-of-minus-100": ("data=own data.kind=hundred", 2, "the training labels leave the range of the 4 classes"),
+    "labels-too-large": ("data=own data.kind=range", 2, "the training labels are out of range for 4 classes"),
+    "labels-of-minus-100": ("data=own data.kind=hundred", 2, "the training labels are out of range for 4 classes"),
     "no-labels-at-all": (
         "data=own data.kind=unlabelled",
         2,
@@ -525,9 +525,9 @@ DATA = {
     "label-too-large-in-a-batch": (
         "data=module data.kind=label",
         2,
-        "the data has the label 7, which is none of its classes",
+        "the data has the label 7, expected 0 to",
     ),
-    "batch-larger-than-the-data": ("data.batch_size=500", 2, "batch_size=500 is more than the 54 training images"),
+    "batch-larger-than-the-data": ("data.batch_size=500", 2, "batch_size=500 exceeds the 54 training images"),
     "no-whole-batch": (
         "data=module data.kind=few",
         2,

@@ -125,7 +125,7 @@ def test_export_accepts_a_test_only_folder(run: Path, tmp_path: Path) -> None:
     card = export(str(run), format="torchscript", data={"root": str(root)})
     assert card["check"]["images"] == 24
     assert card["output"]["classes"] == ["ant", "bee", "cow"]
-    with pytest.raises(InputError, match="has no part val: it is a test part alone"):
+    with pytest.raises(InputError, match="has no val part, only a test part"):
         evaluate(str(run), data={"root": str(root)}, part="val")
 
 

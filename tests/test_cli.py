@@ -145,8 +145,8 @@ BAD = {  # what is wrong with single keys is in test_bad_inputs.py
     "objective.kd.student=layer9": "unknown layer of CNN 'layer9'; did you mean 'layer2'?",
     "optim.schedule=cosin": "optim: unknown schedule 'cosin'; did you mean 'cosine'?",
     "teacher=none": "teacher=none, but the term 'kd' needs a teacher; try objective=ce",
-    "data.batch_size=5000": "data: batch_size=5000 is more than the",
-    "data.val=7": "data: val must be a share in (0, 1) or 'test', got 7",
+    "data.batch_size=5000": "data: batch_size=5000 exceeds the",
+    "data.val=7": "data: val must be a fraction in (0, 1) or 'test', got 7",
 }
 
 

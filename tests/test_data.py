@@ -236,5 +236,5 @@ def test_bad_class_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ant/0\.png cannot be decoded"):
         list(Folder(str(tmp_path), size=8, batch_size=1, val="test", workers=0).train_dataloader())
     (tmp_path / "val/ant").rename(tmp_path / "val/cat")
-    with pytest.raises(InputError, match=r"other classes, first \['ant', 'cat'\]"):
+    with pytest.raises(InputError, match=r"different classes, first \['ant', 'cat'\]"):
         Folder(str(tmp_path))

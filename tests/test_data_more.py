@@ -195,14 +195,14 @@ def test_a_column_of_parts_in_a_csv_file_gives_each_part_its_own_rows(tmp_path: 
     assert numbers == {"train": set("012345"), "val": set("89"), "test": set("67")}
     alone = listed(str(tmp_path), train="labels.csv")
     assert len(alone.train) == 18
-    assert any("rows of other parts, which data.val= and data.test= may name (12)" in note for note in alone.notes)
+    assert any("rows of other parts, for data.val= and data.test= (12)" in note for note in alone.notes)
 
 
 def test_a_csv_file_without_a_row_of_the_part_is_refused(tmp_path: Path) -> None:
     pictures(tmp_path)
     rows = [f"{name}/{i}.png,{name},{'val' if i % 3 else 'train'}" for name in COLOURS for i in range(6)]
     written(tmp_path, ["path,label,split", *rows])
-    with pytest.raises(InputError, match="has no row of the part test: its column split has train, val"):
+    with pytest.raises(InputError, match="has no row of the test part: its column split has train, val"):
         listed(str(tmp_path), train="labels.csv", test="labels.csv")
 
 
@@ -223,7 +223,7 @@ def test_the_label_minus_one_in_a_csv_file_is_not_known(tmp_path: Path) -> None:
     assert data.counts()["train"] - data.counts()["labelled"] == 12
     assert (data.train_labels >= -1).all()
     assert all(file.label >= 0 for part in ("val", "test") for file in data.parts[part].files)
-    with pytest.raises(InputError, match=r"have other classes, first \['-1'\]"):
+    with pytest.raises(InputError, match=r"have different classes, first \['-1'\]"):
         Folder(str(tmp_path), train="labels.csv", test="labels.csv", workers=0, batch_size=4)
 
 
@@ -231,8 +231,8 @@ def test_class_folders_that_look_like_parts_are_a_warning(tmp_path: Path) -> Non
     for part in ("images_test", "images_train"):
         pictures(tmp_path / part)
     notes = " ".join(listed(str(tmp_path)).notes)
-    assert "WARNING: images_test/, images_train/ are taken for classes, but each holds ant/, bee/, cow/" in notes
-    assert "name the parts by data.train=images_train" in notes
+    assert "WARNING: images_test/, images_train/ are used as classes, but each contains ant/, bee/, cow/" in notes
+    assert "set data.train=images_train" in notes
     assert "WARNING" not in " ".join(listed(str(pictures(tmp_path / "plain"))).notes)
 
 
@@ -257,9 +257,7 @@ def test_labels_that_are_not_a_number_are_refused(names: Any) -> None:
     images, labels, _ = bars()
     lacking = labels.double().numpy()
     lacking[3] = np.nan
-    with pytest.raises(
-        InputError, match="float64 that are not whole, so no class numbers; a label that is not known is -1"
-    ):
+    with pytest.raises(InputError, match="float64 that are not integers; an unknown label is -1"):
         adapted(kd.Arrays(train=(images, lacking), test=(images, labels), names=names))
 
 
@@ -318,8 +316,8 @@ def test_names_by_their_numbers_and_numbers_by_their_names(names: dict[Any, Any]
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"a", "b", "c", "d"}, "names must be a list of the classes' names in their order, got a set"),
-        ("abcd", "names must be a list of the classes' names in their order, got a str"),
+        ({"a", "b", "c", "d"}, "names must be an ordered list of the class names, got a set"),
+        ("abcd", "names must be an ordered list of the class names, got a str"),
         ({1: "a", 2: "b", 3: "c", 4: "d"}, "names must give each class a number from 0 to 3"),
         ({"a": "x", "b": "y"}, "names must give each class a number from 0 to 1"),
     ],
@@ -369,7 +367,7 @@ CRD = ("student=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "objectiv
 def test_a_third_tensor_that_repeats_itself_is_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with caplog.at_level(logging.WARNING):
         trained(tmp_path, *FAST, "epochs=1", "~data", f"+data._target_={__name__}.Grouped")
-    assert "taken as positions in the training set, but of 16 images it holds 3 numbers" in caplog.text
+    assert "read as positions in the training set, but 16 images have 3 distinct values" in caplog.text
 
 
 def test_a_third_tensor_beyond_the_training_set_is_refused_by_crd(tmp_path: Path) -> None:
@@ -391,6 +389,6 @@ def test_what_is_no_picture_is_refused_by_predict_in_one_line(run: Path, given: 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])
 def test_a_dark_image_of_many_bits_in_memory_is_refused_by_predict(run: Path, dtype: Any) -> None:
     grey = np.full((8, 8), 170)
-    with pytest.raises(InputError, match="is of 16 bits with no value above 170"):
+    with pytest.raises(InputError, match="has 16 bits with no value above 170"):
         kd.load(run).predict(Image.fromarray(grey.astype(dtype)))
     assert kd.load(run).predict(Image.fromarray((grey * 257).astype(dtype))).label in COLOURS

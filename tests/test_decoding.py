@@ -176,7 +176,7 @@ def test_half_transparent_pixels_are_mixed_with_the_background_white_by_default(
 
 @pytest.mark.parametrize("background", ["whit", "", "#12", 3])
 def test_an_unknown_background_is_refused(background: Any) -> None:
-    with pytest.raises(InputError, match="is no colour: write white, black"):
+    with pytest.raises(InputError, match="is not a colour: set white, black"):
         Reading(background=background).check()
 
 
@@ -204,7 +204,7 @@ def test_a_picture_beyond_pillow_s_limit_is_refused_and_one_near_it_gives_no_war
 def test_a_pipe_or_a_device_is_refused_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
-        with pytest.raises(Damaged, match="is no regular file"):
+        with pytest.raises(Damaged, match="is not a regular file"):
             decode(File(str(path), 0))
 
 

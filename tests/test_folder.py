@@ -13,7 +13,7 @@ from test_data import make_folder
 
 from kd import Batch
 from kd.data.folder import Folder
-from kd.data.image_files import Decoded
+from kd.data.image_files import ImageFileLoader
 from kd.errors import InputError
 
 
@@ -30,7 +30,7 @@ def folder(root: Path, **options: Any) -> Folder:
 
 def epoch(data: Folder, number: int, rank: int = 0, world: int = 1, start: int = 0) -> list[Batch]:
     place = (data.seed, lambda: number, rank, world, start)
-    return list(Decoded(data.parts["train"], data.batch_size, data.workers, data._views, *place))
+    return list(ImageFileLoader(data.parts["train"], data.batch_size, data.workers, data._views, *place))
 
 
 def same(found: list[Batch], expected: list[Batch]) -> bool:
@@ -136,11 +136,11 @@ def test_global_random_state_does_not_change(root: Path) -> None:
 
 WRONG = {
     "crop": ({"crop": "centr"}, r"unknown crop 'centr'; did you mean 'centre'"),
-    "scale": ({"scale": [0.5, 0.1]}, r"scale must be two shares"),
+    "scale": ({"scale": [0.5, 0.1]}, r"scale must be two fractions"),
     "views": ({"views": -2}, r"views must be at least 1"),
     "workers": ({"workers": -1}, r"workers at least 0"),
-    "val": ({"val": 3}, r"val must be a share in \(0, 1\) or 'test', got 3"),
-    "batch": ({"batch_size": 50}, r"batch_size=50 is more than the 20 training images"),
+    "val": ({"val": 3}, r"val must be a fraction in \(0, 1\) or 'test', got 3"),
+    "batch": ({"batch_size": 50}, r"batch_size=50 exceeds the 20 training images"),
     "transform": ({"transform": {"_target_": "torchvision.transforms.v2.CenterCrop", "size": 9}}, "must keep uint8"),
 }
 
@@ -155,7 +155,7 @@ def test_invalid_options_are_refused(root: Path, case: tuple[dict[str, Any], str
 REFUSED = {
     "+data.mixup=0.2": "data.mixup is for data in memory; Folder has no such option",
     "data.veiws=3": "unknown key data.veiws; did you mean data.views?",
-    "data.root=/nowhere": "data.root=/nowhere is no folder; it must hold train/CLASS/*",
+    "data.root=/nowhere": "data.root=/nowhere is not a folder; it must contain train/CLASS/*",
 }
 
 

@@ -82,13 +82,13 @@ def test_one_part_beside_train_is_the_test_part_and_validation_is_held_out(tmp_p
     assert {name.split("/")[0] for name in named(data, "test")} == {other}
     assert {name.split("/")[0] for name in named(data, "val")} == {"train"}
     assert data.counts() == {"train": 10, "val": 2, "test": 12}
-    assert ("the part val is the test set" in said(data)) == (other != "test")
+    assert ("the val part is used as the test set" in said(data)) == (other != "test")
 
 
 @pytest.mark.parametrize("val", [0.34, "test"])
 def test_unused_validation_part_is_reported(tmp_path: Path, val: float | str) -> None:
     data = folder(tree(tmp_path, "train", "val", "test"), val=val)
-    assert "the part val is not used" in said(data)
+    assert "the val part is not used" in said(data)
     assert not any(name.startswith("val/") for part in data.parts for name in named(data, part))
 
 
@@ -111,8 +111,8 @@ def test_class_folders_at_the_top_are_divided_by_class_and_seed(tmp_path: Path) 
     again, other = folder(tmp_path, split_seed=3), folder(tmp_path, split_seed=4)
     assert [set(named(again, part)) for part in again.parts] == parts
     assert set(named(other, "test")) != parts[2]
-    assert "there is no test part: 0.2 of each class is drawn for it" in said(data)
-    assert "there is no validation part: 0.2 of each class is held out for it" in said(data)
+    assert "no test part: 0.2 of each class is drawn for testing" in said(data)
+    assert "no validation part: 0.2 of each class is held out for validation" in said(data)
 
 
 def test_train_folder_without_others_is_divided(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_unlabelled_test_pictures_are_ignored_and_reported(tmp_path: Path) -> No
     picture(tmp_path / "test/images/0.png")
     data = folder(tmp_path)
     assert {name.split("/")[0] for name in named(data, "test")} == {"val"}
-    assert "test/ is not used: all of it lies in images/, which is no class" in said(data)
+    assert "test/ is not used: all images are in images/, which is not a class" in said(data)
 
 
 def test_other_folders_beside_the_parts_are_reported(tmp_path: Path) -> None:
@@ -138,19 +138,19 @@ def test_other_folders_beside_the_parts_are_reported(tmp_path: Path) -> None:
 
 
 UNKNOWN = {
-    "nothing": ([], {}, "holds nothing"),
+    "nothing": ([], {}, "contains nothing"),
     "pictures without folders": (["a.png", "b.png"], {}, "a.png, b.png: neither train/CLASS/*"),
     "a csv file": (["labels.csv", "pictures/a.png"], {}, "data.train=labels.csv"),
     "a folder in a folder": (["pets/train/ant/a.png"], {}, "did you mean data.root="),
     "parts within classes": (["ant/train/a.png", "bee/train/a.png"], {}, "parts within classes"),
-    "two names of one part": (["train/ant/a.png", "Train/ant/a.png"], {}, "choose by data.train=Train"),
-    "no train": (["val/ant/a.png", "test/ant/a.png"], {}, "holds no train part; it holds test/, val/"),
-    "train without classes": (["train/a.png", "val/a.png"], {}, "train holds no class folders with pictures"),
+    "two names of one part": (["train/ant/a.png", "Train/ant/a.png"], {}, "select one with data.train=Train"),
+    "no train": (["val/ant/a.png", "test/ant/a.png"], {}, "has no train part; it contains test/, val/"),
+    "train without classes": (["train/a.png", "val/a.png"], {}, "train has no class folders with images"),
     "a name that is not there": (["train/ant/a.png"], {"val": "vall"}, "data.val=vall is neither a folder nor a csv"),
     "a name that is near": (["train/ant/a.png"], {"test": "trian"}, "did you mean 'train'?"),
-    "another class": (["train/ant/a.png", "train/bee/a.png", "val/Ant/a.png"], {}, "is 'Ant' there the class 'ant'?"),
-    "an empty class": (["train/ant/a.png", "train/bee/a.gif"], {}, "train/bee holds no pictures: it holds a.gif"),
-    "a share of 1": (["train/ant/a.png"], {"test": 1}, "test must be a share in (0, 1)"),
+    "another class": (["train/ant/a.png", "train/bee/a.png", "val/Ant/a.png"], {}, "does 'Ant' mean 'ant'?"),
+    "an empty class": (["train/ant/a.png", "train/bee/a.gif"], {}, "train/bee has no images: it contains a.gif"),
+    "a share of 1": (["train/ant/a.png"], {"test": 1}, "test must be a fraction in (0, 1)"),
 }
 
 
@@ -173,7 +173,7 @@ def test_class_present_only_in_training_is_reported(tmp_path: Path) -> None:
     tree(tmp_path, "test")
     data = folder(tmp_path)
     assert data.names == ("ant", "bee", "cow")
-    assert "classes without a picture in test (1), first cow" in said(data)
+    assert "classes without an image in test (1), first cow" in said(data)
 
 
 # ---------------------------------------------------------------- classes
@@ -193,7 +193,7 @@ def test_many_classes_are_summarised(tmp_path: Path) -> None:
     tree(tmp_path, "train", "test", names=[f"c{i:02d}" for i in range(40)], per_class=2)
     picture(tmp_path / "test/c07/more.png")
     assert "classes: c00, c01, c02, c03, c04, ..., c39" in said(folder(tmp_path))
-    assert "test: 2 (c00) to 3 (c07) pictures of a class" in said(folder(tmp_path))
+    assert "test: 2 (c00) to 3 (c07) images per class" in said(folder(tmp_path))
 
 
 def test_class_names_with_spaces_and_any_script(tmp_path: Path) -> None:
@@ -220,12 +220,12 @@ def test_only_picture_of_a_class_is_used_for_training(tmp_path: Path) -> None:
     data = folder(tmp_path, val=0.5)
     assert named(data, "train")[-1] == "train/cow/0.png"
     assert 2 not in [file.label for file in data.parts["val"].files]
-    assert "classes with one training picture, which stays in training: 1" in said(data)
+    assert "classes with a single training image, which is not held out: 1" in said(data)
 
 
 def test_one_picture_per_class_cannot_be_held_out(tmp_path: Path) -> None:
     tree(tmp_path, "train", "test", per_class=1)
-    with pytest.raises(InputError, match=r"val=0\.1 holds out no image, as each class has one to train on"):
+    with pytest.raises(InputError, match=r"val=0\.1 holds out no image, as each class has only one training image"):
         folder(tmp_path, val=0.1)
     assert folder(tmp_path, val="test").counts() == {"train": 2, "val": 2, "test": 2}
 
@@ -250,7 +250,7 @@ def test_hidden_files_and_notebook_checkpoints_are_ignored_and_counted(tmp_path:
     picture(tmp_path / "train/ant/._0.png")
     data = folder(tmp_path, val="test")
     assert (data.names, data.counts()["train"]) == (("ant", "bee"), 12)
-    assert "left out: hidden files and folders (6), first train/" in said(data)
+    assert "skipped: hidden files and folders (6), first train/" in said(data)
 
 
 def test_other_formats_and_pictures_outside_classes_are_counted(tmp_path: Path) -> None:
@@ -261,12 +261,12 @@ def test_other_formats_and_pictures_outside_classes_are_counted(tmp_path: Path) 
     picture(tmp_path / "train/ant/UPPER.PNG")
     lines = said(folder(tmp_path, val="test"))
     for line in (
-        "left out: .gif files (2), first train/ant/a.gif",
-        "left out: .jfif files (1), first train/ant/c.jfif",
-        "left out: .avif files (1)",
-        "left out: .txt files (1)",
-        "left out: files without an extension (1), first train/ant/README",
-        "left out: pictures outside the class folders (1), first train/loose.png",
+        "skipped: .gif files (2), first train/ant/a.gif",
+        "skipped: .jfif files (1), first train/ant/c.jfif",
+        "skipped: .avif files (1)",
+        "skipped: .txt files (1)",
+        "skipped: files without an extension (1), first train/ant/README",
+        "skipped: images outside the class folders (1), first train/loose.png",
     ):
         assert line in lines
     assert "UPPER" not in lines
@@ -278,19 +278,19 @@ def test_pipes_and_devices_are_skipped_and_reported(tmp_path: Path) -> None:
     (tmp_path / "train/ant/zero.png").symlink_to("/dev/zero")
     data = folder(tmp_path, val="test")
     assert data.counts()["train"] == 12
-    assert "left out: pipes, sockets and devices (2), first train/ant/pipe.png" in said(data)
+    assert "skipped: pipes, sockets and devices (2), first train/ant/pipe.png" in said(data)
 
 
 LINKS = {
-    "to the folder above": ("train/ant/up", "..", "links to a folder above"),
-    "to itself": ("train/ant/loop", ".", "links to a folder above"),
-    "to the top": ("train/ant/top", "../..", "links to a folder above"),
+    "to the folder above": ("train/ant/up", "..", "links to a parent folder"),
+    "to itself": ("train/ant/loop", ".", "links to a parent folder"),
+    "to the top": ("train/ant/top", "../..", "links to a parent folder"),
     "to a sibling class": ("train/ant/other", "../bee", "links into the class bee of train"),
     "to a sibling part": ("train/ant/other", "../../test/bee", "links into the class bee of test"),
     "of a class to another": ("train/cow", "bee", "links to the class bee"),
-    "of a class to the part": ("train/cow", ".", "links to a folder above"),
-    "of a picture to another class": ("train/ant/x.png", "../bee/0.png", "links to pictures of the class bee of train"),
-    "of a picture to itself twice": ("train/ant/x.png", "0.png", "links to pictures of the class ant of train"),
+    "of a class to the part": ("train/cow", ".", "links to a parent folder"),
+    "of a picture to another class": ("train/ant/x.png", "../bee/0.png", "links to images of the class bee of train"),
+    "of a picture to itself twice": ("train/ant/x.png", "0.png", "links to images of the class ant of train"),
 }
 
 
@@ -302,7 +302,7 @@ def test_links_neither_relabel_nor_multiply_pictures(tmp_path: Path, link: str) 
     (tmp_path / place).symlink_to(target)
     found = listed(str(tmp_path))
     assert (found.train, found.test, found.names) == (before.train, before.test, before.names)
-    assert f"left out: {why} (1), first {place}" in found.notes
+    assert f"skipped: {why} (1), first {place}" in found.notes
 
 
 def test_data_sets_made_of_links_are_read(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_class_inside_the_target_of_another_link_is_separate(tmp_path: Path) -> 
     (root / "train/cat").symlink_to(store / "cat")
     found = listed(str(root))
     assert [file.label for file in found.train] == [0] * 7 + [1] * 6
-    assert "left out: folders of the class cat of train (1), first train/any/cat" in found.notes
+    assert "skipped: folders of the class cat of train (1), first train/any/cat" in found.notes
 
 
 # ---------------------------------------------------------------- damage and doubles
@@ -343,8 +343,8 @@ def test_damaged_pictures_are_skipped_on_request_and_counted(tmp_path: Path) -> 
         list(folder(tmp_path, val="test").train_dataloader())
     data = folder(tmp_path, val="test", damaged="skip")
     assert data.counts() == {"train": 10, "val": 11, "test": 11}
-    assert "left out: damaged pictures of train (2), first " in said(data)
-    assert "left out: damaged pictures of test (1)" in said(data)
+    assert "skipped: damaged images of train (2), first " in said(data)
+    assert "skipped: damaged images of test (1)" in said(data)
     assert len(list(data.train_dataloader())) == 5
     with pytest.raises(InputError, match=r"unknown data\.damaged 'skp'; did you mean 'skip'"):
         folder(tmp_path, damaged="skp")
@@ -367,9 +367,9 @@ def test_duplicates_across_parts_or_classes_are_counted(tmp_path: Path) -> None:
         shutil.copy(tmp_path / f"train/ant/{i}.png", tmp_path / f"test/ant/copy{i}.png")
     shutil.copy(tmp_path / "train/ant/0.png", tmp_path / "train/bee/again.png")
     lines = said(folder(tmp_path))
-    assert "pictures of test that are in train too: 3 of 15, first " in lines
-    assert "pictures of train under two classes (1), first " in lines
-    assert "of val that are in" not in lines
+    assert "images of test that are also in train: 3 of 15, first " in lines
+    assert "images of train under two classes (1), first " in lines
+    assert "of val that are also in" not in lines
 
 
 # ---------------------------------------------------------------- content
@@ -429,7 +429,7 @@ def test_damaged_digest_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.Mon
     root = tree(tmp_path / "pets", "train", "test")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     expected = folder(root, val="test").describe()
-    path = content.Remembered(str(root)).path
+    path = content.DigestCache(str(root)).path
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert folder(root, val="test").describe() == expected
@@ -471,7 +471,7 @@ def test_a_csv_file_of_path_and_label_is_read(tmp_path: Path, kind: str) -> None
     assert data.names == ("ant", "bee")
     found = {Path(file.path).stem: file.label for part in data.parts.values() for file in part.files}
     assert found == {str(i): i % 2 for i in range(12)}
-    assert ("left out: rows that come twice (12)" in said(data)) == (kind == "rows twice")
+    assert ("skipped: duplicate rows (12)" in said(data)) == (kind == "rows twice")
 
 
 def test_csv_with_absolute_paths_or_paths_below_its_own_folder(tmp_path: Path) -> None:
@@ -502,9 +502,9 @@ def test_labels_that_are_numbers_are_classes_in_the_order_of_numbers(tmp_path: P
 TORN = {
     "an absent picture": (
         "pictures/x/0.png,ant\npictures/x/99.png,bee\n",
-        r"1 pictures .* first pictures/x/99\.png \(l",
+        r"1 images .* first pictures/x/99\.png \(l",
     ),
-    "no picture at all": ("a.png,ant\nb.png,bee\n", "names no picture below"),
+    "no picture at all": ("a.png,ant\nb.png,bee\n", "has no existing image below"),
     "no label": ("pictures/x/0.png,ant\npictures/x/1.png,\n", "line 2 has no label"),
     "a short row": ("pictures/x/0.png,ant\npictures/x/1.png\n", "line 2 has no label"),
     "two labels": ("pictures/x/0.png,ant\npictures/x/0.png,bee\n", "two labels, lines 1 and 2: 'ant' and 'bee'"),
@@ -534,7 +534,7 @@ def test_default_options_are_scaled_to_the_data(tmp_path: Path) -> None:
     data = Folder(str(tmp_path), workers=0)
     assert data.resolved == {"size": 64, "batch_size": 8}
     assert (data.shape, data.batch_size) == ((3, 64, 64), 8)
-    assert "scaled to the data: data.size=64 data.batch_size=8" in said(data)
+    assert "derived from the data: data.size=64 data.batch_size=8" in said(data)
     assert Folder(str(tmp_path), size=48, batch_size=4).resolved == {}
     assert [batch_of(n) for n in (20, 900, 5_000, 1_281_167)] == [8, 32, 256, 256]
     assert [share_of(n) for n in (900, 5_000, 20_000, 1_281_167)] == [0.2, 0.2, 0.05, 0.02]
@@ -551,8 +551,8 @@ def test_run_reports_parts_and_classes_and_saves_chosen_options(kd_train: Run, t
     for line in (
         "data: 32 train, 8 val, 40 test; 2 classes, images 3x10x10",
         "data: ant       16    4    20",
-        "data: left out: hidden files and folders (1), first Train/ant/.ipynb_checkpoints",
-        "data: the part val is the test set",
+        "data: skipped: hidden files and folders (1), first Train/ant/.ipynb_checkpoints",
+        "data: the val part is used as the test set",
         "data: 8 validation images: val/acc has a standard error of 14.1 points where it is 80 %",
     ):
         assert line in done.stdout
@@ -564,7 +564,7 @@ def test_run_reports_parts_and_classes_and_saves_chosen_options(kd_train: Run, t
 def test_command_line_error_for_an_unknown_layout(tmp_path: Path, complain: Complain) -> None:
     picture(tmp_path / "pets/0.png")
     line = complain("data=folder", f"data.root={tmp_path / 'pets'}")
-    assert "holds 0.png: neither train/CLASS/*" in line
+    assert "contains 0.png: neither train/CLASS/*" in line
     assert "data.train=, data.val= and data.test=" in line
 
 
@@ -580,7 +580,7 @@ def test_links_at_the_top_neither_relabel_nor_multiply(tmp_path: Path) -> None:
 def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     tree(tmp_path, "train", "test")
     (tmp_path / "test/ant/0.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
-    with pytest.raises(InputError, match=r"ant/0\.png cannot be decoded: .* a pointer of git-LFS"):
+    with pytest.raises(InputError, match=r"ant/0\.png cannot be decoded: .* a git-LFS pointer"):
         list(folder(tmp_path, val="test").test_dataloader())
 
 
@@ -603,7 +603,7 @@ def test_shards_of_train_val_and_test(tmp_path: Path) -> None:
 def test_shard_classes_in_one_part_are_reported_and_huge_labels_refused(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", [0, 1] * 4)
     shard(tmp_path / "test-0.tar", [0, 1, 2])
-    assert "classes without a picture in train (1), first 2" in said(folder(tmp_path))
+    assert "classes without an image in train (1), first 2" in said(folder(tmp_path))
     shard(tmp_path / "test-0.tar", [0, 10**9])
     with pytest.raises(InputError, match=r"has the label 1,000,000,000 in a \.cls"):
         folder(tmp_path)

@@ -48,9 +48,9 @@ def test_bytes_of_any_type_and_floats_give_the_same_logits(digits: Path) -> None
 
 BAD = {
     "float 0..255": (BYTES.float(), "divide them by their largest possible value"),
-    "normalised": (BYTES.float() / 64 - 2, "as if normalised already"),
-    "int64 beyond bytes": (BYTES.long() + 1000, "kd takes 0 to 255"),
-    "other channels": (BYTES.expand(5, 3, 8, 8), r"was said to be \[1, 8, 8\]"),
+    "normalised": (BYTES.float() / 64 - 2, "which looks normalised"),
+    "int64 beyond bytes": (BYTES.long() + 1000, "expected 0 to 255"),
+    "other channels": (BYTES.expand(5, 3, 8, 8), r"declared shape \[C, H, W\] is \[1, 8, 8\]"),
     "flat": (BYTES.flatten(1), r"not \[B, C, H, W\]"),
     "nan": (BYTES * torch.nan, "not finite"),
 }
@@ -64,7 +64,7 @@ def test_values_outside_the_pixel_range_are_refused(kind: str, digits: Path) -> 
 
 
 def test_single_image_error_suggests_a_batch(pets: tuple[Path, Path]) -> None:
-    with pytest.raises(InputError, match=r"needs a first dimension: images\[None\]"):
+    with pytest.raises(InputError, match=r"add a batch dimension to a single image: images\[None\]"):
         kd.load(pets[0])(torch.zeros(3, 16, 16))
 
 

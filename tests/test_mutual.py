@@ -188,9 +188,9 @@ def test_training_without_any_labels(tmp_path: Path) -> None:
         (["teacher=resnet8", "optim=dot", "speed.compile=true"], "speed.compile=teacher"),
         (
             ["teacher=none", "objective=ce", "data.scale=0.5"],
-            "scale must be two shares 0 < least <= largest <= 1, got 0.5",
+            "scale must be two fractions 0 < minimum <= maximum <= 1, got 0.5",
         ),
-        (["teacher=none", "objective=ce", "data.scale=[a,b]"], "scale must be two shares"),
+        (["teacher=none", "objective=ce", "data.scale=[a,b]"], "scale must be two fractions"),
         (["teacher=momentum", "objective=ressl", "objective.ressl.size=8"], "B at most 8"),
         (["teacher=momentum", "objective=ressl", "callbacks.best.monitor=val/agreement"], "unknown metric"),
         (

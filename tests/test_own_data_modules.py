@@ -22,6 +22,7 @@ from trained import trained
 
 import kd
 from kd import InputError
+from kd.data.datamodule import data_of, image_data
 from kd.data.own import adopted
 from kd.evaluate.loaded_run import batches
 
@@ -387,21 +388,21 @@ BAD = {
     "bytes": "divide them by their largest possible value (255 for bytes)",
     "sizes": "the data's images are of several shapes, [1, 8, 8] and [1, 9, 8]",
     "pillow": "samples with a Image, of which no batch can be made",
-    "hundred": "the data has the label -100, which is none of its classes",
-    "high": "the data has the label 4, which is none of its classes",
-    "word": "the train labels are names, 'ant' say",
+    "hundred": "the data has the label -100, expected 0 to 3; an unknown label is -1",
+    "high": "the data has the label 4, expected 0 to 3",
+    "word": "the train labels are names, for example 'ant'",
     "several": "the train labels [B, 4] are multi-hot",
     "unlabelled": "the training batches have no labels, and every term of the objective needs them",
     "val unknown": "no validation image has a label",
-    "loaders": "train_dataloader gives 2 loaders",
-    "iterator": "train_dataloader gives an iterator, which can be read once",
+    "loaders": "train_dataloader returns 2 loaders",
+    "iterator": "train_dataloader returns an iterator, which can be read once",
     "length": "the training data has no length, so that the schedule has no end: set trainer.max_steps=N",
     "one class": "the data has 1 class; there must be two at least",
     "twice": "names has 'a' twice",
     "names": "Module has 4 classes and 2 names",
     "last": "looks like [H, W, C]",
     "mean": "Module.mean has 3 numbers for images of 1 channels",
-    "no classes": "Module must say `classes`",
+    "no classes": "Module must define `classes`",
 }
 
 
@@ -484,3 +485,33 @@ def test_custom_collate_function_with_pillow_images() -> None:
 
     found = list(batches(adopted(Pillow(), 0), "test"))
     assert [batch.images[:, 0, 0, 0].tolist() for batch in found] == [[0, 1], [2, 3], [4]]
+
+
+class Late(Own):
+    """Its names are known after setup only, and an attribute has the name of one of kd's own."""
+
+    val, account = "validation set", "mine"
+
+    def setup(self, stage: str) -> None:
+        self.known = ("a", "b", "c", "d")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.known
+
+
+def test_a_custom_module_has_the_defaults_of_image_data_for_what_it_does_not_define() -> None:
+    module = Late()
+    data = image_data(module)
+    assert (data.classes, data.shape, data.lightning) == (CLASSES, SHAPE, module)
+    assert (data.names, data.mean, data.start, data.batch_size, data.counts()) == (None, None, None, None, {})
+    assert (data.val, data.account(), data.memory) == (None, [], None)
+    data.start = 8
+    module.setup("fit")
+    assert (module.start, data.names) == (8, ("a", "b", "c", "d"))
+    assert image_data(data) is data
+
+
+def test_a_trainer_without_a_data_module_reads_the_defaults() -> None:
+    data = data_of(pl.Trainer(logger=False, enable_checkpointing=False))
+    assert (data.names, data.checked, data.batch_size, data.describe()) == (None, False, None, {})

@@ -174,7 +174,7 @@ class Whole(Module):
 @pytest.mark.parametrize(
     ("name", "test", "said"),
     [
-        ("Whole", "labels", "the test labels leave the range of the 4 classes"),
+        ("Whole", "labels", "the test labels are out of range for 4 classes"),
     ],
 )
 def test_unusable_test_part_is_refused_at_the_start(

@@ -104,7 +104,7 @@ def test_invalid_parts_give_a_one_line_error(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_forgotten_shape_is_named_at_the_first_batch(tmp_path: Path) -> None:
     student = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64, 4))
-    with pytest.raises(InputError, match=r"the train images are \[1, 8, 8\].* said to be \[1, 32, 32\]; set shape="):
+    with pytest.raises(InputError, match=r"are \[1, 8, 8\], but the declared shape .* is \[1, 32, 32\]; set shape="):
         fit(distiller(student=student, teacher=None, objective=CE(), shape=(1, 32, 32)), "pair", tmp_path)
 
 

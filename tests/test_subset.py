@@ -118,13 +118,13 @@ def test_labels_may_be_unknown_from_the_start() -> None:
 
 
 WRONG = {
-    "fraction": ({"fraction": 1.5}, r"fraction must be a share in \(0, 1\], got 1.5"),
-    "none": ({"fraction": 0.0}, "fraction must be a share"),
+    "fraction": ({"fraction": 1.5}, r"fraction must lie in \(0, 1\], got 1.5"),
+    "none": ({"fraction": 0.0}, "fraction must lie in"),
     "negative": ({"per_class": -1}, "per_class must be at least 1"),
     "both": ({"fraction": 0.5, "per_class": 3}, "give fraction or per_class, not both"),
-    "no subset": ({"unlabelled": True}, "give fraction or per_class with it"),
-    "too many": ({"per_class": 49}, "per_class=49 is more than the 48 training images of 'a'"),
-    "too few": ({"per_class": 1}, "batch_size=8 is more than the 4 training images"),
+    "no subset": ({"unlabelled": True}, "set fraction or per_class with it"),
+    "too many": ({"per_class": 49}, "per_class=49 exceeds the 48 training images of 'a'"),
+    "too few": ({"per_class": 1}, "batch_size=8 exceeds the 4 training images"),
 }
 
 

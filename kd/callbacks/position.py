@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback, StochasticWeightAveraging, Tim
 from torch.optim.lr_scheduler import LambdaLR
 
 from kd.data.batch import Batch
+from kd.data.datamodule import data_of, image_data
 from kd.data.loader import batches_of
 from kd.errors import InputError
 from kd.run_folder.checkpoints import FORMAT, Saved
@@ -32,7 +33,7 @@ class Position(Callback):
         checkpoint["kd"] = {
             "format_version": FORMAT,
             "teacher_sha256": pl_module.teacher_sha256,
-            "data_sha256": sha256_of(trainer.datamodule),  # type: ignore[attr-defined]
+            "data_sha256": sha256_of(data_of(trainer)),
             "place": position_of(trainer),
             "versions": versions(),
         }
@@ -73,7 +74,7 @@ def check_same_run(found: Saved, data: Any, teacher: str | None, changed: bool =
 
 def sha256_of(data: Any) -> str | None:
     """The data's sha256, where it can say it."""
-    return data.describe()["sha256"] if hasattr(data, "describe") else None
+    return image_data(data).describe().get("sha256")
 
 
 def validation_batches(trainer: pl.Trainer, module: Any) -> Generator[Batch]:
@@ -92,7 +93,7 @@ def position_of(trainer: pl.Trainer) -> dict[str, Any]:
     """Where a run stands: the samples of the epoch that are done, over all processes."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     batches = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
-    size = getattr(trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
+    size = data_of(trainer).batch_size or 0
     steps = int(trainer.estimated_stepping_batches)
     place = {"samples": batches * size * trainer.world_size, "world": trainer.world_size}
     place |= {"steps": steps, "epochs": trainer.max_epochs or 0}
@@ -129,12 +130,12 @@ def restore_position(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     """
     for line in (".*and is not empty", ".*your dataloader is not resumable"):  # it is, by `start`
         warnings.filterwarnings("ignore", message=line)
-    place, data = checkpoint["kd"]["place"], trainer.datamodule  # type: ignore[attr-defined]
+    place, data = checkpoint["kd"]["place"], data_of(trainer)
     if place.get("stopped_early") and place["limits"] == _limits(trainer):
         trainer.should_stop = True
     if place["samples"]:
-        if not hasattr(data, "start"):
-            name = type(data).__name__
+        if data.start is None:
+            name = type(data.lightning).__name__
             log.warning("resume: %s has no `start`, so it gives the rest of this epoch out of its own order", name)
         else:
             data.start = place["samples"]
@@ -142,8 +143,8 @@ def restore_position(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         return
     if place["samples"]:
         done = place["samples"]
-        count = len(getattr(data, "train_labels", ())) or done
-        given = (data.batch_size, trainer.world_size, getattr(data, "drop_last", True))
+        count = done if data.train_labels is None else len(data.train_labels) or done
+        given = (data.batch_size or 0, trainer.world_size, data.drop_last)
         batches = batches_of(count, *given) - batches_of(count - done, *given)  # but for those still to come
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         current |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.data.datamodule import image_data
 from kd.distill.answer_table import DTYPES, AnswerTable
 from kd.distill.identity import structure_key
 from kd.distill.teacher import Frozen, FrozenTeacher
@@ -238,7 +239,7 @@ def cached(
 
 def _size(data: Any, store: CacheOptions, where: str) -> float | None:
     """How many GB the answers for this data take; None, which is said, where they cannot be kept."""
-    count = getattr(data, "views", 0)
+    count = image_data(data).views
     reason, size = "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
     if count:
         size = AnswerTable.bytes(data.counts()["train"], count, data.classes, _checked(store.dtype), store.topk) / 1e9

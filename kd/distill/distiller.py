@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from kd.data.adapt import Adapter
 from kd.data.batch import Batch
+from kd.data.datamodule import data_of
 from kd.distill.cached import Cached
 from kd.distill.ensemble import Ensemble
 from kd.distill.metrics import Predictions, Scores
@@ -146,10 +147,10 @@ class Distiller(pl.LightningModule):
         Raises:
             InputError: what is no batch of images and labels, or labels that a term cannot use.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(raw, Batch) and getattr(data, "checked", False):
+        data = data_of(self.trainer)
+        if isinstance(raw, Batch) and data.checked:
             return raw
-        self.adapt.names = [str(name) for name in getattr(data, "names", None) or ()]
+        self.adapt.names = [str(name) for name in data.names or ()]
         batch = self.adapt(raw, part, self.device)
         if part == "train":
             self.objective.check_labels(self.adapt.unlabelled, self.adapt.mixed)

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from kd.data.datamodule import image_data
 from kd.distill.source import code_of, code_of_classes, content_of, with_content
 from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
@@ -128,11 +129,12 @@ def structure_key(network: nn.Module) -> dict[str, Any]:
 
 def data_key(node: Config, data: Any) -> dict[str, Any]:
     """The data's content and how it is shown in training; where the content is not known, all that its node says."""
-    content = data.describe().get("sha256") if hasattr(data, "describe") else None
+    data = image_data(data)
+    content = data.describe().get("sha256")
     places = {key.removeprefix("data.") for key in INERT if key.startswith("data.")} if content else set()
     options = {key: value for key, value in node.items() if key not in places and value is not None}
-    looks = data.augmentation() if content and hasattr(data, "augmentation") else None
-    pixels = {key: _listed(getattr(data, key, None)) for key in ("mean", "std")}
+    looks = data.augmentation() if content else None
+    pixels = {"mean": _listed(data.mean), "std": _listed(data.std)}
     return {"node": options, "content": content, "augmentation": looks, **pixels, "code": code_of(node)}
 
 

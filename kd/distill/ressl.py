@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd.data.augment import permutation
 from kd.data.batch import Batch
-from kd.data.datamodule import Data
+from kd.data.datamodule import data_of
 from kd.distill.distiller import Distiller
 from kd.distill.mean_teacher import check_decay, follow
 from kd.distill.objective import Objective
@@ -119,10 +119,10 @@ class ReSSLDistiller(Distiller):
         self._labelled()
 
     def _memory(self) -> Any:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Data) or data.mixed or data.memory.repeats > 1:
+        memory = data_of(self.trainer).memory
+        if memory is None or memory.mixed or memory.repeats > 1:
             raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix and data.repeats")
-        return data.memory
+        return memory
 
     def _labelled(self) -> Tensor:
         """The positions of the labelled training images."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd.data.adapt import Adapter
 from kd.data.batch import Batch
-from kd.data.datamodule import Data
+from kd.data.datamodule import ImageData, image_data
 from kd.data.decode import Reading
 from kd.data.folder import Folder, text
 from kd.data.layout import NONE, layout
@@ -47,7 +47,7 @@ class Restored:
     summary: dict[str, Any]
     student: nn.Module
     node: dict[str, Any]
-    data: Any
+    data: ImageData
     columns: Tensor | None = None
     notes: tuple[str, ...] = ()
 
@@ -89,13 +89,12 @@ def restore(run: str, given: Mapping[str, Any], batch_size: int | None, trust: b
         check_registered(node, "data")
     data, decided = measurable(node, given, summary, batch_size)
     picked, matched = _classes(data, summary)
-    account = data.account() if isinstance(data, Folder) else []
-    notes = (*decided, *matched, *_read_otherwise(data, summary), *account)
+    notes = (*decided, *matched, *_read_otherwise(data, summary), *data.account())
     return Restored(folder, summary, student, node, data, picked, notes)
 
 
-def _read_otherwise(data: Any, summary: Mapping[str, Any]) -> list[str]:
-    """What to say of pictures that are not decoded as the run decoded its own."""
+def _read_otherwise(data: ImageData, summary: Mapping[str, Any]) -> list[str]:
+    """Warnings about image files that are decoded otherwise than those of the run."""
     if not isinstance(data, Folder) or modules.name_of(str(summary["data"]["config"].get("_target_"))) is None:
         return []
     pairs = zip(Reading._fields, data.reading, reading_of(summary["data"]))
@@ -108,7 +107,7 @@ def data_name(node: Mapping[str, Any]) -> str:
     return sources.name_of(target) or modules.name_of(target) or target.rpartition(".")[2]
 
 
-def data_of(node: Mapping[str, Any], summary: Mapping[str, Any], batch_size: int | None) -> Any:
+def data_of(node: Mapping[str, Any], summary: Mapping[str, Any], batch_size: int | None) -> ImageData:
     """The data module of a node, checked against the run's classes and channels."""
     own, node = summary["data"], dict(node)
     if batch_size is not None:
@@ -121,7 +120,7 @@ def data_of(node: Mapping[str, Any], summary: Mapping[str, Any], batch_size: int
     return data
 
 
-def _classes(data: Any, summary: Mapping[str, Any]) -> tuple[Tensor | None, list[str]]:
+def _classes(data: ImageData, summary: Mapping[str, Any]) -> tuple[Tensor | None, list[str]]:
     """The student's column for each class of the data, None if they are the same, and what to say of it."""
     known, wanted, count = names_in(summary), classes.names_of(data), summary["data"]["classes"]
     if known is None or wanted is None:
@@ -129,8 +128,7 @@ def _classes(data: Any, summary: Mapping[str, Any]) -> tuple[Tensor | None, list
             raise InputError(f"data has {data.classes} classes, but the student of the run knows {count}")
         side = "the run folder" if known is None else "the data"
         return None, [f"{side} names no classes, so that they are matched by their position"]
-    fewer = isinstance(data, Folder)  # a folder of pictures to test on may lack some classes, a data set does not
-    if data.classes > count or (data.classes < count and not fewer):
+    if data.classes > count or (data.classes < count and not data.subset_of_classes):
         raise InputError(f"data has {data.classes} classes, but the student of the run knows {count}")
     picked = classes.columns(known, wanted, "the student of the run")
     if picked == list(range(count)):
@@ -142,7 +140,7 @@ def _classes(data: Any, summary: Mapping[str, Any]) -> tuple[Tensor | None, list
 
 def measurable(
     node: Mapping[str, Any], given: Mapping[str, Any], summary: Mapping[str, Any], batch_size: int | None
-) -> tuple[Any, list[str]]:
+) -> tuple[ImageData, list[str]]:
     """The data to measure on, and what was decided: pictures in files need no training part.
 
     Where there are no parts at all, and it is not the run's own data, all of it is tested.
@@ -156,6 +154,7 @@ def measurable(
     if node.get("train") is None and lacks_training(root, named):
         node["train"] = NONE
     data = data_of(node, summary, batch_size)
+    assert isinstance(data, Folder)
     elsewhere = os.path.realpath(root) != os.path.realpath(str(own["config"].get("root")))
     asked = "test" in given and given["test"] is not None
     if "test" not in data.shares or asked or not elsewhere or data.describe()["sha256"] == own.get("sha256"):
@@ -172,28 +171,32 @@ def batches(data: Any, part: str) -> Iterator[Batch]:
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
-    if isinstance(data, Data):
-        unknown_labels = int((data.memory.parts[part][1] < 0).sum())
+    data = image_data(data)
+    if data.memory is not None:
+        images, labels = data.memory.parts[part]
+        unknown_labels = int((labels < 0).sum())
         if unknown_labels:
-            count = len(data.memory.parts[part][1])
+            count = len(labels)
             raise InputError(
                 f"part={part}: {unknown_labels} of {count} images have no label to be measured by; "
                 "take part=val or part=test, or data.unlabelled=false for the labelled ones alone"
             )
-        yield from Loader(*data.memory.parts[part], data.memory.eval_batch_size, train=False)
+        yield from Loader(images, labels, data.memory.eval_batch_size, train=False)
         return
     if part == "train":
         raise InputError("part=train needs data in memory; of a data module there are part=val and part=test")
     if data.trainer is None:  # the hooks of a module of one's own may ask it
         data.trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    if not is_overridden(f"{part}_dataloader", data, pl.LightningDataModule):
-        raise InputError(f"part={part}: the data has no such part, as {type(data).__name__} has no {part}_dataloader")
+    if not is_overridden(f"{part}_dataloader", data.lightning):
+        raise InputError(
+            f"part={part}: the data has no such part, as {type(data.lightning).__name__} has no {part}_dataloader"
+        )
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
-    adapt = Adapter(data.classes, data.shape, getattr(data, "names", None))
+    adapt = Adapter(data.classes, data.shape, data.names)
     for raw in data.test_dataloader() if part == "test" else data.val_dataloader():
         batch = data.on_after_batch_transfer(raw, 0)
-        checked = isinstance(batch, Batch) and getattr(data, "checked", False)
+        checked = isinstance(batch, Batch) and data.checked
         yield batch if checked else _measurable(adapt(batch, part), part)
 
 

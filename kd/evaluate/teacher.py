@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from kd.data.datamodule import image_data
 from kd.distill.ensemble import Ensemble
 from kd.distill.methods import DISTILLERS
 from kd.distill.spec import TeacherSpec
@@ -44,7 +45,7 @@ def teacher_of(found: Restored, checkpoint: str | None, trust: bool) -> tuple[as
     if absent := [member["absent"] for member in nodes.values() if "absent" in member]:
         return None, f"its weights are no longer at {absent[0]}"
     where = ", ".join(member["checkpoint"] or "its library" for member in nodes.values())
-    like = SimpleNamespace(classes=own["classes"], shape=own["shape"])
+    like = image_data(SimpleNamespace(classes=own["classes"], shape=own["shape"]))
     try:
         teacher = assemble.teacher({"teacher": spec.with_members(nodes)}, like)
     except InputError as error:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd.data.datamodule import Data
 from kd.errors import InputError
 from kd.evaluate.loaded_run import Restored, batches
 from kd.evaluate.measure import answer
@@ -83,7 +82,7 @@ def quantised(kind: str, source: Path, found: Restored) -> dict[str, Any]:
     Raises:
         InputError: there are no images to calibrate on.
     """
-    part = "train" if isinstance(found.data, Data) else "val"
+    part = "train" if found.data.memory is not None else "val"
     images = _images(found.data, part if kind == "static" else "test", CALIBRATED)
     target = source.with_name(integers.FILE)
     integers.quantise(kind, source, target, images)

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
+from kd.data.datamodule import ImageData
 from kd.errors import InputError
 from kd.registry import check_registered, modules, sources
 from kd.report.svg import png
@@ -34,28 +32,21 @@ class StudyImages:
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
         data = _built(summary)
-        if not isinstance(data, (Data, Folder)):
+        if not data.parts:
             raise InputError("images of a data module of one's own cannot be looked up by position")
         if data.describe()["sha256"] != summary["data"].get("sha256"):
             raise InputError("the data here is not what the runs saw: its sha256 differs")
         self._data = data
-        self.names: Sequence[str] = tuple(str(name) for name in data.names)
+        self.names: Sequence[str] = tuple(str(name) for name in data.names or ())
 
     def check(self, labels: NDArray[np.integer]) -> None:
         """Raises InputError unless the labels are those that the predictions stand for."""
-        if isinstance(self._data, Data):
-            own = self._data.memory.parts["test"][1].numpy()
-        else:
-            own = np.asarray([file.label for file in self._data.parts["test"].files])
-        if not np.array_equal(labels, own):
+        if not np.array_equal(labels, self._data.labels("test").numpy()):
             raise InputError("the test labels here are not those of the predictions")
 
     def shown(self, position: int) -> str:
         """One image as a data URI."""
-        if isinstance(self._data, Data):
-            pixels: Tensor = self._data.memory.parts["test"][0][position]
-        else:
-            pixels = self._data.parts["test"][position, 0, 0][0]
+        pixels = self._data.image("test", position)
         if max(pixels.shape[1:]) > LARGEST:
             size = [max(1, side * LARGEST // max(pixels.shape[1:])) for side in pixels.shape[1:]]
             pixels = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0].round()
@@ -64,7 +55,7 @@ class StudyImages:
         return png(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def _built(summary: Mapping[str, Any]) -> Any:
+def _built(summary: Mapping[str, Any]) -> ImageData:
     node = dict(summary["data"].get("config") or {})
     check_registered(node, "data")
     target = str(node.get("_target_"))

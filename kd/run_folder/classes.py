@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd.data.datamodule import image_data
 from kd.errors import InputError, nearest
 from kd.models.normalized import unwrap
 from kd.models.weights import classifier_names
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def names_of(data: Any) -> tuple[str, ...] | None:
     """The names of a data module's classes; None if it names none."""
-    names = getattr(data, "names", None)
+    names = image_data(data).names
     return None if names is None else tuple(str(name) for name in names)
 
 

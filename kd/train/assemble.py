@@ -19,7 +19,7 @@ from kd.callbacks.curves import continued
 from kd.callbacks.modes import mode_of
 from kd.callbacks.position import Position
 from kd.callbacks.speed import ApplySpeed, Speed
-from kd.data.datamodule import Data
+from kd.data.datamodule import Data, ImageData, image_data
 from kd.data.memory import Memory
 from kd.data.own import adopted
 from kd.distill.cached import Cached, CacheOptions, cached
@@ -48,7 +48,7 @@ Config = Mapping[str, Any]
 Teacher = Frozen | Cached | Ensemble
 
 
-def data(config: Config) -> Any:
+def data(config: Config) -> ImageData:
     """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
     node = config["data"]
     source_node, memory_options = split(node, "data", Memory)
@@ -58,12 +58,12 @@ def data(config: Config) -> Any:
         if unused := sorted(memory_options):
             raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
         with located("data"):
-            return source if getattr(source, "checked", False) else adopted(source, config["seed"])
+            return image_data(source if image_data(source).checked else adopted(source, config["seed"]))
     with located("data"):
         return Data(Memory(source, **memory_options), config["seed"])
 
 
-def network(node: Config, at: str, data: Any, classes: int | None = None, *wrappers: Any) -> Normalized:
+def network(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
     """A network for the data, with its normalisation in front, tried on two images.
 
     It is for the data's classes unless others are said.
@@ -75,10 +75,10 @@ def network(node: Config, at: str, data: Any, classes: int | None = None, *wrapp
     return fitted
 
 
-def untried(node: Config, at: str, data: Any, classes: int | None = None, *wrappers: Any) -> Normalized:
+def untried(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
     """The same as :func:`network`, before it is tried."""
-    mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
-    std = getattr(data, "std", None) or [1.0] * data.shape[0]
+    mean = data.mean or [0.0] * data.shape[0]
+    std = data.std or [1.0] * data.shape[0]
     network_node, extra = split(node, at, prepare, *wrappers)
     options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
     return network_of(network_node, at, classes or data.classes, list(data.shape), mean, std, **options)
@@ -109,7 +109,7 @@ def optim(node: Config) -> Optim:
         return Optim(make, **schedule_options)
 
 
-def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
+def distiller(config: Config, data: ImageData, teacher: Teacher | None) -> Distiller:
     """Student and objective, made anew from the run's seed, around the teacher."""
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     student = network(config["student"], "student", data)
@@ -119,9 +119,9 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         if term.start >= config["trainer"].get("max_epochs", math.inf):
             raise InputError(f"objective.{name}.start={term.start} is after the run's last epoch; see init_epochs")
     terms.check_epochs(config["trainer"].get("max_epochs"))
-    labels = getattr(data, "train_labels", None)
+    labels = data.train_labels
     if labels is not None:
-        terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))
+        terms.check_labels(bool((labels < 0).any()), data.mixed)
         if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
             raise InputError("no training image has a label, and every term of the objective needs one")
         terms.attach_data(len(labels), labels)
@@ -139,7 +139,7 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
     return kind(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], settings, spec.shuffle)
 
 
-def _online(spec: TeacherSpec, student: nn.Module, data: Any) -> Any:
+def _online(spec: TeacherSpec, student: nn.Module, data: ImageData) -> Any:
     """A teacher that changes with the student: made from it, or of other students."""
     wrapper = ["name", "peers", "min_accuracy", "trainer"]  # debug= sets the last two for any teacher
     wrapper += ["shuffle"] if is_node_of(spec.node, MeanTeacher) else []
@@ -196,7 +196,7 @@ def speed(config: Config) -> Speed:
     return Speed(**(config.get("speed") or {}))
 
 
-def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False) -> Teacher | None:
+def teacher(config: Config, data: ImageData, weights: bool = True, cache: bool = False) -> Teacher | None:
     """The frozen teacher, each network with a table of its answers if ``cache``.
 
     With ``weights=False`` none are loaded, so that all else is checked before they are made.
@@ -213,7 +213,7 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
     return build(spec.ensemble_options(), "teacher", members=members)
 
 
-def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: Any) -> Frozen | Cached:
+def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: ImageData) -> Frozen | Cached:
     with located("cache"):
         store = CacheOptions(**config["cache"])
     precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
@@ -221,7 +221,7 @@ def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: Any) -> Fr
     return cached(frozen, data, table, store, name_of(member.node), precision, answers_key(member.node))
 
 
-def _frozen(member: MemberSpec, data: Any, weights: bool) -> Frozen:
+def _frozen(member: MemberSpec, data: ImageData, weights: bool) -> Frozen:
     at, configured = member.key, member.node
     node = configured if weights else member.without_weights()
     check_network(configured, at)

@@ -16,6 +16,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from kd.callbacks.modes import mode_of
+from kd.data.datamodule import ImageData
 from kd.distill.cached import CacheOptions
 from kd.distill.metrics import Scores
 from kd.distill.mutual import nodes_of
@@ -74,18 +75,19 @@ def check(config: Config) -> None:
         CacheOptions(**config["cache"])
 
 
-def check_batches(config: Config, data: Any, processes: int) -> None:
+def check_batches(config: Config, data: ImageData, processes: int) -> None:
     """Whether every process gets a whole batch of training images, and the share of them that is asked for is one.
 
     Raises:
         InputError: there would be nothing to train on.
     """
-    if not hasattr(data, "counts") or not hasattr(data, "batch_size"):
-        return  # a data module of the user's own
-    images, size, share = data.counts()["train"], data.batch_size, config["trainer"].get("limit_train_batches")
+    counts = data.counts() if data.batch_size is not None else {}
+    if data.batch_size is None or not counts:
+        return  # a custom data module
+    images, size, share = counts["train"], data.batch_size, config["trainer"].get("limit_train_batches")
     batches = images // (size * processes)
     if not batches:
-        raise InputError(f"data.batch_size={size} on {processes} processes is more than the {images} training images")
+        raise InputError(f"data.batch_size={size} on {processes} processes exceeds the {images} training images")
     if isinstance(share, float) and int(batches * share) < 1:
         raise InputError(f"trainer.limit_train_batches={share} of {batches} batches is none; {1 / batches:.2g} is one")
     batches = min(batches, share) if isinstance(share, int) else int(batches * (1.0 if share is None else share))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd.callbacks.history import History
 from kd.callbacks.modes import validated
+from kd.data.datamodule import ImageData
 
 BEST = "at the best validation epoch"
 
@@ -26,7 +27,7 @@ class Choice(NamedTuple):
     monitor: str | None = None
 
 
-def choose(trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: History) -> Choice:
+def choose(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, record: History) -> Choice:
     """The student of a run whose training is over: averaged weights, the best validated ones, else the last.
 
     The callback that keeps the best is the first ``ModelCheckpoint`` that monitors a metric. Weights of the moving
@@ -83,13 +84,17 @@ def _is_averaged(trainer: pl.Trainer, callback: StochasticWeightAveraging) -> bo
 
 
 def _averaged(
-    trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: History, callback: StochasticWeightAveraging
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: ImageData,
+    record: History,
+    callback: StochasticWeightAveraging,
 ) -> dict[str, float]:
     """The validation scores of the averaged weights, which the module then has."""
     if not callback._model_contains_batch_norm:  # else a last pass has measured its statistics and validated them
         assert callback._average_model is not None
         callback.transfer_weights(callback._average_model, module)
-        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.validate(module, datamodule=data.lightning, verbose=False)
     return record.last()
 
 

@@ -16,8 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import nn
 
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
+from kd.data.datamodule import ImageData
 from kd.data.memory import Memory
 from kd.distill.distiller import Distiller
 from kd.distill.ensemble import Ensemble
@@ -38,17 +37,19 @@ log = logging.getLogger(__name__)
 COARSE = 2.0  # standard error of val/acc, in points, from which on it is said
 
 
-def print_start(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer: pl.Trainer, folder: Path) -> None:
+def print_start(
+    config: Mapping[str, Any], distiller: Distiller, data: ImageData, trainer: pl.Trainer, folder: Path
+) -> None:
     """Says the data split, both networks with their sizes, the objective with its numbers, and where to look."""
     if not trainer.is_global_zero:
         return
     shape = list(data.shape)
-    if isinstance(data, (Data, Folder)):
+    if data.parts:
         split = ", ".join(f"{count:,} {part}" for part, count in data.counts().items())
         if data.val == "test":
             split += "; the best epoch is chosen on the TEST set (data.val=test)"
         log.info("data: %s; %d classes, images %s", split, data.classes, "x".join(map(str, shape)))
-        for line in _coarse(data.counts()["val"]) + (data.account() if isinstance(data, Folder) else []):
+        for line in _coarse(data.counts()["val"]) + data.account():
             log.info("data: %s", line)
     _network("student", name_of(config["student"]), distiller.student, shape)
     if distiller.teacher is not None:
@@ -68,11 +69,11 @@ def print_start(config: Mapping[str, Any], distiller: Distiller, data: Any, trai
         log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
 
 
-def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
+def _clashes(config: Mapping[str, Any], data: ImageData) -> list[str]:
     """Which keys go to a function of the user's own that names them, and so not to kd."""
     nodes: dict[str, Any] = {"student": (config["student"], prepare), "optim": (config["optim"], Optim)}
     nodes |= {f"objective.{name}": (node, Term) for name, node in config["objective"].items()}
-    nodes |= {"data": (config["data"], Memory)} if isinstance(data, Data) else {}
+    nodes |= {"data": (config["data"], Memory)} if data.memory is not None else {}
     spec = TeacherSpec.parse(config["teacher"])
     if not spec.online:
         nodes |= {member.key: (member.node, prepare, TeacherOptions) for member in spec.members}

@@ -75,11 +75,11 @@ def save_results(folder: Path, distiller: Distiller, summary: dict[str, Any]) ->
 def test(run: Run, summary: dict[str, Any]) -> None:
     """Adds the test scores to the summary and writes the predictions; if the test fails, the summary says why."""
     metrics = summary["metrics"]
-    if not is_overridden("test_dataloader", run.data):
+    if not is_overridden("test_dataloader", run.data.lightning):
         metrics |= {"test": {}, "untested": "the data has no test part"}
     else:
         try:
-            tested = run.trainer.test(run.distiller, datamodule=run.data, verbose=False)
+            tested = run.trainer.test(run.distiller, datamodule=run.data.lightning, verbose=False)
         except Exception as error:
             _failed(error, run, summary)
             raise

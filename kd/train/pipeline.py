@@ -14,6 +14,7 @@ from kd.callbacks.best import moved_to
 from kd.callbacks.history import History
 from kd.callbacks.position import check_same_run
 from kd.callbacks.teacher_gate import TeacherGate
+from kd.data.datamodule import ImageData
 from kd.distill.identity import files_of, teacher_key
 from kd.distill.objective import Objective
 from kd.distill.spec import TeacherSpec
@@ -131,7 +132,7 @@ def fit(run: Run) -> dict[str, Any]:
     """Trains, tests and writes the results; the summary."""
     if run.trainer.precision == "64-true":  # before callbacks copy the weights, and before a checkpoint's are read
         run.distiller.double()
-    run.trainer.fit(run.distiller, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    run.trainer.fit(run.distiller, datamodule=run.data.lightning, ckpt_path=run.checkpoint, weights_only=True)
     if not run.trainer.global_step:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
     return finish(run)
@@ -144,9 +145,9 @@ def cacheable(objective: Objective) -> bool:
     return objective.uses_teacher and not layers
 
 
-def resolved(config: Config, data: Any) -> Config:
+def resolved(config: Config, data: ImageData) -> Config:
     """The configuration with what the data decides: options scaled to it, and its classes among a teacher's."""
-    config = {**config, "data": {**config["data"], **getattr(data, "resolved", {})}}
+    config = {**config, "data": {**config["data"], **data.resolved}}
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online or not spec.members:
         return config
@@ -154,7 +155,7 @@ def resolved(config: Config, data: Any) -> Config:
     return {**config, "teacher": spec.with_members(nodes)}
 
 
-def with_weights(config: Config, data: Any) -> Config:
+def with_weights(config: Config, data: ImageData) -> Config:
     """The teacher's node with the file or run folder of the weights of each of its networks, trained now if need be."""
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online:
@@ -169,7 +170,7 @@ def with_weights(config: Config, data: Any) -> Config:
     return spec.with_members(nodes)
 
 
-def trained_teacher(config: Config, data: Any) -> Path:
+def trained_teacher(config: Config, data: ImageData) -> Path:
     """The folder of the run that trained this teacher, which is trained now if there is none.
 
     Its name is the key of :func:`kd.distill.identity.teacher_key`.

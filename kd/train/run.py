@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 
 from kd.callbacks.history import History
 from kd.callbacks.teacher_gate import TeacherGate
+from kd.data.datamodule import ImageData
 from kd.distill.distiller import Distiller
 from kd.train.assemble import Config
 
@@ -27,7 +27,7 @@ class Run:
 
     config: Config
     folder: Path
-    data: Any
+    data: ImageData
     trainer: pl.Trainer
     distiller: Distiller
     history: History

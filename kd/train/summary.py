@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 
 from kd.callbacks.history import History
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
+from kd.data.datamodule import ImageData
 from kd.distill.distiller import Distiller
 from kd.distill.spec import TeacherSpec
 from kd.distill.teacher import fingerprints
@@ -24,7 +23,7 @@ from kd.train.assemble import Config
 
 
 def summarise(
-    config: Config, distiller: Distiller, data: Any, record: History, accuracy: Mapping[str, float]
+    config: Config, distiller: Distiller, data: ImageData, record: History, accuracy: Mapping[str, float]
 ) -> dict[str, Any]:
     """All of the summary that is known without timing and test; ``accuracy`` is what the gate measured."""
     shape = list(data.shape)
@@ -35,8 +34,7 @@ def summarise(
         student |= {"predictor": described}
     if not distiller.classifies:
         student |= {"classifier": "untrained"}
-    in_kd = isinstance(data, (Data, Folder))
-    content = data.describe() if in_kd else {"classes": data.classes, "shape": shape}
+    content = data.describe() if data.parts else {"classes": data.classes, "shape": shape}
     names = classes.names_of(data)
     content |= {"names": list(names)} if names is not None else {}
     return {
