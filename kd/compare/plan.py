@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from kd.callbacks.position import sha256_of
 from kd.distill.identity import differing, files_of, matches, study_key
 from kd.distill.spec import TeacherSpec
 from kd.errors import InputError
 from kd.models.names import name_of
 from kd.run_folder.layout import CONFIG, SUMMARY
-from kd.run_folder.summary import is_finished, read_summary
+from kd.run_folder.summary import is_finished, read_config, read_summary
 from kd.train import assemble
 from kd.train.checks import check
 from kd.train.pipeline import train, with_weights
@@ -140,14 +138,14 @@ def check_same(config: Mapping[str, Any], folder: Path, content: str | None = No
         InputError: it is not; the first key that differs is named.
     """
     try:
-        known: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/config.yaml is absent or damaged; delete {folder} to run it again") from error
+        saved = read_config(folder)
+    except InputError as error:
+        raise InputError(f"{error}; delete {folder} to run it again") from error
     # a teacher's checkpoint is filled in by the run, and so is what is left to the data
-    for key, here, there in differing(config, known, ("seed", "teacher.checkpoint", "teacher.members.*.checkpoint")):
+    for key, here, there in differing(config, saved, ("seed", "teacher.checkpoint", "teacher.members.*.checkpoint")):
         if here is not None or not matches(key, SCALED):
             raise InputError(f"{folder} holds a run with {key}={there}, not {here}; give another study=")
-    then = (known.get("about") or {}).get("files") or {}
+    then = (saved.get("about") or {}).get("files") or {}
     for key, sha256 in files_of(config).items():
         if then.get(key, sha256) != sha256:
             raise InputError(f"{folder} holds a run whose {key} held other weights than now; give another study=")

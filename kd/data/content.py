@@ -8,11 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kd.data.decode import Damaged, File, Reading, contents, decode
-from kd.errors import InputError
+from kd.errors import InputError, TrainingFailed
+from kd.files import write_text
 
 WHOLE = 2**29  # bytes of a part up to which every one of them counts
 SAMPLE = 50_000  # files of a larger part whose blocks count
@@ -63,13 +65,9 @@ class Remembered:
         return self._known
 
     def _write(self, known: Mapping[str, str]) -> None:
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with suppress(OSError, TrainingFailed):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(known))
-            os.replace(temporary, self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+            write_text(self.path, json.dumps(known))
 
 
 class Content:

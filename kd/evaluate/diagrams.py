@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from kd.files import atomic
 
 BLUE, PINK, GREY = "#3b6fb6", "#e5a3a5", "#8a8a8a"
 
@@ -57,6 +58,5 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

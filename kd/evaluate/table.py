@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kd.evaluate.measure import BINS
 from kd.files import relative
+from kd.run_folder.text import number, percent
 from kd.train.console import console_for
 
 
@@ -52,27 +53,19 @@ def weakest(result: Mapping[str, Any], most: int = 5) -> list[str]:
         for j, count in enumerate(row)
         if i != j and count
     ]
-    lines = ["lowest accuracy: " + ", ".join(f"{own['name']} {_percent(own['acc'])}" for own in low)]
+    lines = ["lowest accuracy: " + ", ".join(f"{own['name']} {percent(own['acc'])}" for own in low)]
     if wrong:
         commonest = sorted(wrong, key=lambda pair: -pair[0])[:most]
         lines.append("most often taken: " + ", ".join(text for _, text in commonest))
     return lines
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f}"
-
-
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "acc": ("top-1 accuracy", _percent),
-    "top5": ("top-5 accuracy", _percent),
-    "nll": ("NLL, nats", _nats),
-    "brier": ("Brier score, 0 to 2", _nats),
-    "ece": (f"ECE, {BINS} bins", _percent),
-    "agreement": ("agreement with the teacher", _percent),
-    "kl": ("KL(teacher || student), nats", _nats),
+    "acc": ("top-1 accuracy", percent),
+    "top5": ("top-5 accuracy", percent),
+    "nll": ("NLL, nats", number),
+    "brier": ("Brier score, 0 to 2", number),
+    "ece": (f"ECE, {BINS} bins", percent),
+    "agreement": ("agreement with the teacher", percent),
+    "kl": ("KL(teacher || student), nats", number),
 }

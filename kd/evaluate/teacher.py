@@ -8,16 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import yaml
 
 from kd.distill.ensemble import Ensemble
 from kd.distill.methods import DISTILLERS
 from kd.distill.spec import TeacherSpec
 from kd.errors import InputError
 from kd.evaluate.loaded_run import Restored
-from kd.registry import check_registered, is_node_of, parameters_of, with_current
+from kd.registry import check_registered, is_node_of, parameters_of
 from kd.run_folder.layout import CONFIG, STUDENT
-from kd.run_folder.summary import require
+from kd.run_folder.summary import read_config, require
 from kd.train import assemble
 
 
@@ -95,11 +94,11 @@ def _check_described(node: Mapping[str, Any], known: Mapping[str, Any], folder: 
 def _teacher_node(folder: Path, trust: bool) -> Mapping[str, Any]:
     """The teacher's node as the run resolved it; nothing in it but kd's own ensemble and what is registered."""
     try:
-        node = with_current(yaml.safe_load((folder / "config.yaml").read_text())["teacher"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / 'config.yaml'} is absent or damaged; teacher_checkpoint=none leaves the teacher out"
-        ) from error
+        node = read_config(folder)["teacher"]
+    except InputError as error:
+        raise InputError(f"{error}; teacher_checkpoint=none skips the teacher") from error
+    except KeyError as error:
+        raise InputError(f"{folder / CONFIG} has no teacher; teacher_checkpoint=none skips the teacher") from error
     if not trust:
         outer = {**node, "_target_": None} if is_node_of(node, Ensemble) else node
         check_registered(outer, "teacher", known=DISTILLERS)

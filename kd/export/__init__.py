@@ -16,10 +16,9 @@ from torch import nn
 from kd.errors import InputError
 from kd.evaluate.loaded_run import Restored, restore
 from kd.export import int8 as integers
-from kd.export.card import describe, tell
+from kd.export.card import describe, markdown, tell
 from kd.export.check import exported, quantised
 from kd.export.formats import Format, chosen
-from kd.export.page import markdown
 from kd.run_folder.summary import require
 
 CARDS = ("card.json", "card.md")

@@ -15,14 +15,10 @@ from typing import Any
 import yaml
 
 from kd.errors import InputError
-from kd.registry import with_current
-from kd.run_folder.layout import HISTORY, SUMMARY
-from kd.run_folder.summary import read_summary
+from kd.run_folder.layout import CONFIG, HISTORY, SUMMARY
+from kd.run_folder.summary import read_config, read_summary
 
-CONFIG = "config.yaml"
 PLAN = "plan.json"
-
-
 ABSENT = type(None)
 NUMBER = (int, float)
 EXPECTED: dict[str, tuple[type, ...]] = {
@@ -166,12 +162,11 @@ def read(folder: Path, name: str) -> Run:
     for path, kinds in EXPECTED.items():
         if not isinstance(_at(summary, path), kinds):
             raise InputError(f"{SUMMARY} has no usable {path}")
-    config = _yaml(folder / CONFIG)
     return Run(
         folder,
         name,
         summary,
-        config if isinstance(config, dict) else {},
+        _config(folder),
         _history(folder / HISTORY),
         command_of(folder),
         _latencies(folder),
@@ -250,8 +245,14 @@ def _unfinished(folder: Path) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    config = _yaml(folder / CONFIG)
-    return isinstance(config, dict) and {"task", "student", "trainer"} <= set(config)
+    return {"task", "student", "trainer"} <= set(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_config(folder)
+    except InputError:
+        return {}
 
 
 def _history(path: Path) -> tuple[dict[str, float], ...]:
@@ -265,7 +266,7 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
 
 def _yaml(path: Path) -> Any:
     try:
-        return with_current(yaml.safe_load(path.read_text()))
+        return yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
 

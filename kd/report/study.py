@@ -12,11 +12,12 @@ import numpy as np
 from kd.errors import InputError
 from kd.files import relative
 from kd.process.command import override
-from kd.report.collect import CONFIG, Excluded, Run, collect, plan_of, quoted
+from kd.report.collect import Excluded, Run, collect, plan_of, quoted
 from kd.report.groups import Group, flag_of, groups
 from kd.report.images import StudyImages
 from kd.report.predictions import Predictions, evidence
 from kd.report.verdicts import Gain, Sweep, Teacher, gains, sweeps, teachers
+from kd.run_folder.layout import CONFIG
 from kd.run_folder.summary import names_in
 
 
