@@ -50,9 +50,9 @@ def test_plans_that_cannot_be_are_refused() -> None:
     wrong: list[tuple[tuple[Any, ...], str]] = [
         ((["kd"], 0, False, {}), "seeds must be a count of at least 1"),
         ((["kd"], [1, 1], False, {}), "different whole numbers"),
-        (([], 2, False, {}), "objective must name what is compared"),
-        ((["kd"], 2, False, {"kd": []}), r"variants\.kd: a label is"),
-        ((["kd"], 2, False, {"a/b": []}), r"variants\.a/b: a label is"),
+        (([], 2, False, {}), "objective: name at least one"),
+        ((["kd"], 2, False, {"kd": []}), r"variants\.kd: a label consists"),
+        ((["kd"], 2, False, {"a/b": []}), r"variants\.a/b: a label consists"),
     ]
     for arguments, said in wrong:
         with pytest.raises(InputError, match=said):
@@ -130,7 +130,7 @@ def test_the_same_command_runs_nothing_twice(study: tuple[Path, str]) -> None:
     process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
     said, complained = process.communicate(timeout=300)
     assert process.returncode == 0, complained
-    assert "8 of 8 runs are finished already" in said
+    assert "8 of 8 runs are already finished" in said
     assert {path: path.stat().st_mtime for path in folder.rglob("summary.json")} == times
     assert results(folder) == before
 
@@ -156,11 +156,11 @@ def test_a_killed_comparison_goes_on_to_the_same_table(study: tuple[Path, str], 
 
 BAD = {
     ("objective=[kd,dkdd]",): "unknown choice objective=dkdd; did you mean objective=dkd?",
-    ("seed=3",): "a comparison has seeds, for example seeds=5",
+    ("seed=3",): "set seeds instead, for example seeds=5",
     ("seeds=0",): "seeds must be a count of at least 1",
-    ("shuffled=yes",): "shuffled is true or false",
+    ("shuffled=yes",): "shuffled must be true or false",
     ("teacher=none",): "a comparison needs a teacher",
-    ("objective=ce",): "objective must name what is compared with scratch",
+    ("objective=ce",): "objective: name at least one to compare with scratch",
     ("optim.lr=-1",): "optim: lr must be a finite number above 0",
     ("--cfg", "job"): "kd-compare takes overrides of kd-train and its own",
 }
@@ -182,4 +182,6 @@ def test_a_study_of_another_configuration_is_not_mixed_in(
     (place,) = study[0].glob("runs/compare/*")
     teacher = next((study[0] / "runs/teachers").iterdir())
     words = (*SMALL, "seeds=3", f"study={place}", "student.width=8", f"teacher.checkpoint={teacher}")
-    assert "holds a run with student.width=16, not 8; give another study=" in complain(*words, command="compare")
+    assert "contains a run with student.width=16, not 8; set another study=FOLDER" in complain(
+        *words, command="compare"
+    )

@@ -28,7 +28,7 @@ import kd.cli
 from kd.data.batch import Batch
 from kd.evaluate import evaluate
 from kd.evaluate.loaded_run import batches
-from kd.evaluate.measure import Evaluation, answer
+from kd.evaluate.measure import Evaluation, measure
 from kd.models.weights import save
 
 DISTIL = ("data=digits", "student=cnn", "teacher=resnet8", "epochs=2")
@@ -124,7 +124,7 @@ def test_a_teacher_that_is_gone_is_left_out(run: Path, capsys: pytest.CaptureFix
     }
     assert "acc" in result["metrics"]
     assert "agreement" not in result["metrics"]
-    assert "teacher resnet8 not measured: its weights are no longer at gone/away" in capsys.readouterr().out
+    assert "teacher resnet8 not evaluated: its weights are no longer at gone/away" in capsys.readouterr().out
 
 
 def test_a_teacher_that_was_moved_is_found_where_it_is_now(run: Path, tmp_path: Path) -> None:
@@ -199,15 +199,15 @@ BAD = {
     "run=nowhere": "nowhere is no finished run: summary.json is absent or damaged",
     "part=tets": "unknown part 'tets'; did you mean 'test'?",
     "data=fashion_mnst": "unknown choice data=fashion_mnst; did you mean data=fashion_mnist?",
-    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the student of the run knows 10",
-    "data=synthetic": "data has 3 channels, but the student of the run takes 1",
+    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the run's student has 10",
+    "data=synthetic": "data has 3 channels, but the run's student expects 1",
     "data.tst_share=0.5": "unknown option 'data.tst_share'; did you mean 'data.test_share'?",
     "batch_size=0": "batch_size=0 must be at least 1",
     "batch_size=few": "batch_size=few: Value 'few'",
     "device=gpu": "unknown device 'gpu'; did you mean 'cpu'?",
-    "teacher_checkpoint=nowhere.pth": "teacher_checkpoint=nowhere.pth holds no weights",
+    "teacher_checkpoint=nowhere.pth": "teacher_checkpoint=nowhere.pth contains no weights",
     "prt=test": "unknown key prt; did you mean part?",
-    "out=/proc/none": "out=/proc/none cannot be made",
+    "out=/proc/none": "out=/proc/none cannot be created",
 }
 
 
@@ -245,13 +245,13 @@ def test_a_damaged_summary_is_one_line(key: str, run: Path) -> None:
 def test_images_that_the_student_does_not_take_are_one_line() -> None:
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     given = [Batch(torch.rand(2, 1, 3, 3), torch.zeros(2, dtype=torch.long))]
-    with pytest.raises(kd.InputError, match="the run's networks do not take images of 1x3x3: "):
-        answer(student, None, given, 10, torch.device("cpu"))
+    with pytest.raises(kd.InputError, match="the run's networks do not accept images of 1x3x3: "):
+        measure(student, None, given, 10, torch.device("cpu"))
 
 
 def test_logits_that_are_not_finite_are_one_line() -> None:
     measured = Evaluation(3, with_teacher=False)
-    with pytest.raises(kd.InputError, match="logits that are not finite for 1 of 2 images"):
+    with pytest.raises(kd.InputError, match="logits are not finite for 1 of 2 images"):
         measured.update(torch.tensor([[0.0, 1, 2], [0, float("nan"), 1]]), torch.tensor([0, 1]), None)
 
 

@@ -231,7 +231,7 @@ def test_eight_bits_are_smaller_and_nearly_as_right(kind: str, run: Callable[[st
 
 def test_what_is_there_is_kept_unless_it_may_be_replaced(run: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("mine")
-    with pytest.raises(kd.InputError, match=r"card.md exists; overwrite=true replaces it"):
+    with pytest.raises(kd.InputError, match=r"card.md exists; set overwrite=true to replace it"):
         export(str(run("zoo")), "torchscript", out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
     export(str(run("zoo")), "torchscript", out=str(tmp_path), overwrite=True)
@@ -287,10 +287,10 @@ BAD = {
     "run=nowhere": "nowhere is no finished run",
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
     "int8=sttic": "unknown kind of int8 'sttic'; did you mean 'static'?",
-    "int8=static format=torchscript": "int8=static is made with onnxruntime and needs format=onnx",
-    "format=safetensors softmax=true": "softmax=true needs a format that computes",
-    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the student of the run knows 10",
-    "out=/proc/none": "out=/proc/none cannot be made",
+    "int8=static format=torchscript": "int8=static requires format=onnx",
+    "format=safetensors softmax=true": "softmax=true needs a format with a graph",
+    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the run's student has 10",
+    "out=/proc/none": "out=/proc/none cannot be created",
     "ovrwrite=true": "unknown key ovrwrite; did you mean overwrite?",
 }
 
