@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kd.report.groups import Group
 from kd.report.predictions import Reliability
 from kd.report.statistics import Paired, Spread
-from kd.report.svg import BAD, FAINT, GOOD, GRID, INK, SCRATCH, SERIES, TEACHER, draw
+from kd.report.svg import BAD, FAINT, GOOD, GRID, GROUND, INK, SCRATCH, SERIES, TEACHER, draw
 from kd.report.text_table import count, points
 from kd.report.verdicts import Gain
 
@@ -68,7 +68,8 @@ def forest(gains: Sequence[Gain], hues: Colours) -> Chart | None:
             assert result is not None
             if gain.group.label in far:
                 words = f"\N{LEFTWARDS ARROW} {points(result.mean)}"
-                axes.text(0.01, row, words, color=hue, va="center", transform=axes.get_yaxis_transform())
+                box = {"facecolor": GROUND, "edgecolor": "none", "pad": 1.5}
+                axes.text(0.01, row, words, color=hue, va="center", transform=axes.get_yaxis_transform(), bbox=box)
                 continue
             dots = 100 * np.asarray(result.differences)
             axes.plot(
@@ -182,7 +183,7 @@ def by_class(label: str, names: Sequence[str], gain: Array, std: Array | None, m
         hues = [GOOD if value >= 0 else BAD for value in values]
         axes.barh(range(len(drawn)), values, 0.68, color=hues, linewidth=0)
         if std is not None:
-            axes.errorbar(values, range(len(drawn)), xerr=100 * std[drawn], fmt="none", ecolor=FAINT, elinewidth=0.9)
+            axes.errorbar(values, range(len(drawn)), xerr=100 * std[drawn], fmt="none", ecolor=INK, elinewidth=0.9)
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.set_yticks(range(len(drawn)), [_short(names[index]) for index in drawn])
         axes.tick_params(axis="y", labelcolor=INK)

@@ -231,6 +231,7 @@ def render(study: Study) -> str:
     )
     environment.globals |= {"points": points}
     environment.filters |= {"upper_first": lambda text: text[:1].upper() + text[1:]}
+    environment.filters |= {"nobreak": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")}
     return environment.get_template("page.html.j2").render(**header(study), sections=PageBuilder(study).sections())
 
 
