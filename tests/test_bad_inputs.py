@@ -175,12 +175,12 @@ CONFIGURATION: dict[int, dict[str, str]] = {
         "trainer.devices=two": "trainer.devices=two must be a whole number from 1",
         "trainer.devices=99": "trainer.devices=99 must be a whole number from 1",
         "trainer.accelerator=gpuu": "trainer.accelerator=gpuu: unknown accelerator 'gpuu'; did you mean 'gpu'?",
-        "trainer.accelerator=tpu": "trainer.accelerator=tpu: torch finds no such device here",
+        "trainer.accelerator=tpu": "trainer.accelerator=tpu: torch finds no such device",
     },
     49: {
         "trainer.strategy=dpp": "trainer.strategy=dpp: unknown strategy 'dpp'; did you mean 'ddp'?",
         "trainer.precision=fp17": "trainer.precision=fp17: unknown precision 'fp17'",
-        "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU; here there are bf16-mixed",
+        "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU; available: bf16-mixed",
         "trainer.precision=transformer-engine": "trainer: Requirement 'transformer_engine",
     },
     53: {
@@ -214,7 +214,7 @@ def test_rows_of_the_command_line(words: str, said: str, complain: Complain, her
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("words", ["trainer=gpu", "trainer.accelerator=gpu", "trainer.accelerator=cuda"])
 def test_row_48_a_gpu_that_is_not_there(words: str, complain: Complain, here: Path) -> None:
-    assert "torch finds no such device here; there is trainer=cpu" in complain(*given(words))
+    assert "torch finds no such device; use trainer=cpu" in complain(*given(words))
 
 
 EXPERIMENT = {

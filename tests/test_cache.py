@@ -98,7 +98,7 @@ def damage_values(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut": (damage_values, r"values\.bin is cut off or absent; delete .*, it can be made again"),
+    "cut": (damage_values, r"values\.bin is cut off or absent; delete .*, it will be rebuilt"),
     "gone": (lambda folder: (folder / "met.bin").unlink(), r"met\.bin is cut off or absent"),
     "key": (lambda folder: (folder / "key.json").write_text("{"), r"key\.json is damaged; delete"),
 }
@@ -288,8 +288,8 @@ def test_a_cached_run_is_the_live_run(kd_train: Run, tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert max(float((first[key].double() - live[key].double()).abs().max()) for key in live) < 1e-4
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "live"), rel=1e-3)
-    assert "0.0 % met" in said["first"]
-    shares = [float(said[name].split(" % met")[0].split()[-1]) for name in ("second", "other")]
+    assert "0.0 % filled" in said["first"]
+    shares = [float(said[name].split(" % filled")[0].split()[-1]) for name in ("second", "other")]
     assert min(shares) > 45  # 6 epochs of 9 views
     assert len(list((tmp_path / "runs/cache").iterdir())) == 2
 

@@ -68,7 +68,7 @@ def test_the_surer_member_counts_more() -> None:
 def test_an_ensemble_refuses_what_it_cannot_mean() -> None:
     one, two = answers([0.0, 1.0]), answers([0.0, 1.0], [1.0, 0.0])
     for members, options, said in (
-        (one, {}, "two members at least"),
+        (one, {}, "at least two members"),
         (two, {"average": "probs"}, "did you mean 'probabilities'"),
         (two, {"weights": [1.0]}, "a positive number for each of the 2 members"),
         (two, {"weights": [1.0, -1.0]}, "a positive number for each"),

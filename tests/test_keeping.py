@@ -38,7 +38,7 @@ def test_the_same_words_again_and_a_longer_run_are_the_same_experiment(copy: Pat
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 14
     again = launched(copy, "resume=run")
     assert again.returncode == 0
-    assert "run is finished already; epochs=N goes on for longer" in again.stdout
+    assert "run is finished already; epochs=N trains for longer" in again.stdout
     longer = kd_train_in(copy, ["resume=run", "epochs=3"], {})
     assert longer.returncode == 0, longer.stderr
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 21

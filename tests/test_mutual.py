@@ -175,7 +175,7 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
             "outputs only, but a term looks at layer",
         ),
         (["teacher=ema", "teacher.decay=1"], "teacher: decay must lie in [0, 1), got 1"),
-        (["teacher=ema", "optim=dot"], "a teacher that does not change, not teacher=ema"),
+        (["teacher=ema", "optim=dot"], "a frozen teacher, not teacher=ema"),
         (["teacher=momentum"], "objective.ce: teacher=momentum compares the projections"),
         (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
         (["teacher=ema", "objective=srrl"], "objective.srrl copies layers of the teacher before the first step"),
@@ -184,7 +184,7 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
         (["teacher=momentum", "objective=ressl", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "teacher.peers=[{width: 8}]"], "nodes with _target_, got {'width': 8}"),
-        (["teacher=resnet8", "optim=dot", "trainer.gradient_clip_val=1"], "say trainer.gradient_clip_val=null"),
+        (["teacher=resnet8", "optim=dot", "trainer.gradient_clip_val=1"], "set trainer.gradient_clip_val=null"),
         (["teacher=resnet8", "optim=dot", "speed.compile=true"], "speed.compile=teacher"),
         (
             ["teacher=none", "objective=ce", "data.scale=0.5"],

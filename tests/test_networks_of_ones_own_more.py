@@ -14,6 +14,7 @@ from trained import trained
 
 import kd
 import kd.cli
+from kd.errors import TrainingFailed
 from kd.process.classify import classify
 from kd.run_folder.from_run import network_of
 from kd.run_folder.summary import read_summary
@@ -160,12 +161,14 @@ class Overflowing(Net):
         return logits if self.training or x.shape[0] <= 2 else logits * float("inf")
 
 
-def test_logits_that_are_not_finite_in_validation_and_test_are_warned_of(
+def test_logits_that_are_not_finite_in_validation_are_warned_of_and_in_the_test_end_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trained(tmp_path, *ALONE, *student("Overflowing"), "epochs=2")
-    for part in ("validation", "test"):
-        assert caplog.text.count(f"the student's logits on {part} images are not finite in eval mode") == 1
+    with pytest.raises(
+        TrainingFailed, match=r"the student's logits are not finite for 20 test images: a lower optim\.lr"
+    ):
+        trained(tmp_path, *ALONE, *student("Overflowing"), "epochs=2")
+    assert caplog.text.count("the student's logits on 6 validation images are not finite in eval mode") == 1
 
 
 def test_an_auxiliary_head_without_a_gradient_on_two_processes_names_the_strategy() -> None:

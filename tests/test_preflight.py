@@ -205,7 +205,7 @@ def test_it_takes_a_fraction_of_a_second(tmp_path: Path, monkeypatch: pytest.Mon
 
     def timed(*given: Any) -> None:
         start = time.process_time()
-        kd.preflight.preflight(*given)
+        kd.train.preflight.preflight(*given)
         taken.append(time.process_time() - start)
 
     monkeypatch.setattr("kd.train.pipeline.preflight", timed)
@@ -230,9 +230,9 @@ def test_it_leaves_no_gradient_and_no_mode_behind() -> None:
     }
     distiller = assemble.distiller(config, data, None)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
-    kd.preflight.preflight(config, data, distiller)
+    kd.train.preflight.preflight(config, data, distiller)
     assert distiller.student.training
     assert all(parameter.grad is None for parameter in distiller.parameters())
     assert all(torch.equal(value, before[key]) for key, value in distiller.state_dict().items())
     with pytest.raises(InputError, match="the configuration cannot be written"):
-        kd.preflight.preflight({**config, "task": torch.float32}, data, distiller)
+        kd.train.preflight.preflight({**config, "task": torch.float32}, data, distiller)

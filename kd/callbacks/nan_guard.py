@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kd.distill.metrics import HINT
 from kd.errors import InputError, TrainingFailed, unknown
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ CHOICES = ("stop", "skip")
 class NaNGuard(Callback):
     """Looks at the gradient's norm before each update, after processes have shared it, so that all of them agree.
 
-    Logits that are not finite in validation or in the test are warned of.
+    Logits that are not finite in validation are warned of; in the test they end the run, after the student is kept.
 
     Args:
         nan: ``stop`` ends the run before the update; ``skip`` leaves the update out.
@@ -62,23 +63,16 @@ class NaNGuard(Callback):
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._look_at_logits(trainer, "val", "validation")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.warned = False
-        self._look_at_logits(trainer, "test", "test")
-
-    def _look_at_logits(self, trainer: pl.Trainer, part: str, name: str) -> None:
         """Warns once where scores are of logits that are not finite, as eval mode may give them alone."""
-        nll = trainer.callback_metrics.get(f"{part}/nll")
-        if nll is None or nll.isfinite() or trainer.sanity_checking or self.warned or not trainer.is_global_zero:
-            return
-        self.warned = True
-        log.warning(
-            "the student's logits on %s images are not finite in eval mode, so that its scores mean nothing: a lower "
-            "optim.lr or a larger data.batch_size often helps; see the running statistics of its batch norms",
-            name,
-        )
+        scores = getattr(pl_module, "scores", {})
+        count = scores["val"].not_finite()["student"] if "val" in scores else 0
+        if count and not (trainer.sanity_checking or self.warned) and trainer.is_global_zero:
+            self.warned = True
+            log.warning(
+                "the student's logits on %d validation images are not finite in eval mode, so that its scores mean "
+                "nothing: %s",
+                *(count, HINT),
+            )
 
     @property
     def state_key(self) -> str:

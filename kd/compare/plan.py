@@ -126,7 +126,7 @@ def run_cell(config: Mapping[str, Any], folder: Path, objective: str | None) -> 
     if (folder / CONFIG).is_file():
         check_same(config, folder)
     changed = config.get("resume_data") == "changed"
-    return train(config, folder, go_on=True, data_changed=changed, objective=objective, cell=dict(config["cell"]))
+    return train(config, folder, resume=True, data_changed=changed, objective=objective)
 
 
 def check_same(config: Mapping[str, Any], folder: Path, content: str | None = None) -> None:

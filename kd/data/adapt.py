@@ -72,6 +72,13 @@ class Adapter:
             self._other_size(list(images.shape[1:]), part)
         labels = self._labels(parts.labels, len(images), part)
         index = parts.index if train and _positions(parts.index, len(images)) else None
+        if first and index is not None and (count := len(index.unique())) < len(index):
+            log.warning(
+                "data: the third of a train batch is taken as positions in the training set, but of %d images it holds "
+                "%d numbers: if it is something else, leave it out, as losses that keep what they saw would be wrong",
+                len(index),
+                count,
+            )
         if parts.index is not None and index is None and train:
             self._note(f"the {part} batches have more than images and labels: {kind(parts.index)}, not used")
         view = parts.view if isinstance(raw, Batch) else None

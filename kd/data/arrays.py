@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,9 @@ def adapted(arrays: Any) -> Arrays:
     labels = {part: _class_numbers(pair[1], names, part) for part, pair in parts.items()}
     if missing := int((labels["test"] < 0).sum()):
         raise InputError(f"the test set has {missing} images without a label (-1): take a part that has labels")
+    known = set(labels["training"].unique().tolist())
+    if absent := [name for number, name in enumerate(names) if number not in known]:
+        log.warning("data: %d of %d classes have no training image, first %r", len(absent), len(names), absent[0])
     for key, numbers in (("mean", arrays.mean), ("std", arrays.std)):
         if numbers is not None and len(numbers) != shapes[0][0]:
             raise InputError(f"{key} has {len(numbers)} numbers for images of {shapes[0][0]} channels")
@@ -49,22 +53,44 @@ def adapted(arrays: Any) -> Arrays:
     return replace(arrays, train=train, test=test, names=names)
 
 
-def named(names: Sequence[Any] | None) -> tuple[str, ...]:
-    """The classes' names as strings; refuses one that comes twice, which would stand for two classes."""
+def named(names: Any) -> tuple[str, ...]:
+    """The classes' names as strings, in the order of their numbers.
+
+    They may be a mapping from names to numbers, or from numbers to names.
+
+    Raises:
+        InputError: names without an order, or one that comes twice, which would stand for two classes.
+    """
+    if isinstance(names, Mapping):
+        pairs = [(key, value) if _whole(key) else (value, key) for key, value in names.items()]
+        if sorted(number for number, _ in pairs if _whole(number)) != list(range(len(names))):
+            raise InputError(f"names must give each class a number from 0 to {len(names) - 1}, got {dict(names)}")
+        names = [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
+    if isinstance(names, (str, set, frozenset)):
+        raise InputError(f"names must be a list of the classes' names in their order, got {kind(names)}")
     words = tuple(str(name) for name in (() if names is None else names))
     if twice := next((name for number, name in enumerate(words) if name in words[:number]), None):
         raise InputError(f"names has {twice!r} twice; each class needs a name of its own")
     return words
 
 
+def _whole(number: Any) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+
+
 def _names(labels: Sequence[Any]) -> tuple[str, ...]:
     """Names for classes that nobody named: the labels' own words in their order, or numbers."""
     words = [words_of(each) for each in labels]
     if any(each is not None for each in words):
+        if any(each is None for each in words):
+            raise InputError(
+                "the labels of one part are names, those of the other numbers: give `names`, in their order"
+            )
         return tuple(sorted({word for each in words for word in each or ()}))
     tensors = [as_tensor(each, "the labels") for each in labels]
     wide = [each.shape[1] for each in tensors if each.ndim == 2 and each.shape[1] > 1]
-    count = max(wide) if wide else 1 + max(int(each.max()) for each in tensors)
+    largest = [int(each[each.isfinite()].max()) for each in tensors if bool(each.isfinite().any())]
+    count = max(wide) if wide else 1 + max(largest, default=0)
     return tuple(map(str, range(count)))
 
 

@@ -87,14 +87,14 @@ class Augment:
         pad: the random crop's padding in pixels: a shift by up to so many each way.
         border: what a shift brings in: ``zero``, ``edge`` or ``reflect``.
         flip: whether half of the images are flipped horizontally.
-        erase: the share of images from which a random box is erased (see :func:`~kd.data.boxes.random_boxes`).
+        erase: the share of images from which a random box is erased (see :func:`~kd.data.erasing.random_boxes`).
         erase_area: the least and the largest share of the image that this box takes.
-        cutout: side of a square erased from every image, in pixels (see :func:`~kd.data.boxes.centred_square`).
+        cutout: side of a square erased from every image, in pixels (see :func:`~kd.data.erasing.centred_square`).
         transform: what runs sample by sample (see :class:`~kd.data.transforms.PerSample`), or None.
         keep: how many views each sample has, drawn once and for all; 0 for a new one each epoch.
         scale: the least and the largest share of the image that a random box takes, which is enlarged to the image's
-            size (see :class:`~kd.data.resize.ResizedCrop`); None for none.
-        jitter: by how much brightness, contrast and saturation change (see :class:`~kd.data.jitter.Jitter`).
+            size (see :class:`~kd.data.resized_crop.ResizedCrop`); None for none.
+        jitter: by how much brightness, contrast and saturation change (see :class:`~kd.data.color_jitter.Jitter`).
 
     Raises:
         InputError: a number out of range, or a transform that changes shape or type of an image.

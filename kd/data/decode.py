@@ -129,10 +129,13 @@ def pixels(image: Image.Image, reading: Reading = PLAIN) -> Tensor:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file stores its values, in Pillow's words; empty where its reader scales them by a maximum stated."""
+    """How the file stores its values, in Pillow's words; empty where its reader scales them by a maximum stated.
+
+    Of an image that was loaded already, or that no file holds, it is the mode.
+    """
     tile = (getattr(image, "tile", None) or [None])[0]
     if tile is None or tile[0] == "ppm":
-        return ""
+        return "" if tile else image.mode
     given = tile[3]
     return str(given[0] if isinstance(given, tuple) and given else given)
 

@@ -68,7 +68,7 @@ class Folder(pl.LightningDataModule):
         drop_last: whether the rest of an epoch that is no whole batch is left out; else it is a smaller batch.
 
     Attributes:
-        start: as of :class:`~kd.data.module.Data`.
+        start: as of :class:`~kd.data.datamodule.Data`.
         resolved: ``size`` and ``batch_size``, where they were None.
         shares: of ``test`` and ``val``, where they are drawn for want of a part.
 

@@ -40,7 +40,10 @@ def labels_of(given: Any, classes: int, where: str, note: Note, names: Sequence[
         raise InputError(f"{where} are {list(labels.shape)}, not class numbers [B] or probabilities [B, {classes}]")
     if labels.is_floating_point() or labels.is_complex():
         if labels.is_complex() or not bool((labels == labels.round()).all()):
-            raise InputError(f"{where} are {dtype(labels)} that are not whole, so no class numbers")
+            raise InputError(
+                f"{where} are {dtype(labels)} that are not whole, so no class numbers; a label that is not known is "
+                f"{UNKNOWN}"
+            )
         note(f"{where} are {dtype(labels)}: taken as whole numbers")
     labels = labels.long()
     _check_numbers(labels, classes, where)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from kd.data.decode import printable
 from kd.data.scan import entries, extensions, folders, hidden
-from kd.data.tables import KINDS
+from kd.data.tables import KINDS, WORDS
 from kd.errors import InputError, nearest
 
-WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 ANNOTATIONS = "val_annotations.txt"
 NONE = "none"
 DEEP = 3  # folders below a class folder in which its first picture is looked for
@@ -55,7 +54,7 @@ def layout(root: Path, named: Mapping[str, str | None]) -> Layout:
                 "csv file of path and label (kd-evaluate and kd-export take a test part alone)"
             )
         parts["train"] = _top(root, list(given.values()))
-        notes = ["there are class folders and no parts"]
+        notes = ["there are class folders and no parts", *_nested(parts["train"])]
     if "test" in found and (why := _unlabelled(found["test"])):
         notes.append(f"{found['test'].name}/ is not used: {why}")
         del parts["test"]
@@ -113,6 +112,19 @@ def _top(root: Path, others: list[Path]) -> Path:
     if len(classes) < 2:
         raise InputError(_unknown(root))
     return root
+
+
+def _nested(root: Path) -> list[str]:
+    """What to say of class folders that look like parts: each holds the same folders."""
+    outer = folders(root)
+    inner = {tuple(folders(root / name)) for name in outer}
+    if len(inner) != 1 or len(within := inner.pop()) < 2:
+        return []
+    holders, names = (", ".join(f"{printable(name)}/" for name in some[:3]) for some in (outer, within))
+    return [
+        f"WARNING: {holders} are taken for classes, but each holds {names}: if these are the classes, name the parts "
+        f"by data.train={printable(outer[-1])} and the like"
+    ]
 
 
 def _unknown(root: Path) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kd.data.decode import File, printable
 from kd.data.layout import ANNOTATIONS, NONE, Layout, NoTraining, here, layout
 from kd.data.scan import HIDDEN, LeftOut, claimed, class_folders, entries, extensions, folders, hidden, pictures
+from kd.data.split import UNLABELLED
 from kd.data.tables import Pairs, annotated, table
 from kd.errors import InputError, nearest
 
@@ -73,12 +74,12 @@ def _folders(folder: Path, named: Mapping[str, str | None], validates: bool) -> 
     numbers = {name: label for label, name in enumerate(names)}
     files = {}
     for part, pairs in parts.items():
-        there = {name for _, name in pairs}
+        there = {name for _, name in pairs} - ({str(UNLABELLED)} if part == "train" and _tabled(found, part) else set())
         if there - set(names):
             place = found.parts[part]
             annotations = place / ANNOTATIONS
             raise _other_classes(folder, annotations if annotations.is_file() else place, names, there)
-        files[part] = [File(path, numbers[name]) for path, name in pairs]
+        files[part] = [File(path, numbers.get(name, UNLABELLED)) for path, name in pairs]
     shown = tuple(printable(name) for name in names)
     notes = (*found.notes, *_lacking(files, shown), *left.lines())
     return _roles(files, shown, found.named, validates, notes)
@@ -141,8 +142,10 @@ def _read(root: Path, found: Layout, left: LeftOut) -> dict[str, Pairs]:
     trees: dict[str, tuple[Path, dict[str, str]]] = {}
     for part, place in found.parts.items():
         if place.is_file():
-            parts[part], again = table(place, root)
+            parts[part], again, elsewhere = table(place, root, part)
             left.count("rows that come twice", str(place), again)
+            if elsewhere and list(found.parts.values()).count(place) == 1:
+                left.count("rows of other parts, which data.val= and data.test= may name", str(place), elsewhere)
         elif (place / ANNOTATIONS).is_file():
             parts[part] = annotated(place, ANNOTATIONS)
         else:
@@ -174,11 +177,21 @@ def _inside(place: Path) -> str:
 
 
 def _names(parts: Mapping[str, Pairs], found: Layout) -> tuple[str, ...]:
-    """The classes in torchvision's order, that of their names as text; numbers of a csv file in their own order."""
+    """The classes in torchvision's order, that of their names as text; numbers of a csv file in their own order.
+
+    In a training part's csv file, -1 is no class but stands for a label that is not known.
+    """
     part = "train" if "train" in parts else "test"
     names = {name for _, name in parts[part]}
-    numbers = found.parts[part].is_file() and all(name.isascii() and name.isdecimal() for name in names)
+    if part == "train" and _tabled(found, part):
+        names.discard(str(UNLABELLED))
+    numbers = _tabled(found, part) and all(name.isascii() and name.isdecimal() for name in names)
     return tuple(sorted(names, key=int if numbers else str))
+
+
+def _tabled(found: Layout, part: str) -> bool:
+    """Whether a csv file names the part's pictures."""
+    return found.parts[part].is_file()
 
 
 def _other_classes(root: Path, place: Path, names: Sequence[str], there: Collection[str]) -> InputError:

@@ -43,7 +43,7 @@ class Memory:
         erase: the share of images from which a random box is erased.
         erase_area: the least and the largest share of the image that this box takes.
         cutout: side of a square erased from every image, in pixels; 0 for none.
-        mixup: alpha of MixUp, 0 for none; see :class:`~kd.data.mixing.Mixing`.
+        mixup: alpha of MixUp, 0 for none; see :class:`~kd.data.mixup.Mixing`.
         cutmix: alpha of CutMix, 0 for none.
         views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
         repeats: how often an image comes in a row, each time with another augmentation; an epoch has as many steps as

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -35,7 +38,7 @@ def adopted(module: pl.LightningDataModule, seed: int) -> pl.LightningDataModule
     Raises:
         InputError: the module does not say how many classes there are, or what it says does not fit together.
     """
-    module.setup = partial(_seeded_setup, module.setup, seed)  # type: ignore[method-assign]
+    module.setup = partial(_seeded_setup, module, module.setup, seed, _generators(module))  # type: ignore[method-assign]
     for part in PARTS:
         name = f"{part}_dataloader"
         if is_overridden(name, module, pl.LightningDataModule):
@@ -48,13 +51,32 @@ def adopted(module: pl.LightningDataModule, seed: int) -> pl.LightningDataModule
 
 
 def _check_length(module: Any, key: str) -> None:
+    """``mean`` or ``std`` as plain numbers, one for each channel."""
     numbers, channels = getattr(module, key, None), module.shape[0]
+    if isinstance(numbers, (int, float)):
+        raise InputError(f"{_name(module)}.{key} must have a number for each channel: [{numbers}]")
     if numbers is not None and len(numbers) != channels:
         raise InputError(f"{_name(module)}.{key} has {len(numbers)} numbers for images of {channels} channels")
+    if numbers is not None:
+        setattr(module, key, [float(number) for number in numbers])
 
 
-def _seeded_setup(setup: Callable[[str], None], seed: int, stage: str) -> None:
-    """``setup``, whose random split would be another at each call."""
+def _generators(module: pl.LightningDataModule) -> dict[str, Any]:
+    """Copies of the module's own generators of random numbers, by their attributes."""
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return {name: _copy(each) for name, each in vars(module).items() if isinstance(each, kinds)}
+
+
+def _copy(generator: Any) -> Any:
+    return generator.clone_state() if isinstance(generator, torch.Generator) else copy.deepcopy(generator)
+
+
+def _seeded_setup(
+    module: pl.LightningDataModule, setup: Callable[[str], None], seed: int, generators: dict[str, Any], stage: str
+) -> None:
+    """``setup``, whose random split would be another at each call, be it drawn by the module's own generators."""
+    for name, generator in generators.items():
+        setattr(module, name, _copy(generator))
 
     def once() -> Iterator[None]:
         setup(stage)
@@ -68,7 +90,7 @@ def _say_classes(module: Any) -> None:
     if classes is None:  # perhaps they are known once the data is read
         _prepare(module)
         classes = _classes(module)
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
+    if isinstance(classes, (Sequence, Mapping, set)) and not isinstance(classes, str):
         module.names, classes = named(classes), len(classes)
     if not isinstance(classes, (int, np.integer)) or isinstance(classes, bool):
         raise InputError(f"{_name(module)} must say `classes`, how many there are, and `shape`, [C, H, W]")

@@ -7,20 +7,31 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from kd.data.decode import printable
 from kd.data.scan import extensions
 from kd.errors import InputError
 
+WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 KINDS = (".csv", ".tsv", ".txt")
 LABELS = ("label", "labels", "class", "class_name", "target", "category", "y")
+SPLITS = ("split", "set", "subset", "partition", "part", "phase")  # columns that say which part a row belongs to
 TRIED = 20  # rows by which the column of paths is found
 Rows = list[tuple[int, list[str]]]  # number of the line, cells
 Pairs = list[tuple[str, str]]  # path of a picture, name of its class
 
 
-def table(path: Path, root: Path) -> tuple[Pairs, int]:
-    """The pictures that a csv file names, with their classes, and how many rows came twice.
+class Table(NamedTuple):
+    """The pictures that a csv file names, with their classes; how many rows came twice, or are of other parts."""
+
+    pairs: Pairs
+    again: int
+    others: int
+
+
+def table(path: Path, root: Path, part: str = "train") -> Table:
+    """What a csv file says of one of the parts; of all rows, unless a column ``split`` gives each to a part.
 
     Comma, semicolon or tab; with or without a header. Paths are taken from the file's folder, from ``root``, or from
     the folder of the file's name beside it; with either kind of slash, and with or without their extension.
@@ -31,10 +42,11 @@ def table(path: Path, root: Path) -> tuple[Pairs, int]:
     rows = _rows(path)
     bases = (path.parent, root, path.with_suffix(""))
     first, of_path, of_label = _columns(path, rows, bases)
+    own = _rows_of(part, path, rows, first)
     found: dict[str, str] = {}
     lines: dict[str, int] = {}
     absent, again = [], 0
-    for number, row in rows[first:]:
+    for number, row in own:
         if len(row) <= max(of_path, of_label) or not row[of_label].strip():
             raise InputError(f"{printable(path)} line {number} has no label: {','.join(row)[:60]!r}")
         place, label = _located(row[of_path], bases), _name(row[of_label].strip())
@@ -48,7 +60,27 @@ def table(path: Path, root: Path) -> tuple[Pairs, int]:
             lines.setdefault(place, number)
     if absent:
         raise InputError(f"{len(absent)} pictures of {printable(path)} are absent, first {absent[0]}")
-    return list(found.items()), again
+    return Table(list(found.items()), again, len(rows) - first - len(own))
+
+
+def _rows_of(part: str, path: Path, rows: Rows, first: int) -> Rows:
+    """The rows of a part, where a column gives each row to one; else all of them."""
+    names = [cell.strip().lower() for cell in rows[0][1]] if first else []
+    for at in (names.index(word) for word in SPLITS if word in names):
+        parts = [part_of(row[at]) if len(row) > at else None for _, row in rows[first:]]
+        if None in parts or len(set(parts)) == 1:
+            continue
+        own = [row for row, its in zip(rows[first:], parts) if its == part]
+        if not own:
+            there = ", ".join(sorted({row[at].strip() for _, row in rows[first:]}))
+            raise InputError(f"{printable(path)} has no row of the part {part}: its column {names[at]} has {there}")
+        return own
+    return rows[first:]
+
+
+def part_of(word: str) -> str | None:
+    """The part that is called so; None if none is."""
+    return next((part for part, words in WORDS.items() if word.strip().lower() in words), None)
 
 
 def annotated(folder: Path, file: str) -> Pairs:

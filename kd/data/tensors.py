@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kd.errors import InputError
 
+CONVERTED = ("P", "CMYK", "YCbCr", "LAB", "HSV")
 Note = Callable[[str], None]
 
 
@@ -22,6 +24,8 @@ def as_tensor(given: Any, where: str) -> Tensor:
     """
     if isinstance(given, Tensor):
         return given
+    if isinstance(given, (list, tuple)):
+        given = [_plain(each) for each in given]
     try:
         if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
             return torch.stack(list(given))
@@ -34,6 +38,11 @@ def as_tensor(given: Any, where: str) -> Tensor:
             first = " and ".join(sorted(shapes)[:2])
             raise InputError(f"{where} are of several shapes, {first}: bring them to one, by resizing say") from error
         raise InputError(f"{where} are {kind(given)}, not a tensor or an array of numbers") from error
+
+
+def _plain(each: Any) -> Any:
+    """A Pillow image whose numbers are not grey or RGB, as those of a palette, as RGB; anything else as it is."""
+    return each.convert("RGB") if isinstance(each, Image.Image) and each.mode in CONVERTED else each
 
 
 def span(numbers: Tensor) -> tuple[float, float]:

@@ -117,8 +117,8 @@ class Objective(nn.Module):
 
     def logged(self) -> dict[str, Tensor]:
         """What losses wish to have logged beside their value, as ``term/name``: a learned temperature, say."""
-        known = [(name, getattr(term.loss, "logged", None)) for name, term in self.named_terms()]
-        return {f"{name}/{key}": value for name, ask in known if ask is not None for key, value in ask().items()}
+        hooks = [(name, getattr(term.loss, "logged", None)) for name, term in self.named_terms()]
+        return {f"{name}/{key}": value for name, hook in hooks if hook is not None for key, value in hook().items()}
 
     def forward(
         self,
@@ -132,14 +132,14 @@ class Objective(nn.Module):
 
         ``teacher`` may be None where :meth:`asks_teacher` is False; terms of weight 0 that name it have no part then.
         """
-        given = {"student": student, "teacher": teacher, "labels": labels, "index": index}
+        inputs = {"student": student, "teacher": teacher, "labels": labels, "index": index}
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=labels.device)
         with torch.autocast(labels.device.type, enabled=False):
             for name, term in self.named_terms():
                 if not term.counts(epoch) or (teacher is None and "teacher" in term.needs and not term.scale(epoch)):
                     continue
-                parts[name] = term(**given)
+                parts[name] = term(**inputs)
                 if scale := term.scale(epoch):
                     total = total + scale * parts[name]
         return total, {name: part.detach() for name, part in parts.items()}

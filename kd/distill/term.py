@@ -124,13 +124,13 @@ class Term(nn.Module):
         build = getattr(self.loss, "build", None)
         if build is not None:
             sides = {"student": student, "teacher": teacher}
-            given = {
+            inputs = {
                 side: self.pick(side, tapped)
                 for side, tapped in sides.items()
                 if tapped is not None and side in self.needs
             }
             accepted = inspect.signature(build).parameters
-            build(**{side: tensor for side, tensor in given.items() if side in accepted})
+            build(**{side: tensor for side, tensor in inputs.items() if side in accepted})
 
     def forward(self, **given: Any) -> Tensor:
         """The unweighted scalar; ``student`` and ``teacher`` are tapped tensors by name."""
@@ -153,14 +153,14 @@ def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[N
     except InputError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        known = []
+        described = []
         for side, tapped in (("student", student), ("teacher", teacher)):
             for layer in term.keys(side, tapped) if tapped and side in term.needs else ():
                 shape = ", ".join(["B", *map(str, (tapped or {})[layer].shape[1:])])
-                known.append(f"{side}={layer or 'its output'} [{shape}]")
+                described.append(f"{side}={layer or 'its output'} [{shape}]")
         line = str(error).strip().partition("\n")[0]
-        given = " and ".join(known) or "the labels"
-        raise InputError(f"{type(term.loss).__name__} fails on {given}: {line}") from error
+        inputs = " and ".join(described) or "the labels"
+        raise InputError(f"{type(term.loss).__name__} fails on {inputs}: {line}") from error
 
 
 def _needs(loss: nn.Module) -> tuple[str, ...]:

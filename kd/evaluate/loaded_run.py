@@ -10,19 +10,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from kd.data.adapt import Adapter
 from kd.data.batch import Batch
 from kd.data.datamodule import Data
+from kd.data.decode import Reading
 from kd.data.folder import Folder, text
-from kd.data.layout import NONE, WORDS, layout
+from kd.data.layout import NONE, layout
 from kd.data.listing import lacks_training
 from kd.data.memory import Loader
+from kd.data.tables import WORDS
 from kd.errors import InputError, unknown
 from kd.losses.cross_entropy import class_of
 from kd.registry import check_registered, is_node_of, modules, parameters_of, sources
 from kd.run_folder import classes
+from kd.run_folder.load import reading_of
 from kd.run_folder.student import load_student
 from kd.run_folder.summary import names_in, read_summary, require
 from kd.train import assemble
@@ -85,7 +89,20 @@ def load_run(run: str, data_node: Mapping[str, Any], batch_size: int | None, tru
     data, notes = evaluation_data(node, data_node, summary, batch_size)
     columns, class_notes = _columns(data, summary)
     account = data.account() if isinstance(data, Folder) else []
-    return LoadedRun(folder, summary, student, node, data, columns, (*notes, *class_notes, *account))
+    notes += [*class_notes, *_decoding(data, summary), *account]
+    return LoadedRun(folder, summary, student, node, data, columns, tuple(notes))
+
+
+def _decoding(data: Any, summary: Mapping[str, Any]) -> list[str]:
+    """Warnings about image files that are decoded with other options than in the run."""
+    if not isinstance(data, Folder) or modules.name_of(str(summary["data"]["config"].get("_target_"))) is None:
+        return []
+    pairs = zip(Reading._fields, data.reading, reading_of(summary["data"]))
+    return [
+        f"WARNING: data.{key}={value}, but the run had data.{key}={before}"
+        for key, value, before in pairs
+        if value != before
+    ]
 
 
 def data_name(node: Mapping[str, Any]) -> str:
@@ -147,7 +164,7 @@ def evaluation_data(
     is_same_folder = os.path.realpath(root) == os.path.realpath(str(trained_on["config"].get("root")))
     if is_same_folder or data.describe()["sha256"] == trained_on.get("sha256"):
         return data, []
-    node |= {"train": NONE, "test": str(layout(Path(root), parts).parts["train"])}
+    node |= {"train": NONE, "test": str(layout(Path(root), parts).parts["train"].absolute())}
     note = f"{root} has no test part and is not the run's own data: all images are evaluated"
     return data_of(node, summary, batch_size), [note]
 
@@ -174,6 +191,8 @@ def batches(data: Any, part: str) -> Iterator[Batch]:
         raise InputError("part=train requires data in memory; for a data module, set part=val or part=test")
     if data.trainer is None:  # which hooks of a custom module may use
         data.trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    if not is_overridden(f"{part}_dataloader", data, pl.LightningDataModule):
+        raise InputError(f"part={part}: the data has no such part, as {type(data).__name__} has no {part}_dataloader")
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
     adapt = Adapter(data.classes, data.shape, getattr(data, "names", None))

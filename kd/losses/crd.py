@@ -46,6 +46,17 @@ def crd_update(memory: Tensor, index: Tensor, anchor: Tensor, momentum: float = 
     memory.index_copy_(0, index, F.normalize(rows, dim=1))
 
 
+def _check_positions(index: Tensor, samples: int) -> None:
+    if index.is_cuda:  # it would have to wait, in each step
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= samples:
+        raise InputError(
+            f"crd needs each sample's position in the training set, from 0 to {samples - 1}, but the third of a batch "
+            f"holds {low} to {high}"
+        )
+
+
 class NegativeSampler(nn.Module):
     """Draws ``count`` samples of other classes for each sample of a batch.
 
@@ -159,6 +170,7 @@ class CRD(nn.Module):
         if self.others is None:
             raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
         index = index.long()
+        _check_positions(index, self.samples or 0)
         negatives = self.others(labels.long() if self.by_class else index, index, self.step)
         return self.sides(student, teacher, torch.cat([index[:, None], negatives], dim=1)).sum()
 

@@ -21,6 +21,8 @@ from kd.losses._logits import logit_pair
 from kd.losses._reduce import check, reduce, reduce_sum
 from kd.registry import losses
 
+HOT = 100.0  # a temperature above which KL, of the order of 1 / T^2, is lost in float32's rounding
+
 
 def _log_p_q(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Tensor]:
     return F.log_softmax(teacher / T, dim=-1), F.log_softmax(student / T, dim=-1)
@@ -47,6 +49,8 @@ def kl(student: Tensor, teacher: Tensor, T: float = 4.0, reduction: str = "batch
     The factor T^2 keeps the gradient's size when T changes: d/dz_s = T (q - p) / B.
     Log-probabilities may be given in place of logits, since log-softmax leaves them as they are.
     """
+    if not isinstance(T, Tensor) and T > HOT and student.dtype == torch.float32 and student.device.type != "mps":
+        return kl(student.double(), teacher.double(), T, reduction, unit).float()
     if reduction != "none" and not isinstance(T, Tensor) and can_fuse(student, teacher):
         return T**2 * reduce_sum(fused_kl(student, teacher, T), student.shape, reduction, unit)
     log_p, log_q = _log_p_q(student, teacher, T)

@@ -22,7 +22,7 @@ from torch import nn
 from kd.errors import InputError, unknown
 from kd.models.normalized import InputSpec
 from kd.models.weight_files import read
-from kd.registry import models, parameters
+from kd.registry import check_maker, models, parameters, unnamed
 
 STEMS = ("own", "cifar")
 
@@ -110,8 +110,14 @@ def import_path(path: str, classes: int, shape: Sequence[int]) -> nn.Module:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"cannot import {path!r} (write package.module:function): {error}") from error
-    offer = standard_arguments(classes, shape)
-    network = function(**{key: offer[key] for key in parameters(function) if key in offer})
+    check_maker(function, path)
+    offer, named = standard_arguments(classes, shape), parameters(function)
+    try:
+        network = function(**{key: offer[key] for key in named if key in offer})
+    except KeyError as error:
+        if named:
+            raise
+        raise unnamed(path, error) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} gave a {type(network).__name__}, not an nn.Module")
     return network

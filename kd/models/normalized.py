@@ -45,6 +45,11 @@ class Normalized(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise InputError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
+        if not all(0 <= m <= 1 for m in mean) or not all(s <= 1 for s in std):
+            raise InputError(
+                f"mean and std are those of pixels in [0, 1]; got {list(mean)} and {list(std)}: divide what is in "
+                "0..255 by 255"
+            )
         if size is not None and size < 1:
             raise InputError(f"size must be at least 1 pixel, got {size}")
         if output is not None and (isinstance(output, bool) or not isinstance(output, (str, int)) or output == ""):

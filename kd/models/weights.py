@@ -24,7 +24,7 @@ def load_into(network: nn.Module, path: str | Path, head: str | None = None, key
     """Loads a file's weights strictly, and says which wrappers it took off and what it left out.
 
     With ``head="new"`` the network's classifier stays as it is, and the file's, of whatever shape, is left out. ``key``
-    chooses among several weights in the file: see :func:`kd.models.containers.read`.
+    chooses among several weights in the file: see :func:`kd.models.weight_files.read`.
 
     Raises:
         InputError: no plain weights; keys missing, too many, or of another shape or type: the first of them are named.

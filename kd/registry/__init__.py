@@ -19,7 +19,7 @@ from kd.registry.core import (
     sources,
     target_of,
 )
-from kd.registry.instantiate import build, check_registered, parameters_of, shadowed, split
+from kd.registry.instantiate import build, check_maker, check_registered, parameters_of, shadowed, split, unnamed
 from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Registry",
     "RegistryPackage",
     "build",
+    "check_maker",
     "check_registered",
     "current",
     "dataclass_of",
@@ -47,5 +48,6 @@ __all__ = [
     "sources",
     "split",
     "target_of",
+    "unnamed",
     "with_current",
 ]

@@ -44,13 +44,36 @@ def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool
     except InputError:
         raise
     except (InstantiationException, ImportError, ValueError, TypeError) as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = _within(error, InstantiationException)
+        if isinstance(cause, KeyError) and not parameters(function):
+            raise with_key(at, unnamed(node["_target_"], cause)) from error
         told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
         if isinstance(cause, told):
             raise with_key(at, cause) from error
         raise cause from None
+
+
+def check_maker(function: Any, name: str) -> None:
+    """Refuses a finished module in the place of a function, which would be called with the arguments of its maker.
+
+    Raises:
+        InputError: ``function``, imported as ``name``, is a module.
+    """
+    from torch import nn
+
+    if isinstance(function, nn.Module):
+        kind = type(function).__name__
+        raise InputError(
+            f"{name} is a {kind} itself: name the class, or a function that makes one, as each run needs its own"
+        )
+
+
+def unnamed(name: str, error: KeyError) -> InputError:
+    """The error for a function of ``**`` alone that misses an argument which kd gives only to those that name it."""
+    return InputError(
+        f"{name} looks for {error} among its ** arguments, and kd fills in only what a function names: "
+        "give it a parameter of that name"
+    )
 
 
 def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
@@ -133,7 +156,16 @@ def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
         raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
 
 
+def _within(error: BaseException, wrapper: type[BaseException]) -> BaseException:
+    """The exception that others of one kind are wrapped around."""
+    while isinstance(error, wrapper) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
+    with located(at):
+        check_maker(function, node["_target_"])
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         return
     known = parameters(function)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from kd.errors import InputError, nearest
+from kd.models.normalized import unwrap
+from kd.models.weights import classifier_names
 from kd.run_folder.layout import STUDENT
 from kd.run_folder.summary import names_in, read_summary
 
@@ -58,6 +63,32 @@ def matched(node: Any, at: str, data: Any) -> Any:
     order = "in another order" if len(known) == len(wanted) else f"{len(wanted)} of {len(known)}"
     log.info("%s: the data's classes are %s there; matched by name: %s", checkpoint, order, _pairs(wanted, picked))
     return {**node, "classes": picked, "outputs": len(known)}
+
+
+@torch.no_grad()
+def realign(student: nn.Module, node: Mapping[str, Any], data: Any) -> None:
+    """Brings the classifier of a student that starts from a run into the order of the data's classes, by name.
+
+    It stays as it is where it is a new one, or either side names no classes. Of other classes, which is a warning, it
+    keeps the order.
+    """
+    wanted, checkpoint = names_of(data), node.get("checkpoint")
+    known = _known_to(checkpoint) if wanted and checkpoint and node.get("head") is None else None
+    if known is None or wanted is None or known == wanted:
+        return
+    if set(known) != set(wanted):
+        text = (
+            "student.checkpoint=%s: its classifier was trained on other classes (%s); student.head=new makes a new one"
+        )
+        log.warning(text, checkpoint, shown(known))
+        return
+    picked = torch.tensor(columns(known, wanted, f"student: the one in {checkpoint}"))
+    net = unwrap(student)
+    for name in classifier_names(net):
+        for rows in net.get_submodule(name).parameters():
+            rows.copy_(rows[picked])
+    told = "student.checkpoint=%s: the data's classes are in another order there; matched by name: %s"
+    log.info(told, checkpoint, _pairs(wanted, picked.tolist()))
 
 
 def shown(names: Sequence[str], most: int = 8) -> str:

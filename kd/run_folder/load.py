@@ -130,6 +130,11 @@ class Predictor:
             InputError: what is no picture, or a run whose data module prepares pictures in a way of its own.
         """
         one = isinstance(pictures, (str, Path, Image.Image))
+        if not one and not isinstance(pictures, (list, tuple)):
+            raise InputError(
+                f"predict takes a path, a Pillow image or a list of them, got a {type(pictures).__name__}; for images "
+                "[B, C, H, W] call student(images)"
+            )
         given: Sequence[Any] = [pictures] if one else pictures  # type: ignore[assignment]
         if not given:
             return []

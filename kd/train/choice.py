@@ -66,8 +66,8 @@ def _words_of_best(
         words = f"of step {step}, kept by {monitor} and not validated"
     elif monitor in scores:
         pick = min if best.mode == "min" else max
-        known = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
-        top = pick(known, key=lambda row: row[monitor], default=scores)
+        validated_epochs = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
+        top = pick(validated_epochs, key=lambda row: row[monitor], default=scores)
         if top[monitor] != scores[monitor]:
             epoch, other = int(scores["epoch"]), int(top["epoch"])
             words = f"of epoch {epoch}; epoch {other} was better by {monitor}, and its checkpoint is not there"

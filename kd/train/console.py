@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -64,7 +65,8 @@ def print_start(config: Mapping[str, Any], distiller: Distiller, data: Any, trai
         log.info("objective: %s", line)
     if distiller.optim is not None:
         log.info("optim: %s", distiller.optim.describe(distiller))
-    log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
 
 
 def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
@@ -77,9 +79,9 @@ def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
         nodes |= {member.key: (member.node, prepare, TeacherOptions) for member in spec.members}
     return [
         f"{at}: {key} is {node['_target_']}'s own parameter, not kd's"
-        for at, (node, *around) in nodes.items()
+        for at, (node, *wrappers) in nodes.items()
         if not any(registry.name_of(node["_target_"]) for registry in (models, losses, sources, optimisers))
-        for key in shadowed(node, at, *around)
+        for key in shadowed(node, at, *wrappers)
     ]
 
 
@@ -117,10 +119,10 @@ def print_results(summary: dict[str, Any], folder: Path) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     rows = {"teacher": ("teacher/acc", "teacher_"), "student": ("val/acc", "")}
     for side, (val, prefix) in rows.items():
-        if about := summary[side]:
+        if network := summary[side]:
             scores = [percent(best.get(val)), percent(last.get(val)), percent(test.get(f"{prefix}acc"))]
-            rest = [number(test.get(f"{prefix}nll")), number(test.get(f"{prefix}ece"))]
-            table.add_row(f"{side} {about['name']}", f"{about['parameters']:,}", *scores, *rest)
+            losses = [number(test.get(f"{prefix}nll")), number(test.get(f"{prefix}ece"))]
+            table.add_row(f"{side} {network['name']}", f"{network['parameters']:,}", *scores, *losses)
     training = summary["training"]
     console = console_for(table)
     console.print(table)

@@ -152,13 +152,13 @@ def _answers_alike(student: nn.Module, fresh: Normalized, who: str, shape: Seque
 def _predicts(config: Config, distiller: Distiller, fresh: Normalized, shape: list[int]) -> None:
     """What answers for the student, a part of the objective, is written and read back."""
     term = distiller.objective.predictor
-    about = predictor.describe(distiller.objective, config["objective"])
-    if term is None or about is None:
+    described = predictor.describe(distiller.objective, config["objective"])
+    if term is None or described is None:
         return
-    what = f"objective.{about['term']}: what answers for the student cannot be written and read back"
+    what = f"objective.{described['term']}: what answers for the student cannot be written and read back"
     with _proven(what), tempfile.TemporaryDirectory() as folder:
         predictor.keep(term, Path(folder))
-        predictor.restore(fresh, about, shape, Path(folder), trust=True)
+        predictor.restore(fresh, described, shape, Path(folder), trust=True)
 
 
 def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | None) -> None:
@@ -196,5 +196,7 @@ def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+    if loader is None or (isinstance(loader, (list, tuple)) and not loader):
+        raise InputError(f"{part}_dataloader gives no loader: leave the method out where there is no such part")
     raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
     return data.on_after_batch_transfer(raw, 0)

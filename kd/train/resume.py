@@ -39,7 +39,7 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
     if "://" in run or not folder.is_dir():
         raise InputError(f"resume={run} is no run folder: {'a URL' if '://' in run else 'there is no such folder'}")
     if not (folder / CONFIG).exists():
-        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start it anew")
+        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start a new run")
     with located(f"resume={run}"):
         config = read_config(folder)
     keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
@@ -80,8 +80,8 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
     if not resumable(folder):
         if trained:
             raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
-        log.info("resume: no checkpoint was written in %s yet, so its training begins anew", run)
-    return train(config, folder, go_on=True, data_changed=data == "changed", **about)
+        log.info("resume: no checkpoint was written in %s yet, so its training starts from the beginning", run)
+    return train(config, folder, resume=True, data_changed=data == "changed", objective=about.get("objective"))
 
 
 def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -95,17 +95,17 @@ def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """How a finished run is resumed for longer, in words."""
     most = limits_of(config).get("max_steps", -1)
     if not 0 < most <= summary["training"]["steps"]:
-        return "epochs=N goes on for longer"
-    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, goes on for longer"
+        return "epochs=N trains for longer"
+    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, trains for longer"
 
 
 @cache
 def targets() -> frozenset[str]:
     """The targets that kd's own configuration files name, and the ensemble."""
-    found = {target_of(Ensemble)}
+    names = {target_of(Ensemble)}
     for path in Path(kd.CONFIG_DIR).rglob("*.yaml"):
-        found |= set(_targets(yaml.safe_load(path.read_text())))
-    return frozenset(found)
+        names |= set(_targets(yaml.safe_load(path.read_text())))
+    return frozenset(names)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -129,14 +129,14 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     """
     before, differing = config, []
     for key, value in typed.items():
-        for name, here in _flat(value, key):
-            there = _at(config, name)
-            if here == there:
+        for name, new in _flat(value, key):
+            old = _at(config, name)
+            if new == old:
                 continue
             if matches(name, (*INERT, *RESUMABLE)):
-                config = _with(config, name.split("."), here)
+                config = _with(config, name.split("."), new)
             else:
-                differing.append(f"{name} ({there} there, {here} here)")
+                differing.append(f"{name} ({old} there, {new} here)")
     if differing:
         raise InputError(
             f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
