@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import InputError
+from kd.registry import value_at
 
 RESUME = ("resume", "resume_data", "trust")
 ADDED = ("callbacks.", "logger.", "trainer.", "data.", "student.", "teacher.", "objective.", "optim.")
@@ -59,8 +60,5 @@ def typed_of(given: Mapping[str, Any], overrides: Sequence[Any]) -> dict[str, An
             continue
         if name.partition(".")[0] not in given:  # an experiment, say, which speaks for many keys
             return {key: value for key, value in given.items() if key not in (*RESUME, "cell")}
-        value: Any = given
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        typed[name] = value
+        typed[name] = value_at(given, name)
     return typed

@@ -20,7 +20,7 @@ from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
 from kd.models.normalized import InputSpec
 from kd.models.weights import prepare
-from kd.registry import first, split, with_current
+from kd.registry import first, flatten, split, with_current
 
 Config = Mapping[str, Any]
 
@@ -156,7 +156,7 @@ def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
 
 def files_of(config: Config) -> dict[str, str]:
     """The weights that a run begins from and is taught by: dotted key to the sha256 of the file's content."""
-    digests = {key: content_of(value) for key, value in _flat(config).items() if key.endswith(".checkpoint")}
+    digests = {key: content_of(value) for key, value in flatten(config).items() if key.endswith(".checkpoint")}
     return {key: value for key, value in digests.items() if value is not None}
 
 
@@ -176,8 +176,8 @@ def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
         config = {**config, "callbacks": {key: node for key, node in callbacks.items() if key not in watching}}
     custom = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # whose content kd may not know
     excluded = [*(key for key in INERT if not (custom and key.startswith("data."))), *free]
-    flat = {key: value for key, value in _flat(config).items() if value is not None}
-    return {key: value for key, value in flat.items() if not matches(key, excluded)}
+    leaves = {key: value for key, value in flatten(config).items() if value is not None}
+    return {key: value for key, value in leaves.items() if not matches(key, excluded)}
 
 
 def differing(here: Config, there: Config, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
@@ -214,12 +214,6 @@ def matches(key: str, patterns: Iterable[str]) -> bool:
 def digest(parts: Any, length: int = 16) -> str:
     """So many letters that stand for plain containers."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:length]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping) or not node:
-        return {prefix.rstrip("."): node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
 
 
 def _plain(module: nn.Module) -> list[Any]:

@@ -20,6 +20,7 @@ from kd.registry.core import (
     target_of,
 )
 from kd.registry.instantiate import build, check_maker, check_registered, parameters_of, shadowed, split, unnamed
+from kd.registry.nested import flatten, replaced, value_at
 from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "defaults_of",
     "fields_of",
     "first",
+    "flatten",
     "is_node_of",
     "load_plugins",
     "locate",
@@ -44,10 +46,12 @@ __all__ = [
     "optimisers",
     "parameters",
     "parameters_of",
+    "replaced",
     "shadowed",
     "sources",
     "split",
     "target_of",
     "unnamed",
+    "value_at",
     "with_current",
 ]

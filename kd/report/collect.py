@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from kd.errors import InputError
+from kd.registry import value_at
 from kd.run_folder.layout import CONFIG, HISTORY, SUMMARY
 from kd.run_folder.summary import read_config, read_summary
 
@@ -202,13 +203,6 @@ def quoted(command: str, words: tuple[str, ...]) -> str:
     return shlex.join([command, *words])
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys."""
-    if isinstance(node, Mapping):
-        return {key: value for name, part in node.items() for key, value in flat(part, f"{prefix}{name}.").items()}
-    return {prefix[:-1]: node}
-
-
 def latencies(runs: Iterable[Run]) -> tuple[str, dict[str, float]]:
     """The latency measurement (format, processor, threads) that most runs share, and its milliseconds by run name."""
     runs = list(runs)
@@ -232,9 +226,7 @@ def _latencies(folder: Path) -> dict[str, float]:
 
 def _at(summary: dict[str, Any], path: str) -> Any:
     """The value of a dotted key: None if absent, ``...`` for a number that is not finite."""
-    value: Any = summary
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = value_at(summary, path)
     return ... if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from kd.errors import InputError
-from kd.report.collect import Excluded, Run, flat
+from kd.registry import flatten
+from kd.report.collect import Excluded, Run
 from kd.report.statistics import Spread, spread
 
 # keys that depend on the machine or on paths, not on the method
@@ -21,6 +22,7 @@ IGNORED = re.compile(
 # how a teacher was trained and cached; the recipe holds its name instead
 TEACHER_KEYS = re.compile(r"teacher|.*\.(_target_|checkpoint|epochs|seed|cache|min_accuracy|(data|optim)(\..*)?)")
 RUN_FILES = ("student.safetensors", "checkpoints", "best.ckpt", "last.ckpt")
+UNSET: tuple[Any, ...] = (None, {})
 SCHEDULE = ("data.", "optim.", "trainer.")
 WARNING = "data.val=test: the best epoch was chosen on the test set, which biases every figure except the last epoch's"
 
@@ -143,15 +145,15 @@ def recipe(run: Run, role: str) -> dict[str, Any]:
     else:
         parts = {"student": run.student.get("config"), "data": run.data.get("config")}
         parts |= {"trainer": {"max_epochs": run.training.get("epochs")}}
-    options = {key: value for key, value in flat(parts).items() if value is not None and not IGNORED.fullmatch(key)}
+    options = {key: value for key, value in flatten(parts).items() if value not in UNSET and not IGNORED.fullmatch(key)}
     options["student"] = run.student["name"]
     if checkpoint := run.student.get("checkpoint"):
         options["student.checkpoint"] = initial_weights(str(checkpoint))
     if role == "student":
         options |= {key: run.objective.get(key) for key in ("T", "alpha")}
         options["teacher"] = run.teacher.get("name")
-        teacher = flat({"teacher": config.get("teacher")})
-        teacher = {key: value for key, value in teacher.items() if value is not None and value is not False}
+        teacher = flatten({"teacher": config.get("teacher")})
+        teacher = {key: value for key, value in teacher.items() if value not in UNSET and value is not False}
         options |= {key: value for key, value in teacher.items() if not TEACHER_KEYS.fullmatch(key)}
     if ema := (config.get("callbacks") or {}).get("ema"):
         options["callbacks.ema.decay"] = ema.get("decay")

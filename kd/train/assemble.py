@@ -39,7 +39,7 @@ from kd.models.names import name_of, title_of
 from kd.models.normalized import Normalized, unwrap
 from kd.models.weights import fingerprint, outputs_of, prepare
 from kd.optim import DOT, Optim
-from kd.registry import build, defaults_of, is_node_of, split
+from kd.registry import build, defaults_of, flatten, is_node_of, split
 from kd.run_folder.classes import realign
 from kd.run_folder.from_run import check_network
 from kd.run_folder.network import network_of
@@ -247,16 +247,11 @@ def hyperparameters(config: Config) -> dict[str, Any]:
         "teacher": TeacherSpec.parse(config["teacher"]).display_name or "none",
     }
     for group in ("objective", "optim", "data"):
-        parameters |= _flat(config[group], f"{group}.")
+        leaves = flatten(config[group], f"{group}.")
+        parameters |= {key: value for key, value in leaves.items() if _is_option(key, value)}
     parameters["trainer.max_epochs"] = config["trainer"].get("max_epochs")
     return parameters
 
 
-def _flat(config: Config, prefix: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            parameters |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)) and value != "" and key != "_target_":
-            parameters[f"{prefix}{key}"] = value
-    return parameters
+def _is_option(key: str, value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str)) and value != "" and not key.endswith("._target_")

@@ -14,7 +14,7 @@ import kd
 from kd.distill.ensemble import Ensemble
 from kd.distill.identity import INERT, RESUMABLE, matches
 from kd.errors import InputError, located, unknown
-from kd.registry import check_registered, target_of
+from kd.registry import check_registered, flatten, replaced, target_of, value_at
 from kd.run_folder.checkpoints import LAST, resumable
 from kd.run_folder.layout import CONFIG, SUMMARY
 from kd.run_folder.summary import is_tested, read_config, read_summary, require
@@ -129,12 +129,12 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     """
     before, differing = config, []
     for key, value in typed.items():
-        for name, new in _flat(value, key):
-            old = _at(config, name)
+        for name, new in flatten(value, f"{key}.").items():
+            old = value_at(config, name)
             if new == old:
                 continue
             if matches(name, (*INERT, *RESUMABLE)):
-                config = _with(config, name.split("."), new)
+                config = replaced(config, name, new)
             else:
                 differing.append(f"{name} ({old} there, {new} here)")
     if differing:
@@ -143,25 +143,5 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
         )
     config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
     if typed.get("epochs") is not None and "trainer.max_epochs" not in typed:
-        config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
+        config = replaced(config, "trainer.max_epochs", typed["epochs"])
     return config
-
-
-def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}")
-    else:
-        yield prefix, node
-
-
-def _at(node: Any, name: str) -> Any:
-    for key in name.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
-def _with(node: Any, keys: list[str], value: Any) -> Any:
-    first, *rest = keys
-    inner = node.get(first) if isinstance(node, Mapping) else None
-    return {**(node or {}), first: _with(inner, rest, value) if rest else value}
