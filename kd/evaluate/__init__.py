@@ -54,13 +54,11 @@ def evaluate(
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
-    processor, loaded = _device(device), load_run(run, data, batch_size, trust)
-    _check_classifier(loaded)
+    processor, loaded = _device(device), _with_classifier(load_run(run, data, batch_size, trust))
     teacher, reason = teacher_of(loaded, teacher_checkpoint, trust)
     evaluation = measure(loaded.student, teacher, loaded.batches(part), len(loaded.names), processor)
-    name = (loaded.summary["teacher"] or {}).get("name")
-    result = describe(loaded, evaluation, part)
-    result |= {"teacher": {"name": name, "measured": teacher is not None, "about": reason}, "device": str(processor)}
+    status = {"measured": teacher is not None, "about": reason}
+    result = {**describe(loaded, evaluation, part, status), "device": str(processor)}
     target = Path(out) if out else loaded.folder / "evaluation" / f"{loaded.data_name}-{part}"
     write(result, target)
     complete_summary(loaded, result, is_own_data=not data)
@@ -68,14 +66,16 @@ def evaluate(
     return result
 
 
-def _check_classifier(loaded: LoadedRun) -> None:
+def _with_classifier(loaded: LoadedRun) -> LoadedRun:
+    """Refuses a run whose classifier is not trained."""
     if loaded.summary["student"].get("classifier") == "untrained":
         probe = command("kd-train", override("student.checkpoint", loaded.folder), *PROBE)
         raise InputError(f"run={loaded.folder}: its classifier is not trained; train a linear probe first: {probe}")
+    return loaded
 
 
-def describe(loaded: LoadedRun, evaluation: Evaluation, part: str) -> dict[str, Any]:
-    """The content of ``evaluation.json`` except the teacher and the device."""
+def describe(loaded: LoadedRun, evaluation: Evaluation, part: str, teacher_status: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``evaluation.json`` except the device."""
     confusion, reliability = evaluation.confusion(), evaluation.reliability()
     rows = zip(loaded.names, range(len(confusion)), confusion)
     return {
@@ -97,6 +97,7 @@ def describe(loaded: LoadedRun, evaluation: Evaluation, part: str) -> dict[str, 
             {"name": name, "images": sum(row), "acc": row[i] / sum(row) if sum(row) else None} for name, i, row in rows
         ],
         "confusion": confusion,
+        "teacher": {"name": (loaded.summary["teacher"] or {}).get("name"), **teacher_status},
     }
 
 

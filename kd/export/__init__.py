@@ -43,16 +43,14 @@ def export(
 ) -> dict[str, Any]:
     """Writes a run's student with its normalisation inside, for float32 images [B, C, H, W] in [0, 1].
 
-    The file is kept only if its outputs, when loaded again, equal PyTorch's to 1e-4. ``card.md`` and ``card.json``
-    describe it.
+    The file is kept only if its outputs equal PyTorch's to 1e-4. ``card.md`` and ``card.json`` describe it.
 
     Args:
         run: a run folder; ``data`` and ``trust`` are as in :func:`kd.evaluate.evaluate`.
         format: ``onnx``, ``torch_export``, ``torchscript``, or ``safetensors`` (weights only, without ``softmax``).
-        softmax: whether the file outputs probabilities instead of logits.
+        softmax: whether to output probabilities instead of logits.
         int8: ``dynamic`` or ``static`` (or ``true``) adds an 8-bit ONNX file and evaluates it.
-        out: the output folder; ``RUN/export/<format>`` if None.
-        overwrite: whether to replace existing files.
+        out: the output folder; ``RUN/export/<format>`` if None. ``overwrite`` replaces existing files.
         license: the student's, for the card, like ``data_license`` and ``teacher_license``.
 
     Returns:
@@ -63,8 +61,7 @@ def export(
     """
     exporter, kind = format_of(format, softmax), integers.kind_of(int8, format)
     files = [exporter.file, *([integers.FILE] if kind else []), *CARDS]
-    target = Path(out) if out else Path(run) / "export" / format
-    _refuse_existing(target, files, overwrite)
+    target = _target(Path(out) if out else Path(run) / "export" / format, files, overwrite)
     loaded = load_run(run, data, None, trust)
     licences = {"student": license, "data": data_license, "teacher": teacher_license}
     with _staging(target, files) as folder, torch.no_grad():
@@ -109,9 +106,11 @@ def _write(
     return card
 
 
-def _refuse_existing(target: Path, files: list[str], overwrite: bool) -> None:
+def _target(target: Path, files: list[str], overwrite: bool) -> Path:
+    """The output folder, unless it contains one of the files already."""
     if target.exists() and not target.is_dir():
         raise InputError(f"out={target} is not a folder")
     present = [file for file in files if (target / file).exists()]
     if present and not overwrite:
         raise InputError(f"{target / present[0]} exists; set overwrite=true to replace it, or another out=FOLDER")
+    return target
