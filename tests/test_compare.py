@@ -33,7 +33,7 @@ def test_every_objective_meets_scratch_on_every_seed(objectives: list[str], seed
 
 
 def test_a_scratch_student_hears_nothing_of_the_teacher() -> None:
-    given = [
+    words = [
         "teacher=resnet8",
         "teacher.epochs=3",
         "objective.kd.T=2",
@@ -42,8 +42,8 @@ def test_a_scratch_student_hears_nothing_of_the_teacher() -> None:
         "teachers=x",
     ]
     cell = Cell(SCRATCH, "scratch", 3, ("objective=ce", "teacher=none"))
-    assert cell.words("s", given)[:4] == ["optim.lr=0.1", "teachers=x", "objective=ce", "teacher=none"]
-    assert Cell("kd", "student", 3, ("objective=kd",)).words("s", given)[:6] == given
+    assert cell.words("s", words)[:4] == ["optim.lr=0.1", "teachers=x", "objective=ce", "teacher=none"]
+    assert Cell("kd", "student", 3, ("objective=kd",)).words("s", words)[:6] == words
 
 
 def test_plans_that_cannot_be_are_refused() -> None:
@@ -54,8 +54,8 @@ def test_plans_that_cannot_be_are_refused() -> None:
         ((["kd"], 2, False, {"kd": []}), r"variants\.kd: a label consists"),
         ((["kd"], 2, False, {"a/b": []}), r"variants\.a/b: a label consists"),
     ]
-    for arguments, said in wrong:
-        with pytest.raises(InputError, match=said):
+    for arguments, message in wrong:
+        with pytest.raises(InputError, match=message):
             plan(*arguments)
 
 
@@ -80,32 +80,32 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished comparison, and what it said."""
     folder = tmp_path_factory.mktemp("study")
     process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
-    said, complained = process.communicate(timeout=300)
+    output, complained = process.communicate(timeout=300)
     assert process.returncode == 0, complained
-    return folder, said
+    return folder, output
 
 
 def test_a_comparison_says_what_it_found(study: tuple[Path, str]) -> None:
-    folder, said = study
-    assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in said
+    folder, output = study
+    assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in output
     for words in ("scratch", "dkd", "shuffled", "gain", "2 paired seeds", "report: runs/compare/cnn-"):
-        assert words in said
-    assert "shuffled (control)" in said
-    assert said.count("(control)") == 1
-    (place,) = folder.glob("runs/compare/*")
-    assert sorted(path.name for path in place.iterdir() if path.is_dir()) == [
+        assert words in output
+    assert "shuffled (control)" in output
+    assert output.count("(control)") == 1
+    (runs,) = folder.glob("runs/compare/*")
+    assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == [
         "dkd",
         "kd",
         "report",
         "scratch",
         "shuffled",
     ]
-    assert (place / "report.html").stat().st_size > 10_000
+    assert (runs / "report.html").stat().st_size > 10_000
     for label in ("scratch", "kd"):
-        summary = json.loads((place / label / "1/summary.json").read_text())
+        summary = json.loads((runs / label / "1/summary.json").read_text())
         role = "scratch" if label == "scratch" else "student"
-        assert summary["cell"] == {"study": place.name, "role": role, "label": label, "seed": 1}
-        assert (place / label / "1/train.log").is_file()
+        assert summary["cell"] == {"study": runs.name, "role": role, "label": label, "seed": 1}
+        assert (runs / label / "1/train.log").is_file()
     assert len(list((folder / "runs/teachers").iterdir())) == 1
     assert len(list((folder / "runs/cache").iterdir())) == 1
 
@@ -113,13 +113,13 @@ def test_a_comparison_says_what_it_found(study: tuple[Path, str]) -> None:
 def test_all_students_of_a_seed_start_alike(study: tuple[Path, str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (place,) = study[0].glob("runs/compare/*")
+    (runs,) = study[0].glob("runs/compare/*")
     firsts = set()
     for label in ("scratch", "kd", "dkd", "shuffled"):
-        summary = json.loads((place / label / "0/summary.json").read_text())
+        summary = json.loads((runs / label / "0/summary.json").read_text())
         firsts.add((summary["training"]["steps"], summary["data"]["sha256"]))
     assert len(firsts) == 1
-    tags = EventAccumulator(str(place / "report")).Reload().Tags()
+    tags = EventAccumulator(str(runs / "report")).Reload().Tags()
     assert "report/text_summary" in tags["tensors"]
 
 
@@ -128,9 +128,9 @@ def test_the_same_command_runs_nothing_twice(study: tuple[Path, str]) -> None:
     before = results(folder)
     times = {path: path.stat().st_mtime for path in folder.rglob("summary.json")}
     process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
-    said, complained = process.communicate(timeout=300)
+    output, complained = process.communicate(timeout=300)
     assert process.returncode == 0, complained
-    assert "8 of 8 runs are already finished" in said
+    assert "8 of 8 runs are already finished" in output
     assert {path: path.stat().st_mtime for path in folder.rglob("summary.json")} == times
     assert results(folder) == before
 
@@ -179,9 +179,9 @@ def test_a_study_of_another_configuration_is_not_mixed_in(
     study: tuple[Path, str], complain: Complain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(study[0])
-    (place,) = study[0].glob("runs/compare/*")
+    (runs,) = study[0].glob("runs/compare/*")
     teacher = next((study[0] / "runs/teachers").iterdir())
-    words = (*SMALL, "seeds=3", f"study={place}", "student.width=8", f"teacher.checkpoint={teacher}")
+    words = (*SMALL, "seeds=3", f"study={runs}", "student.width=8", f"teacher.checkpoint={teacher}")
     assert "contains a run with student.width=16, not 8; set another study=FOLDER" in complain(
         *words, command="compare"
     )

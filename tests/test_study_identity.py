@@ -75,13 +75,13 @@ def test_a_cell_is_not_taken_for_one_of_another_configuration(tmp_path: Path) ->
     run = trained(tmp_path / "study", *words)
     for word in ("seed=4", "data.eval_batch_size=9", "callbacks.bar=null", "speed.fold=false"):
         check_same(composed(*words, word), run)
-    for word, said in (
+    for word, message in (
         ("T=2", "T=4.0, not 2.0"),
         ("callbacks.best.mode=min", "callbacks.best.mode=max, not min"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=1, not 2"),
         ("+callbacks.ema={_target_: kd.callbacks.EMA}", "callbacks.ema._target_=None"),
     ):
-        with pytest.raises(InputError, match=f"contains a run with .*{said}"):
+        with pytest.raises(InputError, match=f"contains a run with .*{message}"):
             check_same(composed(*words, word), run)
 
 
