@@ -82,8 +82,8 @@ def test_student_history_and_a_summary_without_test_scores_are_left(here: Path) 
 def test_the_run_says_which_command_supplies_the_scores_and_that_does(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (line,) = (line for line in (here / "said.txt").read_text().splitlines() if line.startswith("test: it failed"))
-    program, *words = words_of(line.partition("measured by: ")[2])
+    (line,) = (line for line in (here / "said.txt").read_text().splitlines() if line.startswith("the test failed"))
+    program, *words = words_of(line.partition("test it with: ")[2])
     assert program == "kd-evaluate"
     monkeypatch.setattr(sys, "argv", [program, *words])
     kd.cli.evaluate()
@@ -128,7 +128,7 @@ def test_a_longer_run_whose_test_fails_keeps_no_answers_of_the_shorter_one(here:
 
 def test_the_report_and_the_export_take_a_run_without_test_scores(here: Path) -> None:
     write(here, here / "out")
-    assert "no test accuracy, as the others have" in (here / "out/results.csv").read_text()
+    assert "no test accuracy, unlike the others" in (here / "out/results.csv").read_text()
     shutil.rmtree(here / "done")
     write(here, here / "alone")
     assert "run,finished" in (here / "alone/results.csv").read_text()
