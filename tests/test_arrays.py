@@ -1,4 +1,4 @@
-"""Images and labels of one's own: converted where they are clear, refused in one line elsewhere."""
+"""Images and labels of the user: converted where they are unambiguous, refused with a one-line error elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SAME_LABELS = {
 
 
 @pytest.mark.parametrize("kind", SAME_LABELS)
-def test_labels_of_every_clear_kind_are_class_numbers(kind: str) -> None:
+def test_every_unambiguous_kind_of_labels_is_converted(kind: str) -> None:
     labels = given(labels=SAME_LABELS[kind]).train[1]
     assert labels.dtype == torch.int64
     assert torch.equal(labels, LABELS)
@@ -74,13 +74,13 @@ SAME_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", SAME_IMAGES)
-def test_images_of_every_clear_kind_are_the_same_bytes(kind: str) -> None:
+def test_every_unambiguous_kind_of_images_is_converted(kind: str) -> None:
     images = given(images=SAME_IMAGES[kind]).train[0]
     assert images.dtype == torch.uint8
     assert torch.equal(images, IMAGES)
 
 
-def test_images_without_channels_have_one() -> None:
+def test_images_without_channels_get_one() -> None:
     assert torch.equal(given(IMAGES[:, 0]).train[0], IMAGES[:, :1])
     assert torch.equal(given(IMAGES[:, 0] > 100).train[0], (IMAGES[:, :1] > 100) * torch.tensor(255, dtype=torch.uint8))
 
@@ -104,7 +104,7 @@ BAD_LABELS = {
 
 
 @pytest.mark.parametrize("kind", BAD_LABELS)
-def test_labels_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
+def test_ambiguous_labels_are_refused(kind: str) -> None:
     labels, said = BAD_LABELS[kind]
     assert said in refusal(labels=labels)
 
@@ -124,18 +124,18 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_images_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
+def test_ambiguous_images_are_refused(kind: str) -> None:
     images, said = BAD_IMAGES[kind]
     assert said in refusal(images)
 
 
-def test_names_come_from_the_labels_where_nobody_says_them() -> None:
+def test_class_names_default_to_the_labels() -> None:
     assert given(labels=["cow", "ant", "bee"] * 4, names=()).names == NAMES
     assert given(names=()).names == ("0", "1", "2")
     assert given(names=list(NAMES)).names == NAMES
 
 
-def test_names_that_come_twice_or_are_too_few_are_refused() -> None:
+def test_repeated_or_too_few_names_are_refused() -> None:
     assert "names has 'ant' twice" in refusal(names=("ant", "bee", "ant"))
     assert "leave the range of the 2 classes" in refusal(names=("ant", "bee"))
     with pytest.raises(InputError, match="the test set has 12 images without a label"):
@@ -146,7 +146,7 @@ def test_names_that_come_twice_or_are_too_few_are_refused() -> None:
         adapted((IMAGES, LABELS))
 
 
-def test_one_class_is_refused_in_one_line() -> None:
+def test_one_class_is_refused() -> None:
     with pytest.raises(InputError, match="the data has 1 class; there must be two at least"):
         Scores(Memory(given(labels=LABELS * 0, names=("ant",)), batch_size=4).classes, False)
 
@@ -221,7 +221,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_batches_of_every_clear_structure_are_read(kind: str) -> None:
+def test_batches_of_every_unambiguous_structure_are_read(kind: str) -> None:
     batch = Adapter(3, SHAPE, NAMES)(BATCHES[kind])
     pixels = batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1)
     torch.testing.assert_close(pixels, PIXELS)
@@ -230,7 +230,7 @@ def test_batches_of_every_clear_structure_are_read(kind: str) -> None:
     assert batch.index is None
 
 
-def test_a_third_part_is_a_position_only_if_it_can_be_one() -> None:
+def test_third_element_is_an_index_only_where_it_can_be_one() -> None:
     adapt, index = Adapter(3, SHAPE), torch.tensor([7, 3, 1, 2])
     assert torch.equal(adapt((PIXELS, LABELS[:4], index)).index, index)
     assert torch.equal(adapt({"image": PIXELS, "label": LABELS[:4], "index": index}).index, index)
@@ -257,7 +257,7 @@ BAD_BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BAD_BATCHES)
-def test_batches_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
+def test_ambiguous_batches_are_refused(kind: str) -> None:
     raw, said = BAD_BATCHES[kind]
     with pytest.raises(InputError) as refused:
         Adapter(3, SHAPE)(raw)
@@ -272,7 +272,7 @@ def test_images_of_validation_that_are_not_finite_are_refused() -> None:
         adapt((PIXELS * torch.nan, LABELS[:4]), "val")
 
 
-def test_batches_without_labels_have_unknown_ones() -> None:
+def test_batches_without_labels_get_unknown_labels() -> None:
     adapt = Adapter(3, SHAPE)
     for raw in (PIXELS, {"image": PIXELS}, (PIXELS,)):
         assert (adapt(raw).labels == -1).all()
@@ -280,7 +280,7 @@ def test_batches_without_labels_have_unknown_ones() -> None:
     assert adapt.without_labels
 
 
-def test_scores_count_labelled_samples_only_and_are_not_0_without() -> None:
+def test_scores_count_labelled_samples_only() -> None:
     torch.manual_seed(0)
     student, teacher, labels = torch.randn(20, 12), torch.randn(20, 12), torch.randint(0, 12, (20,))
     labels[::3] = -1

@@ -1,4 +1,4 @@
-"""Comparisons: the plan, the runs it leaves, and going on where it was stopped."""
+"""Comparisons: the plan, its runs, and resuming an interrupted one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import Complain
+from forked import kd_train_in
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,14 +26,16 @@ SMALL += ("teacher=mlp", "teacher.epochs=8", "student=cnn", "epochs=2")
 
 
 @given(st.lists(st.sampled_from(["kd", "dkd", "dist"]), min_size=1, unique=True), st.integers(1, 5), st.booleans())
-def test_every_objective_meets_scratch_on_every_seed(objectives: list[str], seeds: int, shuffled: bool) -> None:
+def test_every_objective_is_compared_with_scratch_on_every_seed(
+    objectives: list[str], seeds: int, shuffled: bool
+) -> None:
     cells = plan(objectives, seeds, shuffled, {"own": ["T=2"]})
     labels = [SCRATCH, *objectives, *(["shuffled"] if shuffled else []), "own"]
     assert [(cell.label, cell.seed) for cell in cells] == [(label, seed) for seed in range(seeds) for label in labels]
     assert all((cell.role == "scratch") == (cell.label == SCRATCH) for cell in cells)
 
 
-def test_a_scratch_student_hears_nothing_of_the_teacher() -> None:
+def test_scratch_student_does_not_depend_on_the_teacher() -> None:
     words = [
         "teacher=resnet8",
         "teacher.epochs=3",
@@ -46,7 +49,7 @@ def test_a_scratch_student_hears_nothing_of_the_teacher() -> None:
     assert Cell("kd", "student", 3, ("objective=kd",)).words("s", words)[:6] == words
 
 
-def test_plans_that_cannot_be_are_refused() -> None:
+def test_invalid_plans_are_refused() -> None:
     wrong: list[tuple[tuple[Any, ...], str]] = [
         ((["kd"], 0, False, {}), "seeds must be a count of at least 1"),
         ((["kd"], [1, 1], False, {}), "different whole numbers"),
@@ -66,6 +69,11 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
+def compared(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A comparison that is waited for, in a forked process."""
+    return kd_train_in(folder, [*SMALL, *words], {"COLUMNS": "160"}, command="compare")
+
+
 def results(folder: Path) -> list[dict[str, str]]:
     """The rows of a study's table, without what is measured by the clock."""
     (path,) = folder.glob("runs/compare/*/results.csv")
@@ -79,13 +87,12 @@ def results(folder: Path) -> list[dict[str, str]]:
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished comparison, and what it said."""
     folder = tmp_path_factory.mktemp("study")
-    process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
-    output, complained = process.communicate(timeout=300)
-    assert process.returncode == 0, complained
-    return folder, output
+    done = compared(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
-def test_a_comparison_says_what_it_found(study: tuple[Path, str]) -> None:
+def test_output_of_a_comparison(study: tuple[Path, str]) -> None:
     folder, output = study
     assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in output
     for words in ("scratch", "dkd", "shuffled", "gain", "2 paired seeds", "report: runs/compare/cnn-"):
@@ -127,16 +134,15 @@ def test_the_same_command_runs_nothing_twice(study: tuple[Path, str]) -> None:
     folder, _ = study
     before = results(folder)
     times = {path: path.stat().st_mtime for path in folder.rglob("summary.json")}
-    process = start(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
-    output, complained = process.communicate(timeout=300)
-    assert process.returncode == 0, complained
-    assert "8 of 8 runs are already finished" in output
+    done = compared(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
+    assert done.returncode == 0, done.stderr
+    assert "8 of 8 runs are already finished" in done.stdout
     assert {path: path.stat().st_mtime for path in folder.rglob("summary.json")} == times
     assert results(folder) == before
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_to_the_same_table(study: tuple[Path, str], tmp_path: Path) -> None:
+def test_killed_comparison_resumes_to_the_same_table(study: tuple[Path, str], tmp_path: Path) -> None:
     words = ("objective=[kd,dkd]", "seeds=2", "shuffled=true")
     for wanted in (1, 4):
         process = start(tmp_path, *words)
@@ -166,8 +172,8 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line(
+@pytest.mark.parametrize("words", BAD, ids=" ".join)
+def test_bad_input_gives_a_one_line_error(
     words: tuple[str, ...], complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

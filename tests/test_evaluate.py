@@ -1,4 +1,4 @@
-"""kd-evaluate: its numbers against other libraries', what it leaves behind, and what it refuses."""
+"""kd-evaluate: its numbers against other libraries', its output files, and its errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_scores_are_those_that_the_run_measured(run: Path) -> None:
         assert result["metrics"][key] == pytest.approx(value, abs=1e-6), key
 
 
-def test_everything_is_left_in_one_folder(run: Path) -> None:
+def test_all_output_files_are_in_one_folder(run: Path) -> None:
     result = evaluate(str(run))
     folder = run / "evaluation/digits-test"
     assert {path.name for path in folder.iterdir()} == {"evaluation.json", "reliability.png", "confusion.png"}
@@ -114,7 +114,7 @@ def test_any_answers_are_scored_as_scikit_learn_does(classes: int, count: int, s
     assert scores["ece"] == pytest.approx(from_bins, abs=1e-6)
 
 
-def test_a_teacher_that_is_gone_is_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_teacher_is_skipped(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(run, lambda summary: summary["teacher"].update(checkpoint="gone/away"))
     result = evaluate(str(run))
     assert result["teacher"] == {
@@ -127,7 +127,7 @@ def test_a_teacher_that_is_gone_is_left_out(run: Path, capsys: pytest.CaptureFix
     assert "teacher resnet8 not evaluated: its weights are no longer at gone/away" in capsys.readouterr().out
 
 
-def test_a_teacher_that_was_moved_is_found_where_it_is_now(run: Path, tmp_path: Path) -> None:
+def test_moved_teacher_can_be_given_by_its_new_path(run: Path, tmp_path: Path) -> None:
     where = Path(summary_of(run)["teacher"]["checkpoint"]) / "student.safetensors"
     moved = shutil.copy(where, tmp_path / "teacher.safetensors")
     change(run, lambda summary: summary["teacher"].update(checkpoint="gone/away"))
@@ -136,7 +136,7 @@ def test_a_teacher_that_was_moved_is_found_where_it_is_now(run: Path, tmp_path: 
     assert not evaluate(str(run), teacher_checkpoint="none")["teacher"]["measured"]
 
 
-def test_an_ensemble_is_asked_as_in_training(tmp_path: Path) -> None:
+def test_ensemble_is_evaluated_as_in_training(tmp_path: Path) -> None:
     members = ("+teacher@teacher.members.a=resnet8", "+teacher@teacher.members.b=cnn")
     run = trained(tmp_path, "student=mlp", "teacher=ensemble", *members, "teacher.min_accuracy=0", "epochs=1")
     scores, recorded = evaluate(str(run))["metrics"], summary_of(run)["metrics"]["test"]
@@ -169,7 +169,7 @@ class Theirs(pl.LightningDataModule):
         return batch
 
 
-def test_a_lightning_data_module_is_asked_as_lightning_asks_it() -> None:
+def test_lightning_data_module_is_set_up_as_lightning_does() -> None:
     assert [len(batch.labels) for batch in batches(Theirs(), "test")] == [2, 2, 1]
 
 
@@ -178,7 +178,7 @@ def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     kd.cli.evaluate()
 
 
-def test_no_file_of_hydra_is_left_where_the_user_stands(
+def test_no_hydra_files_in_the_working_folder(
     run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "here"
@@ -212,7 +212,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line(
+def test_bad_input_gives_a_one_line_error(
     words: str, original: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -230,32 +230,32 @@ def refusal(run: Path, **options: Any) -> str:
     return str(refused.value)
 
 
-def test_an_unfinished_run_is_one_line(run: Path) -> None:
+def test_unfinished_run_gives_a_one_line_error(run: Path) -> None:
     (run / "summary.json").unlink()
     assert "is no finished run" in refusal(run)
 
 
 @pytest.mark.parametrize("key", ["student.mean", "data.classes", "data.config", "seed", "teacher.sha256"])
-def test_a_damaged_summary_is_one_line(key: str, run: Path) -> None:
+def test_damaged_summary_gives_a_one_line_error(key: str, run: Path) -> None:
     part, _, name = key.partition(".")
     change(run, lambda summary: summary[part].pop(name) if name else summary.pop(part))
     assert f"summary.json is damaged: it does not say {key}" in refusal(run)
 
 
-def test_images_that_the_student_does_not_take_are_one_line() -> None:
+def test_images_of_unsupported_shape_give_a_one_line_error() -> None:
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     images = [Batch(torch.rand(2, 1, 3, 3), torch.zeros(2, dtype=torch.long))]
     with pytest.raises(kd.InputError, match="the run's networks do not accept images of 1x3x3: "):
         measure(student, None, images, 10, torch.device("cpu"))
 
 
-def test_logits_that_are_not_finite_are_one_line() -> None:
+def test_nonfinite_logits_give_a_one_line_error() -> None:
     measured = Evaluation(3, with_teacher=False)
     with pytest.raises(kd.InputError, match="logits are not finite for 1 of 2 images"):
         measured.update(torch.tensor([[0.0, 1, 2], [0, float("nan"), 1]]), torch.tensor([0, 1]), None)
 
 
-def test_another_teacher_in_its_place_is_refused(run: Path, tmp_path: Path) -> None:
+def test_replaced_teacher_is_refused(run: Path, tmp_path: Path) -> None:
     teacher = Path(summary_of(run)["teacher"]["checkpoint"])
     network = kd.load(teacher)
     with torch.no_grad():
@@ -271,7 +271,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("whose", ["student", "teacher"])
-def test_a_pickle_in_place_of_weights_is_not_opened(
+def test_pickle_instead_of_weights_is_not_opened(
     whose: str, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -155,9 +155,7 @@ def without_kd(program: str, file: Path, run: Path, folder: Path, *refused: str)
 
 
 @pytest.mark.parametrize("format", ["onnx", *(pytest.param(name, marks=SLOW) for name in GRAPHS if name != "onnx")])
-def test_a_process_without_kd_uses_the_file(
-    format: str, run: Callable[[str], Path], made: Made, tmp_path: Path
-) -> None:
+def test_exported_file_works_without_kd(format: str, run: Callable[[str], Path], made: Made, tmp_path: Path) -> None:
     file = made("zoo", format)[1]
     refused = ("torch",) if format == "onnx" else ("torchvision", "pytorch_lightning")
     without_kd(LIBRARIES[format], file, run("zoo"), tmp_path, *refused)
@@ -165,7 +163,7 @@ def test_a_process_without_kd_uses_the_file(
 
 @SLOW
 @pytest.mark.parametrize("whose", ["the run's", "exported"])
-def test_a_network_of_torchvision_takes_the_weights_without_kd(
+def test_exported_weights_load_in_torchvision_without_kd(
     whose: str, run: Callable[[str], Path], made: Made, tmp_path: Path
 ) -> None:
     exported = made("torchvision", "safetensors")[1]
@@ -181,7 +179,7 @@ def test_weights_of_a_student_with_a_predictor_are_all_in_one_file(run: Callable
     assert set(state) == {*student, *(f"predictor.{key}" for key in predictor)}
 
 
-def test_the_card_says_what_the_file_is(run: Callable[[str], Path], made: Made) -> None:
+def test_card_describes_the_file(run: Callable[[str], Path], made: Made) -> None:
     card, file = made("zoo", "torch_export")
     assert json.loads((file.parent / "card.json").read_text()) == card
     summary = json.loads((run("zoo") / "summary.json").read_text())
@@ -229,7 +227,7 @@ def test_eight_bits_are_smaller_and_nearly_as_right(kind: str, run: Callable[[st
     assert card["test"]["int8"]["acc"] == pytest.approx(float(hits.float().mean()), abs=0.005)
 
 
-def test_what_is_there_is_kept_unless_it_may_be_replaced(run: Callable[[str], Path], tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten_without_permission(run: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("mine")
     with pytest.raises(kd.InputError, match=r"card.md exists; set overwrite=true to replace it"):
         export(str(run("zoo")), "torchscript", out=str(tmp_path))
@@ -264,7 +262,7 @@ class Branching(Moody):
         ("Branching", "torch_export", "the student cannot be exported to student.pt2: "),
     ],
 )
-def test_a_file_that_would_answer_otherwise_is_not_left(name: str, format: str, line: str, tmp_path: Path) -> None:
+def test_exported_file_with_wrong_answers_is_deleted(name: str, format: str, line: str, tmp_path: Path) -> None:
     run = trained(tmp_path, *ALONE, "student=import", f"student.path=test_export:{name}", "epochs=1")
     before = set(tmp_path.rglob("*"))
     with pytest.raises(kd.InputError, match=re.escape(line)) as refused:
@@ -275,7 +273,7 @@ def test_a_file_that_would_answer_otherwise_is_not_left(name: str, format: str, 
         export(str(run), format)
 
 
-def test_absent_packages_are_named_with_the_command_that_brings_them(
+def test_missing_packages_error_names_the_install_command(
     run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -296,7 +294,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line(
+def test_bad_input_gives_a_one_line_error(
     words: str, run: Callable[[str], Path], complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -306,7 +304,7 @@ def test_bad_input_is_one_line(
     assert not (run("zoo") / "export").exists()
 
 
-def test_the_command_leaves_only_its_files(
+def test_command_writes_only_its_own_files(
     run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

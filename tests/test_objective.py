@@ -1,4 +1,4 @@
-"""Terms and objectives: what a loss may ask for, where its tensors come from, how the parts are summed."""
+"""Terms and objectives: the inputs of a loss, their sources, and how the parts are summed."""
 
 from __future__ import annotations
 
@@ -45,13 +45,15 @@ def test_the_total_is_the_weighted_sum_of_unweighted_parts() -> None:
     torch.testing.assert_close(total, 0.1 * parts["ce"] + 0.9 * parts["kd"])
 
 
-def test_a_term_that_asks_for_a_stranger_is_refused_with_the_vocabulary() -> None:
+def test_unknown_term_input_error_lists_valid_inputs() -> None:
     with pytest.raises(InputError, match=r"'tacher'.*student, teacher, labels, index"):
         Term(Asks())
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}]
+    "wrong",
+    [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}],
+    ids=["negative-weight", "nan-weight", "negative-warmup", "negative-stop", "stop-at-start"],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
@@ -66,7 +68,7 @@ def test_warmup_rises_and_stop_ends() -> None:
     assert set(objective(tapped(), LABELS, tapped(), epoch=6)[1]) == {"kd"}
 
 
-def test_no_term_names_teacher_then_none_is_needed() -> None:
+def test_teacher_is_not_needed_without_a_term_that_uses_it() -> None:
     assert not Objective({"ce": Term(CE(), teacher="layer")}).uses_teacher
     assert Objective({"ce": Term(CE(), teacher="layer")}).layers("teacher") == []
     assert Objective({"kd": Term(KL(), student="layer", teacher=["layer", ""])}).layers("teacher") == ["layer"]
@@ -101,7 +103,7 @@ def test_a_loss_that_gives_no_scalar_is_refused() -> None:
         Objective({"kd": Term(KL(reduction="none"))})(tapped(), LABELS, tapped())
 
 
-def test_the_description_carries_the_numbers() -> None:
+def test_description_contains_the_parameters() -> None:
     lines = Objective({"ce": Term(CE(), 0.25), "kd": Term(KL(T=2), 0.75, student="fc:in", warmup=3)}).describe()
     assert lines[0] == "total = 0.25 * ce + 0.75 * kd"
     assert (

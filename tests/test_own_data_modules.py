@@ -1,4 +1,4 @@
-"""A LightningDataModule of one's own: what it may yield, in which order, and what is counted."""
+"""A LightningDataModule of the user: what it may yield, in which order, and what is counted."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def module_run(folder: Path, kind: type = Own, *words: str, **options: Any) -> d
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_val": True}], ids=["", "shuffled validation"])
-def test_scratch_and_kd_see_the_same_batches_in_the_same_order_of_ones_own_module(
-    tmp_path: Path, options: dict[str, bool]
-) -> None:
+def test_scratch_and_kd_get_equal_batches_from_a_custom_module(tmp_path: Path, options: dict[str, bool]) -> None:
     watch = f"+callbacks.watch._target_={__name__}.Watch"
     seen = {}
     for name, words in {
@@ -144,7 +142,7 @@ def test_the_order_and_the_augmentation_are_a_function_of_seed_and_epoch(kind: t
         assert passes(adopted(kind(), 4), 1, lambda: None)[0] != calm[0]
 
 
-def test_a_loader_does_not_disturb_the_random_numbers_of_others() -> None:
+def test_loader_does_not_change_global_random_state() -> None:
     module = adopted(Own(), 0)
     torch.manual_seed(0)
     expected = torch.rand(2)
@@ -207,7 +205,7 @@ class Sparse(pl.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = part
 
 
-def test_shape_and_classes_are_found_where_a_module_does_not_say_them(tmp_path: Path) -> None:
+def test_shape_and_classes_are_inferred(tmp_path: Path) -> None:
     module = adopted(Sparse(), 0)
     assert (module.classes, module.shape) == (4, (3, 8, 8))
     summary = module_run(tmp_path, Sparse, "teacher=none", "objective=ce", "epochs=2")
@@ -305,7 +303,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_what_a_module_may_yield(kind: str, tmp_path: Path) -> None:
+def test_supported_batch_structures(kind: str, tmp_path: Path) -> None:
     module, words, steps = GOOD[kind]
     file = tmp_path / "teacher.safetensors"
     if any("student_file" in word for word in words):
@@ -318,7 +316,7 @@ def test_what_a_module_may_yield(kind: str, tmp_path: Path) -> None:
     assert all(np.isfinite(value) for value in summary["metrics"]["test"].values())
 
 
-def test_a_test_set_without_labels_has_no_accuracy_instead_of_0(tmp_path: Path) -> None:
+def test_unlabelled_test_set_has_no_accuracy(tmp_path: Path) -> None:
     words = ("teacher=mlp", "objective=kd", "teacher.min_accuracy=0", "epochs=1")
     scores = module_run(tmp_path, NoTestLabels, *words)["metrics"]["test"]
     assert set(scores) == {"agreement", "kl"}
@@ -408,7 +406,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_a_module_may_not_yield_is_one_line(
+def test_unsupported_batch_structures_give_a_one_line_error(
     kind: str, complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_modules.py").write_text(OWN)
@@ -432,7 +430,7 @@ def test_the_teacher_is_measured_by_soft_and_by_partly_known_labels(tmp_path: Pa
         assert 0 <= module_run(tmp_path / kind.__name__, kind, *words)["teacher"]["accuracy"] <= 1
 
 
-def test_a_validation_that_no_epoch_comes_to_is_one_line(complain: Complain, tmp_path: Path) -> None:
+def test_validation_interval_beyond_the_run_gives_a_one_line_error(complain: Complain, tmp_path: Path) -> None:
     words = ("teacher=none", "objective=ce", "epochs=1", "logger=none", *QUIET)
     line = complain("+trainer.val_check_interval=100", *words)
     assert "trainer.val_check_interval=100 is more than the 20 batches of an epoch: set it to 20" in line
@@ -459,7 +457,7 @@ PLUS = {
 
 
 @pytest.mark.parametrize("word", PLUS)
-def test_a_flag_that_needs_a_plus_is_answered_with_what_to_type(word: str, complain: Complain) -> None:
+def test_missing_plus_error_suggests_the_override(word: str, complain: Complain) -> None:
     assert PLUS[word] in complain(word)
 
 
@@ -476,7 +474,7 @@ def test_the_order_of_a_module_with_workers_and_several_processes(kd_train: Run,
     assert training["images_per_s"] > 0
 
 
-def test_pillow_images_of_a_collate_function_of_ones_own() -> None:
+def test_custom_collate_function_with_pillow_images() -> None:
     class Pillow(Own):
         shape = (3, 8, 8)
 

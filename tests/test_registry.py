@@ -18,7 +18,7 @@ from kd.errors import InputError
 from kd.registry import Registry, build, losses
 
 
-def test_names_answer_and_near_misses_are_named() -> None:
+def test_lookup_by_name_and_suggestions() -> None:
     assert kd.losses["kl"] is kd.losses.KL
     assert kd.models["resnet20"].__name__ == "resnet20"
     assert "kl" in kd.losses
@@ -27,7 +27,7 @@ def test_names_answer_and_near_misses_are_named() -> None:
         kd.models["resnet9"]
 
 
-def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
+def test_node_consists_of_the_signature_and_wrapper_keys() -> None:
     node = ConfigStore.instance().load("loss/kl.yaml").node
     assert OmegaConf.to_container(node) == {
         "_target_": "kd.losses.KL",
@@ -46,7 +46,7 @@ def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
         node.T = "abc"
 
 
-def test_what_kd_gives_is_no_key() -> None:
+def test_arguments_supplied_by_kd_are_not_keys() -> None:
     node = ConfigStore.instance().load("student/resnet8.yaml").node
     assert set(node) == {"_target_", "checkpoint", "mean", "std", "size", "head", "freeze", "output", "checkpoint_key"}
 
@@ -88,7 +88,7 @@ FREE = {"_target_": f"{__name__}.Free", "size": 2}
         ({"_target_": "no.such.thing"}, "here"),
     ],
 )
-def test_bad_nodes_are_named_by_their_place(node: dict[str, Any], message: str) -> None:
+def test_bad_node_errors_name_their_path(node: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(node, "here")
 

@@ -1,4 +1,4 @@
-"""kd-report: every figure recomputed independently from planted run folders, and what the page says and does not."""
+"""kd-report: every figure recomputed independently from made-up run folders, and the content of the page."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_holm_is_the_closed_test_of_bonferroni(ps: list[float | None]) -> None:
             assert adjusted == pytest.approx(worst)
 
 
-def test_the_gap_closed_needs_a_teacher_that_is_ahead() -> None:
+def test_gap_closed_needs_a_better_teacher() -> None:
     assert gap_closed(0.92, 0.90, 0.95) == pytest.approx(0.4)
     assert gap_closed(0.92, 0.90, 0.90) is None
     assert gap_closed(0.92, 0.90, None) is None
@@ -149,7 +149,7 @@ def test_equal_results_give_no_interval(tmp_path: Path, ours: float, says: str) 
     assert gain.paired.low is None
 
 
-def test_only_common_seeds_are_paired_and_it_says_so(tmp_path: Path) -> None:
+def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91, 0.89])
     planted.seeds(tmp_path, "kd", [0.94, 0.92, 0.10, 0.20], first=1)
     gain = only(read_study(tmp_path))
@@ -171,7 +171,7 @@ def test_probes_of_different_backbones_are_different_methods(tmp_path: Path) -> 
     assert labels == {"probe student.checkpoint=ressl": (0, 1), "probe student.checkpoint=untrained": (0, 1)}
 
 
-def test_no_common_seed_and_no_scratch_are_said(tmp_path: Path) -> None:
+def test_missing_common_seed_or_scratch_is_reported(tmp_path: Path) -> None:
     planted.seeds(tmp_path / "a", "scratch", [0.90])
     planted.seeds(tmp_path / "a", "kd", [0.94], first=5)
     assert "nothing to pair: it has seed 5, scratch has seed 0" in only(read_study(tmp_path / "a")).sentence
@@ -190,7 +190,7 @@ def test_without_a_teacher_there_is_a_table_and_no_verdict(tmp_path: Path) -> No
     assert "Did distillation help?" not in (tmp_path / "out/report.html").read_text()
 
 
-def test_an_interval_without_0_that_holm_takes_back_is_a_hint(tmp_path: Path) -> None:
+def test_interval_excluding_0_but_rejected_by_holm_is_a_hint(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.900, 0.910, 0.890, 0.900])
     for name, ours in (("kd", [0.904, 0.915, 0.902, 0.906]), ("dkd", [0.90, 0.91, 0.90, 0.89]), ("at", [0.9] * 4)):
         planted.seeds(tmp_path, name, ours, objective=name)
@@ -224,7 +224,7 @@ def test_failed_damaged_and_later_runs_are_listed(tmp_path: Path) -> None:
 
 
 @given(st.data())
-def test_no_summary_makes_the_report_stumble(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_summary_is_accepted_by_the_report(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     root = tmp_path_factory.mktemp("runs")
     planted.seeds(root, "scratch", [0.90, 0.91])
     path = planted.plant(root / "kd/0") / "summary.json"
@@ -266,7 +266,7 @@ def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
         ({"train": 100}, "the train count is 1296 and 100"),
     ],
 )
-def test_mixed_data_is_refused_in_one_line(tmp_path: Path, other: dict[str, object], what: str) -> None:
+def test_mixed_data_is_refused(tmp_path: Path, other: dict[str, object], what: str) -> None:
     planted.seeds(tmp_path, "a", [0.90])
     planted.plant(tmp_path / "b/0", data=other)
     with pytest.raises(InputError) as refused:
@@ -278,7 +278,7 @@ def test_mixed_data_is_refused_in_one_line(tmp_path: Path, other: dict[str, obje
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_that_learnt_from_more_data_is_no_mixture(tmp_path: Path) -> None:
+def test_teacher_trained_on_more_data_is_allowed(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91])
     planted.seeds(tmp_path, "kd", [0.92, 0.93])
     more = {"train": 5000, "sha256": "f" * 64}
@@ -306,7 +306,7 @@ def test_a_shuffled_teacher_does_not_lower_the_teachers_accuracy(tmp_path: Path)
     assert "Holm" not in kd.sentence
 
 
-def test_cells_are_called_as_kd_compare_calls_them(tmp_path: Path) -> None:
+def test_methods_have_the_names_of_kd_compare(tmp_path: Path) -> None:
     for role, label in (("scratch", "scratch"), ("student", "mine")):
         for seed in (0, 1):
             cell = {"study": "s", "role": role, "label": label, "seed": seed}
@@ -315,7 +315,7 @@ def test_cells_are_called_as_kd_compare_calls_them(tmp_path: Path) -> None:
     assert [(group.role, group.label) for group in result.groups] == [("scratch", "scratch"), ("student", "mine")]
 
 
-def test_groups_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+def test_groups_are_named_by_their_differences(tmp_path: Path) -> None:
     planted.plant(tmp_path / "0", config={"optim": {"_target_": "kd.optim.sgd", "lr": 0.1}})
     planted.plant(tmp_path / "1", config={"optim": {"_target_": "kd.optim.sgd", "lr": 0.05}})
     planted.plant(tmp_path / "2", objective="dkd")
@@ -328,7 +328,7 @@ def test_groups_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     }
 
 
-def test_a_scratch_student_of_another_course_is_pointed_out(tmp_path: Path) -> None:
+def test_scratch_student_with_other_training_options_is_reported(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91], config={"trainer": {"max_epochs": 1}})
     planted.seeds(tmp_path, "kd", [0.92, 0.94])
     assert "Scratch was trained differently: trainer.max_epochs=1 vs 3." in only(read_study(tmp_path)).sentence
@@ -434,7 +434,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Page, str]:
     return report, Page(text), text
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(whole: tuple[Report, Page, str]) -> None:
+def test_page_has_no_requests_or_scripts(whole: tuple[Report, Page, str]) -> None:
     _, page, text = whole
     assert all(ask.startswith(("data:", "#")) for ask in page.asks)
     assert "script" not in page.tags
@@ -463,7 +463,7 @@ def test_the_page_has_every_part(whole: tuple[Report, Page, str]) -> None:
     assert "<script>$x^2$ | _a_</script>" in page.text  # shown, not run, and not taken for mathematics
 
 
-def test_the_page_is_the_same_every_time(whole: tuple[Report, Page, str]) -> None:
+def test_page_is_deterministic(whole: tuple[Report, Page, str]) -> None:
     report, _, text = whole
     again = write(report.study.root, report.study.root / "again")
     assert (again.out / "report.html").read_text() == text
@@ -533,7 +533,7 @@ def test_a_card_of_kd_export_gives_the_latency(tmp_path: Path) -> None:
 # commands
 
 
-def test_commands_gather_the_seeds_and_quote(tmp_path: Path) -> None:
+def test_reproduction_commands_join_seeds_and_quote(tmp_path: Path) -> None:
     for seed in (0, 1):
         planted.scratch(tmp_path / f"scratch/{seed}", seed=seed)
         planted.typed(tmp_path / f"scratch/{seed}", "teacher=none", "objective=ce", f"seed={seed}", "task=a b")
@@ -567,7 +567,7 @@ def kd_report(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     kd.cli.report()
 
 
-def test_the_command_prints_the_table_and_leaves_three_files(
+def test_command_prints_the_table_and_writes_three_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.seeds(tmp_path / "runs", "scratch", [0.90, 0.91])
@@ -591,7 +591,7 @@ def test_the_command_prints_the_table_and_leaves_three_files(
         (("run=empty",), "unknown key run; did you mean runs?"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_gives_a_one_line_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""By what a study is known, and which runs it takes for its own."""
+"""The identity of a study, and which runs it reuses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def name_of(*words: str) -> str:
     return prepare({"kd": composed(*TAUGHT, "teacher.epochs=0", *words)}, words).name
 
 
-def test_the_name_of_a_study_knows_what_shapes_its_runs_and_nothing_else() -> None:
+def test_study_name_depends_only_on_what_affects_its_runs() -> None:
     name = name_of()
     for word in (
         *(
@@ -69,7 +69,7 @@ def test_other_content_under_the_same_path_is_another_study(tmp_path: Path) -> N
     assert names[1] != names[3]
 
 
-def test_a_cell_is_not_taken_for_one_of_another_configuration(tmp_path: Path) -> None:
+def test_cell_of_another_configuration_is_not_reused(tmp_path: Path) -> None:
     source = trained(tmp_path / "source", *SMALL, "teacher=none", "objective=ce", "seed=1")
     words = (*SMALL, "objective=kd", "teacher=cnn", f"teacher.checkpoint={source}", "teacher.min_accuracy=0")
     run = trained(tmp_path / "study", *words)
@@ -101,7 +101,7 @@ def test_a_teachers_weights_replaced_between_cells_of_a_study_are_refused(tmp_pa
     check_same(composed(*words), run)
 
 
-def test_a_cell_on_other_data_than_there_is_now_is_refused(tmp_path: Path) -> None:
+def test_cell_trained_on_changed_data_is_refused(tmp_path: Path) -> None:
     run = trained(tmp_path, *SMALL, "teacher=none", "objective=ce")
     config = composed(*SMALL, "teacher=none", "objective=ce")
     check_same(config, run, json.loads((run / "summary.json").read_text())["data"]["sha256"])

@@ -105,7 +105,7 @@ def test_parameters_and_multiply_accumulates_are_the_recorded_ones(name: str) ->
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_images_of_every_size_and_kind_are_taken(name: str) -> None:
+def test_images_of_every_size_and_kind_are_accepted(name: str) -> None:
     for channels, height, width in [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 33, 47), (2, 96, 96)]:
         with torch.device("meta"):
             network = kd.models[name](classes=7, channels=channels).eval()

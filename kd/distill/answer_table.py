@@ -87,6 +87,10 @@ class AnswerTable:
         row = width * DTYPES[dtype].itemsize + (4 * topk + 4 if topk else 0) + 1
         return samples * views * row
 
+    def filled(self) -> float:
+        """The share of rows that it holds, in percent."""
+        return 100 * float(self.met.float().mean())
+
     def read(self, rows: Tensor) -> Tensor:
         """The logits [B, C] in met rows [B], in float32 at least; of the ``topk`` kind, log-probabilities at T = 1."""
         values = self.parts["values"][rows]

@@ -232,8 +232,7 @@ def cached(
             log.info("cache: off, %s", error)
             return frozen
         raise
-    filled = 100 * table.met.float().mean()
-    log.info("cache: %s, %s views, %.2f GB, %.1f %% filled", folder, f"{table.rows:,}", size, filled)
+    log.info("cache: %s, %s views, %.2f GB, %.1f %% filled", folder, f"{table.rows:,}", size, table.filled())
     return Cached(frozen, table, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
 
 
