@@ -444,8 +444,8 @@ def test_resume_of_a_running_run_is_refused(copy: Path) -> None:
 
 EXPORTS = {
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
-    "format=safetensors": "student.safetensors exists; overwrite=true replaces it",
-    "format=safetensors softmax=true": "softmax=true needs a format that computes",
+    "format=safetensors": "student.safetensors exists; set overwrite=true to replace it",
+    "format=safetensors softmax=true": "softmax=true needs a format with a graph",
 }
 
 
@@ -563,7 +563,7 @@ def test_images_without_labels_cannot_be_evaluated(complain: Complain, here: Pat
     words = ["data.per_class=4", "data.unlabelled=true", "objective=kd", "teacher=mlp", "teacher.min_accuracy=0"]
     run = trained(here, *small("objective", "teacher"), *words)
     line = complain(f"run={run}", "part=train", command="evaluate")
-    assert "part=train: 38 of 54 images have no label to be measured by; take part=val or part=test" in line
+    assert "part=train: 38 of 54 images have no label; set part=val or part=test" in line
     assert not (run / "evaluation").exists()
 
 

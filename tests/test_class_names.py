@@ -138,7 +138,7 @@ def test_undivided_data_is_evaluated_on_the_split_of_the_run(tmp_path: Path) -> 
     assert evaluate(str(run), data={"root": str(tmp_path / "moved")})["data"]["images"] == counts["test"]
     other = evaluate(str(run), data={"root": str(pictures(tmp_path / "others", parts=("",)))})
     assert other["data"]["images"] == 36
-    assert any("is not what the run saw: all is tested" in note for note in other["data"]["notes"])
+    assert any("is not the run's own data: all images are evaluated" in note for note in other["data"]["notes"])
 
 
 def test_reordered_classes_are_matched_by_name(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_numeric_class_names_are_matched(tmp_path: Path) -> None:
     assert summary_of(run)["data"]["names"] == list("0123456789")
     letters = {"_target_": "kd.data.sources.synthetic", "shape": [1, 8, 8], "classes": 10, "val": 0.1}
     assert evaluate(str(run), data=letters)["data"]["images"] == 500
-    with pytest.raises(InputError, match="data has 4 classes, but the student of the run knows 10"):
+    with pytest.raises(InputError, match="data has 4 classes, but the run's student has 10"):
         evaluate(str(run), data={**letters, "classes": 4})
 
 

@@ -36,7 +36,7 @@ def test_every_objective_is_compared_with_scratch_on_every_seed(
 
 
 def test_scratch_student_does_not_depend_on_the_teacher() -> None:
-    given = [
+    words = [
         "teacher=resnet8",
         "teacher.epochs=3",
         "objective.kd.T=2",
@@ -45,20 +45,20 @@ def test_scratch_student_does_not_depend_on_the_teacher() -> None:
         "teachers=x",
     ]
     cell = Cell(SCRATCH, "scratch", 3, ("objective=ce", "teacher=none"))
-    assert cell.words("s", given)[:4] == ["optim.lr=0.1", "teachers=x", "objective=ce", "teacher=none"]
-    assert Cell("kd", "student", 3, ("objective=kd",)).words("s", given)[:6] == given
+    assert cell.words("s", words)[:4] == ["optim.lr=0.1", "teachers=x", "objective=ce", "teacher=none"]
+    assert Cell("kd", "student", 3, ("objective=kd",)).words("s", words)[:6] == words
 
 
 def test_invalid_plans_are_refused() -> None:
     wrong: list[tuple[tuple[Any, ...], str]] = [
         ((["kd"], 0, False, {}), "seeds must be a count of at least 1"),
         ((["kd"], [1, 1], False, {}), "different whole numbers"),
-        (([], 2, False, {}), "objective must name what is compared"),
-        ((["kd"], 2, False, {"kd": []}), r"variants\.kd: a label is"),
-        ((["kd"], 2, False, {"a/b": []}), r"variants\.a/b: a label is"),
+        (([], 2, False, {}), "objective: name at least one"),
+        ((["kd"], 2, False, {"kd": []}), r"variants\.kd: a label consists"),
+        ((["kd"], 2, False, {"a/b": []}), r"variants\.a/b: a label consists"),
     ]
-    for arguments, said in wrong:
-        with pytest.raises(InputError, match=said):
+    for arguments, message in wrong:
+        with pytest.raises(InputError, match=message):
             plan(*arguments)
 
 
@@ -93,26 +93,26 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_output_of_a_comparison(study: tuple[Path, str]) -> None:
-    folder, said = study
-    assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in said
+    folder, output = study
+    assert "teacher: no checkpoint, so it is trained first, 8 epochs, once" in output
     for words in ("scratch", "dkd", "shuffled", "gain", "2 paired seeds", "report: runs/compare/cnn-"):
-        assert words in said
-    assert "shuffled (control)" in said
-    assert said.count("(control)") == 1
-    (place,) = folder.glob("runs/compare/*")
-    assert sorted(path.name for path in place.iterdir() if path.is_dir()) == [
+        assert words in output
+    assert "shuffled (control)" in output
+    assert output.count("(control)") == 1
+    (runs,) = folder.glob("runs/compare/*")
+    assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == [
         "dkd",
         "kd",
         "report",
         "scratch",
         "shuffled",
     ]
-    assert (place / "report.html").stat().st_size > 10_000
+    assert (runs / "report.html").stat().st_size > 10_000
     for label in ("scratch", "kd"):
-        summary = json.loads((place / label / "1/summary.json").read_text())
+        summary = json.loads((runs / label / "1/summary.json").read_text())
         role = "scratch" if label == "scratch" else "student"
-        assert summary["cell"] == {"study": place.name, "role": role, "label": label, "seed": 1}
-        assert (place / label / "1/train.log").is_file()
+        assert summary["cell"] == {"study": runs.name, "role": role, "label": label, "seed": 1}
+        assert (runs / label / "1/train.log").is_file()
     assert len(list((folder / "runs/teachers").iterdir())) == 1
     assert len(list((folder / "runs/cache").iterdir())) == 1
 
@@ -120,13 +120,13 @@ def test_output_of_a_comparison(study: tuple[Path, str]) -> None:
 def test_all_students_of_a_seed_start_alike(study: tuple[Path, str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (place,) = study[0].glob("runs/compare/*")
+    (runs,) = study[0].glob("runs/compare/*")
     firsts = set()
     for label in ("scratch", "kd", "dkd", "shuffled"):
-        summary = json.loads((place / label / "0/summary.json").read_text())
+        summary = json.loads((runs / label / "0/summary.json").read_text())
         firsts.add((summary["training"]["steps"], summary["data"]["sha256"]))
     assert len(firsts) == 1
-    tags = EventAccumulator(str(place / "report")).Reload().Tags()
+    tags = EventAccumulator(str(runs / "report")).Reload().Tags()
     assert "report/text_summary" in tags["tensors"]
 
 
@@ -136,7 +136,7 @@ def test_the_same_command_runs_nothing_twice(study: tuple[Path, str]) -> None:
     times = {path: path.stat().st_mtime for path in folder.rglob("summary.json")}
     done = compared(folder, "objective=[kd,dkd]", "seeds=2", "shuffled=true")
     assert done.returncode == 0, done.stderr
-    assert "8 of 8 runs are finished already" in done.stdout
+    assert "8 of 8 runs are already finished" in done.stdout
     assert {path: path.stat().st_mtime for path in folder.rglob("summary.json")} == times
     assert results(folder) == before
 
@@ -162,11 +162,11 @@ def test_killed_comparison_resumes_to_the_same_table(study: tuple[Path, str], tm
 
 BAD = {
     ("objective=[kd,dkdd]",): "unknown choice objective=dkdd; did you mean objective=dkd?",
-    ("seed=3",): "a comparison has seeds, for example seeds=5",
+    ("seed=3",): "set seeds instead, for example seeds=5",
     ("seeds=0",): "seeds must be a count of at least 1",
-    ("shuffled=yes",): "shuffled is true or false",
+    ("shuffled=yes",): "shuffled must be true or false",
     ("teacher=none",): "a comparison needs a teacher",
-    ("objective=ce",): "objective must name what is compared with scratch",
+    ("objective=ce",): "objective: name at least one to compare with scratch",
     ("optim.lr=-1",): "optim: lr must be a finite number above 0",
     ("--cfg", "job"): "kd-compare takes overrides of kd-train and its own",
 }
@@ -185,7 +185,9 @@ def test_a_study_of_another_configuration_is_not_mixed_in(
     study: tuple[Path, str], complain: Complain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(study[0])
-    (place,) = study[0].glob("runs/compare/*")
+    (runs,) = study[0].glob("runs/compare/*")
     teacher = next((study[0] / "runs/teachers").iterdir())
-    words = (*SMALL, "seeds=3", f"study={place}", "student.width=8", f"teacher.checkpoint={teacher}")
-    assert "holds a run with student.width=16, not 8; give another study=" in complain(*words, command="compare")
+    words = (*SMALL, "seeds=3", f"study={runs}", "student.width=8", f"teacher.checkpoint={teacher}")
+    assert "contains a run with student.width=16, not 8; set another study=FOLDER" in complain(
+        *words, command="compare"
+    )

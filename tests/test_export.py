@@ -38,12 +38,12 @@ HUNDRED = kd.data["digits"]().test[0][-100:].float() / 255
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A finished run of each kind of student, trained when first asked for."""
-    made: dict[str, Path] = {}
+    runs: dict[str, Path] = {}
 
     def of(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = trained(tmp_path_factory.mktemp(kind), *STUDENTS[kind])
-        return made[kind]
+        if kind not in runs:
+            runs[kind] = trained(tmp_path_factory.mktemp(kind), *STUDENTS[kind])
+        return runs[kind]
 
     return of
 
@@ -62,16 +62,16 @@ Made = Callable[[str, str], tuple[dict[str, Any], Path]]
 @pytest.fixture(scope="module")
 def made(run: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The card and the file of a student in a format, exported when first asked for."""
-    known: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
+    exports: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
 
     def of(kind: str, format: str) -> tuple[dict[str, Any], Path]:
         for package in FORMATS[format].needs:
             pytest.importorskip(package)
-        if (kind, format) not in known:
+        if (kind, format) not in exports:
             folder = tmp_path_factory.mktemp(f"{kind}-{format}")
             card = export(str(run(kind)), format, out=str(folder), license="Apache-2.0")
-            known[kind, format] = card, folder / card["file"]
-        return known[kind, format]
+            exports[kind, format] = card, folder / card["file"]
+        return exports[kind, format]
 
     return of
 
@@ -109,9 +109,9 @@ def test_the_file_answers_as_pytorch_does(kind: str, format: str, run: Callable[
 
 def test_softmax_gives_probabilities(run: Callable[[str], Path], tmp_path: Path) -> None:
     card = export(str(run("zoo")), "torchscript", softmax=True, out=str(tmp_path))
-    given = read("torchscript", tmp_path / card["file"])
+    outputs = read("torchscript", tmp_path / card["file"])
     assert card["output"]["name"] == "probabilities"
-    assert torch.allclose(given, pytorch(run("zoo")).softmax(1), atol=1e-6)
+    assert torch.allclose(outputs, pytorch(run("zoo")).softmax(1), atol=1e-6)
 
 
 WITHOUT = """
@@ -174,9 +174,9 @@ def test_exported_weights_load_in_torchvision_without_kd(
 @SLOW
 def test_weights_of_a_student_with_a_predictor_are_all_in_one_file(run: Callable[[str], Path], made: Made) -> None:
     state = load_file(made("simkd", "safetensors")[1])
-    own = load_file(run("simkd") / "student.safetensors")
+    student = load_file(run("simkd") / "student.safetensors")
     predictor = load_file(run("simkd") / "predictor.safetensors")
-    assert set(state) == {*own, *(f"predictor.{key}" for key in predictor)}
+    assert set(state) == {*student, *(f"predictor.{key}" for key in predictor)}
 
 
 def test_card_describes_the_file(run: Callable[[str], Path], made: Made) -> None:
@@ -229,7 +229,7 @@ def test_eight_bits_are_smaller_and_nearly_as_right(kind: str, run: Callable[[st
 
 def test_existing_files_are_not_overwritten_without_permission(run: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("mine")
-    with pytest.raises(kd.InputError, match=r"card.md exists; overwrite=true replaces it"):
+    with pytest.raises(kd.InputError, match=r"card.md exists; set overwrite=true to replace it"):
         export(str(run("zoo")), "torchscript", out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
     export(str(run("zoo")), "torchscript", out=str(tmp_path), overwrite=True)
@@ -285,10 +285,10 @@ BAD = {
     "run=nowhere": "nowhere is no finished run",
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
     "int8=sttic": "unknown kind of int8 'sttic'; did you mean 'static'?",
-    "int8=static format=torchscript": "int8=static is made with onnxruntime and needs format=onnx",
-    "format=safetensors softmax=true": "softmax=true needs a format that computes",
-    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the student of the run knows 10",
-    "out=/proc/none": "out=/proc/none cannot be made",
+    "int8=static format=torchscript": "int8=static requires format=onnx",
+    "format=safetensors softmax=true": "softmax=true needs a format with a graph",
+    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the run's student has 10",
+    "out=/proc/none": "out=/proc/none cannot be created",
     "ovrwrite=true": "unknown key ovrwrite; did you mean overwrite?",
 }
 
@@ -298,8 +298,8 @@ def test_bad_input_gives_a_one_line_error(
     words: str, run: Callable[[str], Path], complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = words.split() if words.startswith("run=") else [f"run={run('zoo')}", *words.split()]
-    assert BAD[words] in complain(*given, command="export")
+    arguments = words.split() if words.startswith("run=") else [f"run={run('zoo')}", *words.split()]
+    assert BAD[words] in complain(*arguments, command="export")
     assert not list(tmp_path.iterdir())
     assert not (run("zoo") / "export").exists()
 
@@ -310,8 +310,8 @@ def test_command_writes_only_its_own_files(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["kd-export", f"run={run('zoo')}", "format=torchscript", "out=made"])
     kd.cli.export()
-    told = capsys.readouterr()
-    assert "largest difference from PyTorch" in told.out
-    assert not told.err
+    output = capsys.readouterr()
+    assert "largest difference from PyTorch" in output.out
+    assert not output.err
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"made/student.torchscript.pt", "made/card.json", "made/card.md"}

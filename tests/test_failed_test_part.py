@@ -80,8 +80,8 @@ def test_failed_test_preserves_student_history_and_summary(here: Path) -> None:
 
 
 def test_suggested_command_computes_the_missing_scores(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = (line for line in (here / "said.txt").read_text().splitlines() if line.startswith("test: it failed"))
-    program, *words = words_of(line.partition("measured by: ")[2])
+    (line,) = (line for line in (here / "said.txt").read_text().splitlines() if line.startswith("the test failed"))
+    program, *words = words_of(line.partition("test it with: ")[2])
     assert program == "kd-evaluate"
     monkeypatch.setattr(sys, "argv", [program, *words])
     kd.cli.evaluate()
@@ -126,7 +126,7 @@ def test_failed_test_of_a_longer_run_removes_older_predictions(here: Path) -> No
 
 def test_report_and_export_accept_a_run_without_test_scores(here: Path) -> None:
     write(here, here / "out")
-    assert "no test accuracy, as the others have" in (here / "out/results.csv").read_text()
+    assert "no test accuracy, unlike the others" in (here / "out/results.csv").read_text()
     shutil.rmtree(here / "done")
     write(here, here / "alone")
     assert "run,finished" in (here / "alone/results.csv").read_text()

@@ -188,7 +188,7 @@ def test_a_study_of_another_configuration_is_refused_before_its_teacher_is_train
     assert len(list(teachers.iterdir())) == 1
     code, complained = compare("optim.lr=0.3")
     assert code == 2
-    assert "give another study=" in complained
+    assert "set another study=" in complained
     assert len(list(teachers.iterdir())) == 1
     shutil.rmtree(teachers)
     assert compare()[0] == 0

@@ -160,4 +160,4 @@ def _report(config: DictConfig) -> None:
     from kd.report import write
 
     given = plain(config)
-    write(Path(str(given["runs"])), Path(str(given["out"] or given["runs"]))).say()
+    write(Path(str(given["runs"])), Path(str(given["out"] or given["runs"]))).print()

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,9 @@ class DigestCache:
         return self._content
 
     def _write(self, cache: Mapping[str, str]) -> None:
-        try:
+        with suppress(OSError, TrainingFailed):  # without a cache, the next run computes the digests again
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, json.dumps(cache))
-        except (OSError, TrainingFailed):
-            pass  # without a cache, the next run computes the digests again
 
 
 class Content:

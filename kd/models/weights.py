@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from kd.errors import InputError, unknown
+from kd.files import write_bytes
 from kd.models.keys import is_foreign, mismatch, without_prefix
 from kd.models.normalized import InputSpec, Normalized
 from kd.models.weight_files import Weights, read, sha256_of
@@ -156,9 +156,7 @@ def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None)
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes tensors by name as safetensors, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(serialised(tensors, metadata))
-    os.replace(temporary, path)
+    write_bytes(path, serialised(tensors, metadata))
 
 
 def serialised(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:

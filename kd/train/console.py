@@ -31,6 +31,7 @@ from kd.models.weights import prepare
 from kd.optim import Optim
 from kd.process.command import path_argument
 from kd.registry import losses, models, optimisers, shadowed, sources
+from kd.run_folder.text import number, percent
 from kd.train.choice import BEST
 
 log = logging.getLogger(__name__)
@@ -120,24 +121,16 @@ def print_results(summary: dict[str, Any], folder: Path) -> None:
     rows = {"teacher": ("teacher/acc", "teacher_"), "student": ("val/acc", "")}
     for side, (val, prefix) in rows.items():
         if network := summary[side]:
-            scores = [_percent(best.get(val)), _percent(last.get(val)), _percent(test.get(f"{prefix}acc"))]
-            losses = [_number(test.get(f"{prefix}nll")), _number(test.get(f"{prefix}ece"))]
+            scores = [percent(best.get(val)), percent(last.get(val)), percent(test.get(f"{prefix}acc"))]
+            losses = [number(test.get(f"{prefix}nll")), number(test.get(f"{prefix}ece"))]
             table.add_row(f"{side} {network['name']}", f"{network['parameters']:,}", *scores, *losses)
     training = summary["training"]
     console = console_for(table)
     console.print(table)
     if "agreement" in test:
-        agreement = _percent(test["agreement"])
-        console.print(f"agreement with the teacher on test {agreement}, KL {_number(test.get('kl'))} nats")
+        agreement = percent(test["agreement"])
+        console.print(f"agreement with the teacher on test {agreement}, KL {number(test.get('kl'))} nats")
     speed = f"{training['steps']:,} steps in {training['seconds']:.1f} s, {training['images_per_s']:,.0f} images/s"
     what = f"scores {metrics.get('chosen', BEST)}"
     what = f"test {what}" if test else f"{what}, not tested: {metrics.get('untested')}"
     console.print(f"{training['epochs']} epochs, {speed}; {what}")
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

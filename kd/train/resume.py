@@ -13,11 +13,11 @@ import yaml
 import kd
 from kd.distill.ensemble import Ensemble
 from kd.distill.identity import INERT, RESUMABLE, matches
-from kd.errors import InputError, unknown
-from kd.registry import check_registered, nested, target_of, with_current
+from kd.errors import InputError, located, unknown
+from kd.registry import check_registered, nested, target_of
 from kd.run_folder.checkpoints import LAST, resumable
 from kd.run_folder.layout import CONFIG, SUMMARY
-from kd.run_folder.summary import is_tested, read_summary, require
+from kd.run_folder.summary import is_tested, read_config, read_summary, require
 from kd.train.checks import check
 from kd.train.console import print_results
 from kd.train.pipeline import train
@@ -38,20 +38,17 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
     folder = Path(run)
     if "://" in run or not folder.is_dir():
         raise InputError(f"resume={run} is no run folder: {'a URL' if '://' in run else 'there is no such folder'}")
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start a new run") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"resume={run}: {folder / CONFIG} is damaged") from error
+    if not (folder / CONFIG).exists():
+        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start a new run")
+    with located(f"resume={run}"):
+        config = read_config(folder)
     keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
-    if not isinstance(config, dict) or (missing := sorted(keys - config.keys())):
-        lacking = f": it does not say {missing[0]}" if isinstance(config, dict) else ""
-        raise InputError(f"resume={run}: {folder / CONFIG} is damaged{lacking}")
+    if missing := sorted(keys - config.keys()):
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged: it does not say {missing[0]}")
     if not trust:
         for key, node in config.items():
             check_registered(node, key, trusted=targets())
-    return with_current(config)
+    return config
 
 
 def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str = "same") -> dict[str, Any]:
