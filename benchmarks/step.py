@@ -29,12 +29,13 @@ import torch
 from alternatives import forwards, processes, updates
 from growth import costs_of_kl, growth, peaks, startup
 from machine import about, conv_peak, has_bf16, matmul_peak, peak_bytes
-from paced import Bare, Fit, Own, composed
+from paced import Bare, Fit, Own
 from page import write_page
 from rival import INSTALLED, Torchdistill
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import Arrays, Data, Memory
+from kd.cli import compose
 
 PAIRS = ("resnet56->resnet20", "wrn_40_2->wrn_16_2", "resnet32x4->resnet8x4")
 LARGE = "resnet34->resnet18"
@@ -93,7 +94,7 @@ def configured(pair: str, root: str, accelerator: str, *overrides: str) -> dict[
     if "teacher=none" not in overrides:
         given += ["speed.min_agreement=0"]
     quiet = ("trainer.enable_progress_bar=false", f"cache.root={root}/cache", "epochs=1000", "callbacks.pictures=null")
-    return composed(*given, *quiet, f"trainer.accelerator={accelerator}", *overrides)
+    return compose(*given, *quiet, f"trainer.accelerator={accelerator}", *overrides)
 
 
 def turns(steps: dict[str, Callable[[], None]], rounds: int, warm: int = 2) -> dict[str, list[float]]:

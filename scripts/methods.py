@@ -18,12 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hydra import compose, initialize_config_dir  # noqa: E402
-
 import kd  # noqa: E402
 from kd import Arrays, Data, Distiller, Memory, Objective  # noqa: E402
-from kd.cli.root import register  # noqa: E402
-from kd.process.compose import plain  # noqa: E402
+from kd.cli import compose  # noqa: E402
 from kd.train import assemble  # noqa: E402
 
 HEAD = """# Methods
@@ -54,9 +51,7 @@ def built(name: str) -> Objective:
     """The objective, built for resnet32x4 and resnet8x4."""
     import torch
 
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        config = plain(compose("train", [f"objective={name}", "teacher=resnet32x4", "student=resnet8x4"]))
+    config = compose(f"objective={name}", "teacher=resnet32x4", "student=resnet8x4")
     images, labels = torch.zeros(200, 3, 32, 32, dtype=torch.uint8), torch.arange(200) % 100
     data = Data(Memory(Arrays((images, labels), (images, labels), tuple(map(str, range(100)))), val="test"))
     student = assemble.network(config["student"], "student", data)

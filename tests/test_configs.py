@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory
-from kd.cli.root import register
+from kd.cli import compose
 from kd.compare.launch import _composed, parse_options
 from kd.compare.plan import plan
-from kd.process.compose import plain
 from kd.train import assemble
 
 NAMES = {
@@ -25,12 +23,6 @@ EXPERIMENTS = sorted(
     for p in (kd.CONFIG_DIR / "experiment").rglob("*.yaml")
     if p.stem not in ("mutual", "mean_teacher", "ressl")  # their steps are not the plain distiller's: test_mutual.py
 )
-
-
-def composed(*overrides: str) -> dict:
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        return plain(compose("train", list(overrides)))
 
 
 def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list[float]:
@@ -66,7 +58,7 @@ ALIKE, UNLIKE = ("resnet32x4", "resnet8x4"), ("wrn_16_2", "resnet8")
 @pytest.mark.parametrize("pair", [ALIKE, UNLIKE], ids=["alike", "unlike"])
 @pytest.mark.parametrize("name", NAMES["objective"])
 def test_every_objective_learns(name: str, pair: tuple[str, str]) -> None:
-    config = composed(f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}")
+    config = compose(f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}")
     totals = losses(config, [3, 16, 16], 10)
     assert totals[-1] < totals[0], totals
 
@@ -75,19 +67,19 @@ def test_every_objective_learns(name: str, pair: tuple[str, str]) -> None:
 def test_every_experiment_composes_and_learns(name: str) -> None:
     offline = ["teacher.weights=null"] if name.startswith("imagenet/r") else []  # no download in a test
     shape = [1, 28, 28] if name.startswith("fashion_mnist") else [3, 32, 32]
-    totals = losses(composed(f"experiment={name}", *offline), shape, 10)
+    totals = losses(compose(f"experiment={name}", *offline), shape, 10)
     assert totals[-1] < totals[0]
 
 
 @pytest.mark.parametrize("name", NAMES["data"])
 def test_every_data_set_composes(name: str) -> None:
-    node = composed(f"data={name}")["data"]
+    node = compose(f"data={name}")["data"]
     assert {"_target_", "batch_size", "val"} <= set(node)
 
 
 @pytest.mark.parametrize("name", NAMES["debug"])
 def test_every_debug_state_composes(name: str) -> None:
-    assert composed(f"debug={name}")["trainer"]["limit_train_batches"]
+    assert compose(f"debug={name}")["trainer"]["limit_train_batches"]
 
 
 def test_an_objective_is_a_few_lines() -> None:
@@ -107,4 +99,4 @@ def test_the_comparison_that_an_experiment_names_has_cells_that_compose(name: st
             words = line.partition("kd-compare ")[2].replace("data.root=FOLDER", "")
             own, rest = parse_options(shlex.split(words))
             for cell in plan(own.objective, own.seeds, own.shuffled, own.variants or {}):
-                assert assemble.objective(composed(*_composed(cell, rest))["objective"]).terms
+                assert assemble.objective(compose(*_composed(cell, rest))["objective"]).terms

@@ -177,7 +177,7 @@ def test_torchrun_without_a_common_folder_is_refused_once(tmp_path: Path) -> Non
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
-    assert "name the folder that they share, hydra.run.dir=FOLDER" in said[0]
+    assert "set the folder that they share, hydra.run.dir=FOLDER" in said[0]
     assert not list(tmp_path.iterdir())
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_configs import EXPERIMENTS, NAMES, composed
+from test_configs import EXPERIMENTS, NAMES
 from test_zoo import ZOO, fill, hashed
 from torch import Tensor, nn
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory
+from kd.cli import compose
 from kd.errors import InputError
 from kd.models.normalized import unwrap
 from kd.registry import optimisers
@@ -139,7 +140,7 @@ def images(count: int = COUNT) -> Tensor:
 @cache
 def networks(pair: str, filled: bool) -> tuple[nn.Module, Any, Data, str, str]:
     """Student and teacher of an experiment, with the recorded fill as weights or with drawn ones."""
-    config = composed(f"experiment=cifar100/{pair}")
+    config = compose(f"experiment=cifar100/{pair}")
     arrays = ((255 * images(64)).to(torch.uint8), torch.arange(64))
     data = Data(Memory(Arrays(arrays, arrays, tuple(map(str, range(100)))), val="test"))
     torch.manual_seed(0)
@@ -155,7 +156,7 @@ def networks(pair: str, filled: bool) -> tuple[nn.Module, Any, Data, str, str]:
 def started(pair: str, name: str, *words: str, filled: bool = True) -> Distiller:
     """The composed configuration, in training."""
     small = ["objective.semckd.batch_size=4"] if name == "semckd" else []
-    config = composed(f"experiment=cifar100/{pair}", f"objective={name}", *small, *words)
+    config = compose(f"experiment=cifar100/{pair}", f"objective={name}", *small, *words)
     student, teacher, data, *_ = networks(pair, filled)
     torch.manual_seed(0)
     return Distiller(student, teacher, assemble.objective(config["objective"]), None, data.shape, 100)
@@ -239,7 +240,7 @@ def test_an_experiment_states_the_stages_that_its_networks_have(pair: str) -> No
 
 def test_factor_transfer_takes_the_stage_before_the_last_norm_or_convolution() -> None:
     for name, layer in (("wrn_16_2", "block3"), ("MobileNetV2", "blocks.6"), ("ShuffleV2", "layer3")):
-        config = composed("objective=ft", f"student={name}", "teacher=wrn_40_2")
+        config = compose("objective=ft", f"student={name}", "teacher=wrn_40_2")
         (word,) = {config["objective"]["ft"][side] for side in ("student", "teacher")}
         network = kd.models[name](classes=10)
         taps = kd.Taps(network, [word, layer])
@@ -250,9 +251,9 @@ def test_factor_transfer_takes_the_stage_before_the_last_norm_or_convolution() -
 @pytest.mark.parametrize("optimiser", sorted(optimisers))
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "fashion_mnist/mutual", "fashion_mnist/mean_teacher"])
 def test_every_experiment_composes_with_every_optimiser(name: str, optimiser: str) -> None:
-    node = composed(f"experiment={name}", f"optim={optimiser}")["optim"]
+    node = compose(f"experiment={name}", f"optim={optimiser}")["optim"]
     made = assemble.optim(node).make([nn.Parameter(torch.zeros(1))])
-    own = composed(f"optim={optimiser}")["optim"]
+    own = compose(f"optim={optimiser}")["optim"]
     if optimiser == "adamw" and "deit" not in name:
         assert (node["lr"], node["weight_decay"]) == (own["lr"], own["weight_decay"]), "SGD's rate would diverge"
     assert made.param_groups[0]["lr"] == node["lr"]
@@ -263,15 +264,15 @@ def test_recipes_keep_their_rates_for_sgd_and_its_kin(optimiser: str) -> None:
     rates = {"cifar100/resnet32x4_resnet8x4": (0.05, 5e-4), "cifar100/vgg13_MobileNetV2": (0.01, 5e-4)}
     rates |= {"imagenet/r34_r18": (0.2, 1e-4), "fashion_mnist/few_labels": (0.1, 5e-4)}
     for name, expected in rates.items():
-        node = composed(f"experiment={name}", f"optim={optimiser}")["optim"]
+        node = compose(f"experiment={name}", f"optim={optimiser}")["optim"]
         assert (node["lr"], node["weight_decay"], node["momentum"]) == (*expected, 0.9), name
-    assert composed("experiment=cifar100/base", "optim=sgd", "optim.lr=0.3")["optim"]["lr"] == 0.3
+    assert compose("experiment=cifar100/base", "optim=sgd", "optim.lr=0.3")["optim"]["lr"] == 0.3
 
 
 def test_imagenet_batches_and_rates_are_those_of_each_method_s_published_run() -> None:
     expected = {"kd": (512, 0.2), "crd": (256, 0.1), "reviewkd": (256, 0.1), "ofd": (128, 0.05), "sdd": (256, 0.2)}
     for objective, (batch, lr) in expected.items():
-        config = composed("experiment=imagenet/r34_r18", f"objective={objective}")
+        config = compose("experiment=imagenet/r34_r18", f"objective={objective}")
         assert (config["data"]["batch_size"], config["optim"]["lr"]) == (batch, lr), objective
 
 
@@ -280,7 +281,7 @@ IMAGENET = [name for name in NAMES["objective"] if name not in ("dml", "ressl")]
 
 @cache
 def imagenet(pair: str) -> tuple[dict[str, Any], Data, nn.Module, Any]:
-    config = composed(f"experiment=imagenet/{pair}", "teacher.weights=null")
+    config = compose(f"experiment=imagenet/{pair}", "teacher.weights=null")
     arrays = (torch.zeros(8, 3, 64, 64, dtype=torch.uint8), torch.arange(8))
     data = Data(Memory(Arrays(arrays, arrays, tuple(map(str, range(100)))), batch_size=4, val="test"))
     torch.manual_seed(0)
@@ -291,7 +292,7 @@ def imagenet(pair: str) -> tuple[dict[str, Any], Data, nn.Module, Any]:
 @pytest.mark.parametrize("pair", ["r34_r18", "r50_mnv1"])
 def test_every_objective_starts_on_the_imagenet_pairs(pair: str, name: str) -> None:
     _, data, student, teacher = imagenet(pair)
-    config = composed(f"experiment=imagenet/{pair}", f"objective={name}", "teacher.weights=null")
+    config = compose(f"experiment=imagenet/{pair}", f"objective={name}", "teacher.weights=null")
     terms = assemble.objective(config["objective"])
     terms.tell("attach_data", 8, torch.arange(8))
     distiller = Distiller(student, teacher, terms, None, data.shape, 100)
@@ -309,7 +310,7 @@ def test_the_student_of_the_imagenet_pair_with_mobilenet_has_relu_as_in_the_figu
     kinds = {type(module) for module in student.modules()}
     assert nn.ReLU in kinds
     assert nn.ReLU6 not in kinds
-    config = composed("experiment=imagenet/r50_mnv1", "teacher.weights=null")
+    config = compose("experiment=imagenet/r50_mnv1", "teacher.weights=null")
     network = kd.models["timm"](config["student"]["name"], 1000, options=config["student"]["options"])
     assert sum(p.numel() for p in network.parameters()) == 4_231_976
 
@@ -340,7 +341,7 @@ def authors() -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("name", "settings"), authors())
 def test_a_figure_stands_beside_its_authors_settings(name: str, settings: dict[str, Any]) -> None:
-    config = composed(f"experiment=cifar100/{name}", *(["objective=sdd"] if "resnet8x4" in name else []))
+    config = compose(f"experiment=cifar100/{name}", *(["objective=sdd"] if "resnet8x4" in name else []))
     for key, expected in settings.items():
         found: Any = config
         for part in key.split("."):

@@ -287,6 +287,6 @@ def test_a_second_resume_after_a_resume(tmp_path: Path) -> None:
 
 def test_a_contradiction_is_not_resumed_into_a_new_run(complain: Complain, tmp_path: Path) -> None:
     assert "resume= names no run folder" in complain("resume=")
-    assert "resume_data=changed is for a run that is resumed" in complain("resume_data=changed")
+    assert "resume_data=changed applies to a resumed run only" in complain("resume_data=changed")
     (tmp_path / "null").mkdir()
     assert "the folder of that name is resume=./null" in complain("resume=null")

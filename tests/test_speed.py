@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from conftest import Complain, Run
 from hypothesis import given
 from hypothesis import strategies as st
-from test_configs import composed
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps
 from kd.callbacks.speed import Speed, bf16_on_cpu
+from kd.cli import compose
 from kd.distill.cached import Cached, CacheOptions, cached
 from kd.losses import _fused_kl
 from kd.losses.divergences import kl, kl_div
@@ -282,7 +282,7 @@ def short_run(folder: Path, *overrides: str, base: Sequence[str] = (*SMALL, "tea
         saved += tensor.numel() * tensor.element_size()
         return tensor
 
-    config = composed(*base, *overrides)
+    config = compose(*base, *overrides)
     data = assemble.data(config)
     torch.manual_seed(0)
     teacher = assemble.teacher(config, data, weights=False)
@@ -431,7 +431,7 @@ class Waits(TorchDispatchMode):
 
 def steps(data: Data, teacher: Any, device: str = "cpu") -> Iterator[Callable[[], None]]:
     """Training steps between logs, optimiser included, each as a function."""
-    config = composed("objective=kd", "student=resnet8", "trainer=cpu")
+    config = compose("objective=kd", "student=resnet8", "trainer=cpu")
     distiller = assemble.distiller(config, data, teacher).to(device).train()
     distiller.log = distiller.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = assemble.optim(config["optim"]).make(list(distiller.parameters()))

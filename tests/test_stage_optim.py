@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_configs import composed
 from test_resume import MEMORY, as_if_nothing_happened, interrupted, whole
 from torch import nn
 
 import kd
 from kd import Arrays, Data, Distiller, Objective, Optim, Term
+from kd.cli import compose
 from kd.distill.pretraining import stage_of
 from kd.errors import InputError
 from kd.losses import AB, CE, FT, KL
@@ -84,7 +84,7 @@ def test_a_stage_has_its_own_rate() -> None:
                        ("vgg13_MobileNetV2", 0.01), ("resnet32x4_ShuffleV1", 0.01)]
 )  # fmt: skip
 def test_factor_transfer_pre_trains_at_the_benchmark_s_rate(pair: str, rate: float) -> None:
-    config = composed(f"experiment=cifar100/{pair}", "objective=ft")
+    config = compose(f"experiment=cifar100/{pair}", "objective=ft")
     found = assemble.objective(config["objective"]).init_rate() * config["optim"]["lr"]
     assert found == pytest.approx(rate, rel=1e-12)
 
@@ -104,7 +104,7 @@ class Memory(pl.Callback):
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "dot"])
 def test_the_optimiser_begins_anew_where_pre_training_ends(optimiser: str) -> None:
-    config = composed(
+    config = compose(
         *("objective=fitnets", "init_epochs=2", "objective.fitnets.stop=2", "objective.ce.start=2"),
         *("objective.fitnets.student=stage1", "objective.fitnets.teacher=stage1", "optim.init_lr=0.001"),
         *("teacher=resnet8", "student=cnn", f"optim={optimiser}", "optim.schedule=constant", "optim.warmup=0"),

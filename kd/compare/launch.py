@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -28,6 +27,7 @@ import kd
 from kd.compare.plan import Cell, check_same, plan, prepare, run_cell, teach, unfinished
 from kd.errors import InputError, Stopped
 from kd.files import write_text
+from kd.process._hydra import callbacks_of
 from kd.process.classify import classify
 from kd.process.exits import Failure, exit_on_error, write_traceback
 from kd.process.job import Job
@@ -149,7 +149,7 @@ def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[Fai
     assert loader is not None
     where = f"hydra.sweep.dir={folder}"
     master = loader.compose_config("train", [*QUIET, where, *_for_hydra(rest)], run_mode=RunMode.MULTIRUN)
-    context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(master))
+    context = HydraContext(config_loader=loader.config_loader, callbacks=callbacks_of(master))
     launcher = Plugins.instance().instantiate_launcher(config=master, hydra_context=context, task_function=_job)
     with _progress(cells, folder, len(left)):
         words = [cell.words(folder.name, [*QUIET, where, *rest]) for cell in left]
