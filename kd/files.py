@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and named as the user would type them."""
+"""Files: atomic writes, and paths as the user would type them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kd.errors import NO_SPACE, TrainingFailed
 
 
 def relative(folder: Path) -> Path:
-    """The folder as the user would type it."""
+    """The folder relative to the working directory, if it lies inside it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all.
+    """Writes a text file atomically.
 
     Raises:
-        TrainingFailed: no space, or another fault of the disk.
+        TrainingFailed: no space left on the disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

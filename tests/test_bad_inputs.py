@@ -499,7 +499,7 @@ DATA = {
     (45, "data.batch_size=500"): (2, "batch_size=500 is more than the 54 training images"),
     (45, "data=module data.kind=few"): (2, "no step was trained: the training data gives no whole batch"),
     (47, "data=module data.kind=infinite"): (3, "the loss term ce is nan at step 1"),
-    (50, "data=module data.kind=killed"): (3, "a worker of the data "),
+    (50, "data=module data.kind=killed"): (3, "a data worker "),
 }
 
 
@@ -541,14 +541,18 @@ SHM = (
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.2 GiB is"
 HOST = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 MACHINE: dict[str, tuple[BaseException, int, str]] = {
-    "50 GPU": (torch.OutOfMemoryError(CUDA), 3, "out of memory on the GPU (tried to allocate 20.00 gib); a smaller"),
-    "50 host": (RuntimeError(HOST), 3, "out of memory; a smaller data.batch_size needs less"),
+    "50 GPU": (
+        torch.OutOfMemoryError(CUDA),
+        3,
+        "out of memory on the GPU (tried to allocate 20.00 gib); reduce data.batch_size",
+    ),
+    "50 host": (RuntimeError(HOST), 3, "out of memory; reduce data.batch_size"),
     "50 Python": (
         MemoryError(),
         3,
-        "out of memory; a smaller data.batch_size needs less, and so do fewer data.workers",
+        "out of memory; reduce data.batch_size or data.workers",
     ),
-    "51": (RuntimeError(SHM), 3, "the shared memory in /dev/shm is too small for the data's workers"),
+    "51": (RuntimeError(SHM), 3, "the shared memory in /dev/shm is too small for the data workers"),
     "52 mid-run": (OSError(28, "No space left on device", "a.txt"), 3, "no space left: No space left on device: a.txt"),
     "failed": (TrainingFailed("it did not work"), 3, "it did not work"),
     "input": (InputError("a=1 must be 2"), 2, "a=1 must be 2"),
@@ -577,7 +581,7 @@ def test_rows_of_the_machine(what: str, capsys: pytest.CaptureFixture[str], monk
 def test_row_50_out_of_memory_in_a_run(complain: Complain, here: Path) -> None:
     (here / "full.py").write_text(BROKEN)
     words = given("+callbacks.own._target_=full.Broken +callbacks.own.kind=memory")
-    assert "out of memory; a smaller data.batch_size needs less" in complain(*words, code=3)
+    assert "out of memory; reduce data.batch_size" in complain(*words, code=3)
     assert not (here / "run/traceback.txt").exists()
     assert not (here / "run/summary.json").exists()
 

@@ -388,7 +388,7 @@ BAD = {
     "val normalised": "the val images are float from -",
     "bytes": "divide them by their largest possible value (255 for bytes)",
     "sizes": "the data's images are of several shapes, [1, 8, 8] and [1, 9, 8]",
-    "pillow": "samples with a Image, of which no batch can be made",
+    "pillow": "samples with a Image, which cannot be batched",
     "hundred": "the data has the label -100, which is none of its classes",
     "high": "the data has the label 4, which is none of its classes",
     "word": "the train labels are names, 'ant' say",
@@ -448,11 +448,11 @@ def test_a_validation_that_no_epoch_comes_to_is_one_line(complain: Complain, tmp
 
 
 PLUS = {
-    "trainer.fast_dev_run=true": "write +trainer.fast_dev_run=true",
-    "trainer.val_check_interval=0.5": "write +trainer.val_check_interval=0.5",
-    "fast_dev_run=true": "write +trainer.fast_dev_run=true",
-    "precision=bf16-mixed": "write trainer.precision=bf16-mixed",
-    "callbacks.best.save_top_k=3": "write +callbacks.best.save_top_k=3",
+    "trainer.fast_dev_run=true": "set +trainer.fast_dev_run=true",
+    "trainer.val_check_interval=0.5": "set +trainer.val_check_interval=0.5",
+    "fast_dev_run=true": "set +trainer.fast_dev_run=true",
+    "precision=bf16-mixed": "set trainer.precision=bf16-mixed",
+    "callbacks.best.save_top_k=3": "set +callbacks.best.save_top_k=3",
     "trainer.fast_dev_rn=true": "did you mean +trainer.fast_dev_run?",
     "trainer.max_epoch=3": "did you mean trainer.max_epochs?",
 }

@@ -155,7 +155,7 @@ def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[Fai
         words = [cell.words(folder.name, [*QUIET, where, *rest]) for cell in left]
         returned: Sequence[JobReturn] = launcher.launch(words, 0)
     found = [(cell, job.return_value) for cell, job in zip(left, returned)]
-    return [failure.at(cell.folder) for cell, failure in found if isinstance(failure, Failure)]
+    return [failure.of(cell.folder) for cell, failure in found if isinstance(failure, Failure)]
 
 
 def _composed(cell: Cell, rest: Sequence[str]) -> list[str]:

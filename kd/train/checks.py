@@ -18,7 +18,7 @@ from kd.distill.cached import CacheOptions
 from kd.distill.metrics import Scores
 from kd.distill.mutual import nodes_of
 from kd.distill.ressl import MomentumTeacher
-from kd.errors import InputError, located, too_seldom, unknown
+from kd.errors import InputError, interval_too_long, located, unknown
 from kd.registry import defaults_of, is_node_of
 from kd.run_folder.checkpoints import LAST, PREVIOUS
 
@@ -90,7 +90,7 @@ def check_batches(config: Config, data: Any, processes: int) -> None:
     interval = config["trainer"].get("val_check_interval")
     whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
     if whole and interval > batches:
-        raise InputError(too_seldom(interval, batches))
+        raise InputError(interval_too_long(interval, batches))
 
 
 def check_monitors(config: Config, classes: int) -> None:
