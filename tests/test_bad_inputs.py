@@ -187,7 +187,7 @@ CONFIGURATION: dict[int, dict[str, str]] = {
         "hydra.run.dir=file": "the run folder cannot be made: ",
         "hydra.run.dir=file/below": "the run folder cannot be made: ",
         "hydra.run.dir=/proc/none": "the run folder cannot be made: /proc/none: ",
-        "hydra.run.dir=before": "before holds a run already",
+        "hydra.run.dir=before": "before already contains a run",
     },
 }
 CASES = [
@@ -357,7 +357,7 @@ SPOILED = {
     ),
     "weights only": (
         lambda run: torch.save({"fc.weight": torch.zeros(2)}, run / "checkpoints/last.ckpt"),
-        "last.ckpt is no checkpoint of a run of kd, so training cannot go on from it",
+        "last.ckpt is not a checkpoint of a run of kd, so training cannot be resumed from it",
     ),
     "other data": (
         lambda run: edited(run / "checkpoints/last.ckpt", data_sha256="0" * 64),
@@ -367,7 +367,7 @@ SPOILED = {
         lambda run: edited(run / "checkpoints/last.ckpt", teacher_sha256="0" * 64),
         "last.ckpt was trained with another teacher: sha256",
     ),
-    "both torn": (_both_torn, "is damaged or cut off, and there is no other whole checkpoint beside it"),
+    "both torn": (_both_torn, "is damaged or truncated, and there is no other intact checkpoint beside it"),
     "no configuration": (lambda run: (run / "config.yaml").unlink(), "no training has begun there"),
     "half a configuration": (lambda run: (run / "config.yaml").write_text("T: 4\n"), "config.yaml is damaged"),
     "no yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
@@ -402,7 +402,7 @@ def test_row_35_a_torn_checkpoint_falls_back_to_the_one_before(copy: Path) -> No
     torn(copy / "run")
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
-    assert "last.ckpt is damaged or cut off" in on.stdout
+    assert "last.ckpt is damaged or truncated" in on.stdout
     assert "resume: from step 7, run/checkpoints/previous.ckpt" in on.stdout
 
 
@@ -598,7 +598,7 @@ def test_row_55_a_gradient_that_is_not_finite_ends_the_run_before_the_update(tmp
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "the gradient of student.net.layer1" in line
-    assert "is not finite, though the loss is, at step 10; nothing after step 9 was kept" in line
+    assert "is not finite, although the loss is, at step 10; nothing after step 9 was saved" in line
     assert finite(tmp_path / "run") == 7
     assert not (tmp_path / "run/summary.json").exists()
 
@@ -615,11 +615,11 @@ def test_row_55_a_few_updates_may_be_left_out(tmp_path: Path) -> None:
     few = (POISON, "+callbacks.poison.step=3", "nan=skip", "callbacks.finite.most=2")
     done = launched(tmp_path, *few, "+callbacks.poison.times=2", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
-    assert "update left out (2 of 2)" in done.stdout
+    assert "update skipped (2 of 2)" in done.stdout
     assert finite(tmp_path / "run") == 14
     many = launched(tmp_path, *few, "+callbacks.poison.times=3", "hydra.run.dir=many")
     assert many.returncode == 3
-    assert "at step 5, after 2 updates left out" in many.stderr
+    assert "at step 5, after 2 skipped updates" in many.stderr
 
 
 @pytest.mark.slow

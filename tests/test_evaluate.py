@@ -196,7 +196,7 @@ def test_no_file_of_hydra_is_left_where_the_user_stands(
 
 
 BAD = {
-    "run=nowhere": "nowhere is no finished run: summary.json is absent or damaged",
+    "run=nowhere": "nowhere is not a finished run: summary.json is missing or damaged",
     "part=tets": "unknown part 'tets'; did you mean 'test'?",
     "data=fashion_mnst": "unknown choice data=fashion_mnst; did you mean data=fashion_mnist?",
     "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the student of the run knows 10",
@@ -232,14 +232,14 @@ def refusal(run: Path, **options: Any) -> str:
 
 def test_an_unfinished_run_is_one_line(run: Path) -> None:
     (run / "summary.json").unlink()
-    assert "is no finished run" in refusal(run)
+    assert "is not a finished run" in refusal(run)
 
 
 @pytest.mark.parametrize("key", ["student.mean", "data.classes", "data.config", "seed", "teacher.sha256"])
 def test_a_damaged_summary_is_one_line(key: str, run: Path) -> None:
     part, _, name = key.partition(".")
     change(run, lambda summary: summary[part].pop(name) if name else summary.pop(part))
-    assert f"summary.json is damaged: it does not say {key}" in refusal(run)
+    assert f"summary.json is damaged: it has no {key}" in refusal(run)
 
 
 def test_images_that_the_student_does_not_take_are_one_line() -> None:

@@ -284,7 +284,7 @@ def test_absent_packages_are_named_with_the_command_that_brings_them(
 
 
 BAD = {
-    "run=nowhere": "nowhere is no finished run",
+    "run=nowhere": "nowhere is not a finished run",
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
     "int8=sttic": "unknown kind of int8 'sttic'; did you mean 'static'?",
     "int8=static format=torchscript": "int8=static is made with onnxruntime and needs format=onnx",

@@ -46,7 +46,7 @@ def test_the_same_words_again_and_a_longer_run_are_the_same_experiment(copy: Pat
 
 def test_a_folder_is_never_written_twice(copy: Path, complain: Complain) -> None:
     line = complain(*WORDS, "hydra.run.dir=done")
-    assert line == "error: done holds a run already: go on with it by resume=done, or give another hydra.run.dir"
+    assert line == "error: done already contains a run: resume it with resume=done, or set another hydra.run.dir"
 
 
 def _limit(megabytes: float) -> Any:
@@ -72,7 +72,7 @@ def test_a_checkpoint_is_replaced_whole_or_stays(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(kd.errors.TrainingFailed, match="No space left on device; the one before is kept"):
+    with pytest.raises(kd.errors.TrainingFailed, match="No space left on device; the previous one is kept"):
         files.save_checkpoint({"a": torch.zeros(3), "b": Unwritable()}, path)
     assert torch.equal(files.load_checkpoint(path)["a"], torch.ones(3))
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
@@ -120,7 +120,7 @@ def test_a_full_disk_costs_tensorboard_and_not_the_run(tmp_path: Path, small: Pa
     done = launched(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("the curves end here, training goes on") == 1
+    assert done.stdout.count("the curves end here, training continues") == 1
     assert (tmp_path / "run/summary.json").exists()
 
 

@@ -109,7 +109,7 @@ def test_what_is_no_picture_is_refused(digits: Path, tmp_path: Path) -> None:
 def test_pictures_of_a_data_module_of_ones_own_are_refused(tmp_path: Path) -> None:
     words = ("~data", "+data={_target_: test_own_data_modules.Own}")
     run = trained(tmp_path, *DIGITS, *words)
-    with pytest.raises(InputError, match="the run's own data module prepares pictures"):
+    with pytest.raises(InputError, match="the run's custom data module prepares images in its own way"):
         kd.load(run).predict(Image.new("L", (8, 8)))
 
 
@@ -131,5 +131,5 @@ def test_the_card_says_how_pictures_are_resized_and_cropped(pets: tuple[Path, Pa
     export(str(pets[0]), format="safetensors", out=str(tmp_path))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["input"]["preparation"] == {"resize": 18, "crop": [16, 16]}
-    said = "the shorter side is resized to 18 pixels (bilinear, antialiased), the middle 16x16 cut out"
+    said = "the shorter side is resized to 18 pixels (bilinear, antialiased), then the central 16x16 is cropped"
     assert said in (tmp_path / "card.md").read_text()

@@ -180,7 +180,7 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_best_of_the_rest_is_kept
     (copy / "run/checkpoints/best.ckpt").unlink()
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
-    assert "checkpoints/best.ckpt is absent; the best epoch is chosen among the others" in on.stdout
+    assert "checkpoints/best.ckpt is missing; the best epoch is chosen among the others" in on.stdout
     summary = summary_of(copy / "run")
     assert summary["metrics"]["best"]["epoch"] == 1
     kept = torch.load(copy / "run/checkpoints/best.ckpt", weights_only=True)
@@ -246,7 +246,7 @@ def test_a_signal_in_the_test_says_how_to_go_on(tmp_path: Path) -> None:
     done = launched(tmp_path, *struck("test", 2, 0, 15), "hydra.run.dir=run")
     assert done.returncode == 143
     (line,) = done.stderr.splitlines()
-    assert line == "error: stopped by SIGTERM in the test; go on with: kd-train resume=run"
+    assert line == "error: stopped by SIGTERM in the test; resume with: kd-train resume=run"
     assert summary_of(tmp_path / "run")["metrics"]["test"] is None
     on = launched_resume(tmp_path)
     assert on.returncode == 0, on.stderr
@@ -259,7 +259,7 @@ def test_a_resume_from_the_checkpoint_before_has_no_epoch_twice(copy: Path) -> N
     assert (copy / "run/checkpoints/previous.ckpt").is_file()
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
-    assert "is damaged or cut off" in on.stdout
+    assert "is damaged or truncated" in on.stdout
     assert (copy / "run/history.csv").read_text() == (copy / "done/history.csv").read_text()
 
 

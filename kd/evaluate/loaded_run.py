@@ -123,7 +123,9 @@ def _classes(data: Any, summary: Mapping[str, Any]) -> tuple[Tensor | None, list
     if picked == list(range(count)):
         return None, []
     if absent := sorted(set(known) - set(wanted), key=known.index):
-        return torch.tensor(picked), [f"the data lacks {len(absent)} of the student's classes: {classes.shown(absent)}"]
+        return torch.tensor(picked), [
+            f"the data lacks {len(absent)} of the student's classes: {classes.listed(absent)}"
+        ]
     return torch.tensor(picked), ["the data has the student's classes in another order; they are matched by name"]
 
 
