@@ -49,7 +49,7 @@ def compose(*overrides: str, config: str = "train") -> dict[str, Any]:
     if config in FUNCTIONS:
         _register_function(config)
     try:
-        expanded, _ = expand(overrides)
+        _, expanded = expand(overrides)
         with composing(kd.CONFIG_DIR):
             return plain(hydra.compose(config, expanded))
     except (HydraException, OmegaConfBaseException) as error:

@@ -29,7 +29,8 @@ def check_arguments() -> list[Override]:
         The overrides as typed, parsed.
 
     Raises:
-        InputError: an unknown flag; and as :func:`expand`.
+        InputError: an unknown flag, an argument that is no override, or a group's choice that is no name or is given
+            twice.
     """
     parser = argument_parser()
 
@@ -41,24 +42,24 @@ def check_arguments() -> list[Override]:
     if arguments.experimental_rerun:
         raise InputError("--experimental-rerun runs a pickle; repeat the overrides, or set resume=RUN")
     flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
-    expanded, parsed = expand(arguments.overrides)
+    parsed, expanded = expand(arguments.overrides)
+    _check_choices(list(parsed.values()))
     sys.argv[1:] = flags + expanded
-    return parsed
+    return list(parsed.values())
 
 
-def expand(overrides: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """The overrides that Hydra gets in place of those typed, and those typed, parsed.
+def expand(overrides: Sequence[str]) -> tuple[dict[str, Override], list[str]]:
+    """The overrides as typed, parsed; and those that Hydra gets in their place.
 
     A teacher that is a list of networks or a run folder becomes several overrides.
 
     Raises:
-        InputError: an argument that is no override, or a group's choice that is no name or is given twice.
+        InputError: an argument that is no override.
     """
     # kd-compare's variants are lists of overrides, which Hydra's grammar does not know
     parsed = {override: _parsed(override) for override in overrides if not override.startswith("+variants.")}
     expanded = [each for override in overrides for each in _teachers(override, parsed)]
-    _check_choices(list(parsed.values()))
-    return [_with_plus(override) for override in expanded], list(parsed.values())
+    return parsed, [_with_plus(override) for override in expanded]
 
 
 def _teachers(override: str, parsed: Mapping[str, Override]) -> list[str]:
