@@ -62,31 +62,31 @@ def built(name: str) -> Objective:
 
 
 def needs(objective: Objective) -> str:
-    """What the terms besides the labels' own cross-entropy look at."""
-    found: list[str] = []
+    """The inputs of the terms: layers or logits of the teacher, labels, sample indices."""
+    inputs: list[str] = []
     for _, term in objective.named_terms():
         if "teacher" in term.needs:
-            found += ["layers" if term.layers("teacher") else "logits"]
+            inputs += ["layers" if term.layers("teacher") else "logits"]
         if {"student", "labels"} < set(term.needs) or set(term.needs) == {"student", "labels"}:
-            found += ["labels"]
+            inputs += ["labels"]
         if "index" in term.needs:
-            found += ["index"]
-    return ", ".join(dict.fromkeys(found)) or "nothing"
+            inputs += ["index"]
+    return ", ".join(dict.fromkeys(inputs)) or "nothing"
 
 
 def published(lines: list[str]) -> str:
-    """The figure for resnet32x4 -> resnet8x4, with what was said of how it was reported."""
+    """The figure for resnet32x4 -> resnet8x4, and how it was reported."""
     for line in lines:
-        found = re.search(r"resnet32x4 -> resnet8x4: ([\d.]+(?: \+- [\d.]+)?)(?: \(([^)]*)\))?", line)
-        if found:
-            value, how = found.groups()
-            how = how or next(iter(re.findall(r"\(((?:last|best) epoch[^)]*)\)", line[found.end() :])), None)
+        match = re.search(r"resnet32x4 -> resnet8x4: ([\d.]+(?: \+- [\d.]+)?)(?: \(([^)]*)\))?", line)
+        if match:
+            value, how = match.groups()
+            how = how or next(iter(re.findall(r"\(((?:last|best) epoch[^)]*)\)", line[match.end() :])), None)
             return f"{value.replace('+-', '±')}" + (f" ({how})" if how else "")
     return "-"
 
 
 def source(objective: Objective) -> str:
-    """The file of the loss that makes the method: the last term's."""
+    """The source file of the method's loss, which is the last term's."""
     path = inspect.getsourcefile(type(objective.named_terms()[-1][1].loss))
     assert path is not None
     return f"../{Path(path).resolve().relative_to(ROOT).as_posix()}"

@@ -32,18 +32,18 @@ from kd.process.classify import classify
 from kd.process.exits import Failure, exit_on_error, write_traceback
 from kd.process.job import Job
 
-HELP = """kd-compare answers whether distillation helped: one teacher, a student from scratch and one for each
-objective, for each seed, on the same budget and the same batches; then a table, verdicts and report.html.
+HELP = """kd-compare measures whether distillation helps: one teacher and, for each seed, one student from scratch and one
+for each objective, with the same budget and the same batches; then a table, verdicts and report.html.
 
   kd-compare objective=[kd,dkd,dist] seeds=5 student=resnet8 teacher=resnet56 epochs=30
 
-  objective=[...]   names in configs/objective; kd
-  seeds=5           how many, counted from 0; or which: seeds=[3,4]
-  shuffled=true     a control: the first objective with each sample getting another's answer
-  +variants.NAME=[OVERRIDE,...]   one more student, by overrides of kd-train
-  study=FOLDER      where the runs lie; by default a folder named by the configuration, so that the same command goes on
-                    where it was stopped and skips what is finished
-  hydra/launcher=joblib   runs side by side, through any of Hydra's launchers
+  objective=[...]   names from configs/objective; by default kd
+  seeds=5           the number of seeds, counted from 0, or a list: seeds=[3,4]
+  shuffled=true     adds a control: the first objective with the teacher's logits shuffled across samples
+  +variants.NAME=[OVERRIDE,...]   adds a student with these overrides of kd-train
+  study=FOLDER      the folder of the runs; by default it is named after the configuration, so that the same command
+                    resumes a comparison and skips finished runs
+  hydra/launcher=joblib   runs in parallel, with any of Hydra's launchers
 
 Everything else is an override of kd-train; see kd-train --help."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra/job_logging=file", "hydra/hydra_logging=none")
