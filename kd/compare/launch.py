@@ -32,8 +32,8 @@ from kd.process.classify import classify
 from kd.process.exits import Failure, exit_on_error, write_traceback
 from kd.process.job import Job
 
-HELP = """kd-compare measures whether distillation helps: one teacher and, for each seed, one student from scratch and one
-for each objective, with the same budget and the same batches; then a table, verdicts and report.html.
+HELP = """kd-compare measures whether distillation helps: one teacher and, for each seed, one student from scratch and
+one for each objective, with the same budget and the same batches; then a table, verdicts and report.html.
 
   kd-compare objective=[kd,dkd,dist] seeds=5 student=resnet8 teacher=resnet56 epochs=30
 
