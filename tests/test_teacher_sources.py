@@ -258,7 +258,7 @@ def test_another_network_than_the_run_folders_is_refused_by_name(source: Path, c
     line = complain(*PLAIN, "teacher=vit_tiny", "teacher.heads=4", f"teacher.checkpoint={source}")
     assert f"teacher.heads=4, but {source} contains vit_tiny with heads=2" in line
     line = complain(*PLAIN, "teacher=[cnn,mlp]", f"teacher.members.cnn.checkpoint={source}")
-    assert f"teacher.members.cnn is cnn, but {source} holds vit_tiny" in line
+    assert f"teacher.members.cnn is cnn, but {source} contains vit_tiny" in line
     assert "teacher.heads=4" in complain(*PLAIN, f"teacher={source}", "teacher.heads=4")
 
 
