@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 from machine import about
-from paced import Fit, composed
+from paced import Fit
 
 from kd import Arrays, Data, Memory
+from kd.cli import compose
 
 COMMON = (
     *("student=resnet20", "teacher=none", "objective=ce", "data=cifar100", "trainer.enable_progress_bar=false"),
@@ -37,8 +38,8 @@ def main() -> None:
     arrays = Arrays((images, labels), (images[:200], labels[:200]), tuple(map(str, range(100))))
     data = Data(Memory(arrays, batch_size=64, pad=4, flip=True))
     with tempfile.TemporaryDirectory() as folder:
-        guarded = Fit(composed(*COMMON), data, folder)
-        plain = Fit(composed(*COMMON, *UNGUARDED), Data(data.memory), folder)
+        guarded = Fit(compose(*COMMON), data, folder)
+        plain = Fit(compose(*COMMON, *UNGUARDED), Data(data.memory), folder)
         plain.distiller.on_train_batch_start = lambda *_: None  # type: ignore[method-assign]
         ratios, steps = [], []
         for turn in range(rounds + 10):

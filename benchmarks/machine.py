@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from kd.callbacks.speed import bf16_on_cpu
+from kd.callbacks._lightning import bf16_on_cpu
 
 
 def about(device: torch.device) -> str:

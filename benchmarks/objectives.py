@@ -18,12 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory
-from kd.cli.root import register
-from kd.process.compose import plain
+from kd.cli import compose
 from kd.train import assemble
 
 OBJECTIVES = sorted(path.stem for path in (kd.CONFIG_DIR / "objective").glob("*.yaml"))
@@ -31,9 +29,7 @@ OBJECTIVES = sorted(path.stem for path in (kd.CONFIG_DIR / "objective").glob("*.
 
 def step_of(name: str, data: Data, batch: Batch, pair: tuple[str, str]) -> tuple[Callable[[], None], int]:
     """One training step of an objective as a function, and how many parameters it adds to the student's."""
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        config = plain(compose("train", [f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}"]))
+    config = compose(f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}")
     student = assemble.network(config["student"], "student", data)
     objective = assemble.objective(config["objective"])
     labels = data.memory.parts["train"][1]

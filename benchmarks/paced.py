@@ -15,26 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from greenlet import getcurrent, greenlet
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 import kd
 from kd import Batch, Normalized
 from kd.callbacks.history import History
 from kd.callbacks.teacher_gate import TeacherGate
-from kd.cli.root import register
 from kd.distill.teacher_options import TeacherOptions
-from kd.process.compose import plain
 from kd.train import assemble
 
 T, ALPHA = 4.0, 0.9
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    """The configuration of kd-train as plain containers."""
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        return plain(compose("train", list(overrides)))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What ends a run, by its exit code: bad input, a training that failed, a signal; and how a near miss is named."""
+"""The errors that end a command, by exit code, and the nearest match of an unknown name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
-    """Something a user gave is wrong: shown as one line ``error: ...``, exit code 2."""
+    """Invalid input from the user: shown as one line ``error: ...``, exit code 2."""
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on, through no fault of the input: one line ``error: ...``, exit code 3."""
+    """Training cannot continue although the input is valid: one line ``error: ...``, exit code 3."""
 
 
 class Stopped(Exception):
@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 
 def disk_fault(error: BaseException | None) -> OSError | None:
-    """The disk's own complaint, which libraries hide behind one of theirs; None if there is none."""
+    """The OSError behind an exception, which libraries wrap in their own; None if there is none."""
     while error is not None:
         if isinstance(error, OSError):
             return error
@@ -36,39 +36,39 @@ def disk_fault(error: BaseException | None) -> OSError | None:
 
 
 @contextmanager
-def located(at: str) -> Iterator[None]:
-    """Puts the place in the configuration before whatever a constructor complains of."""
+def located(key: str) -> Iterator[None]:
+    """Puts the configuration key before the message of an error that a constructor raises."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise with_key(at, error) from error
+        raise with_key(key, error) from error
 
 
-def with_key(at: str, error: BaseException) -> InputError:
-    """The first line of ``error`` after its place, unless it names the place itself."""
+def with_key(key: str, error: BaseException) -> InputError:
+    """An InputError with the first line of ``error`` after its key, unless the line begins with the key."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(line if line.startswith(at) else f"{at}: {line}")
+    return InputError(line if line.startswith(key) else f"{key}: {line}")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``name``, or None where nothing is alike."""
+    """The choice most similar to ``name``, or None if none is similar."""
     lowered = {choice.lower(): choice for choice in choices}
     match = get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
     return lowered[match[0]] if match else None
 
 
-def unknown(what: str, name: str, choices: Iterable[str], shown: int = 20) -> InputError:
-    """The error for a name that is not among ``choices``: says the nearest one and what there is."""
-    known = sorted(choices)
-    near = nearest(name, known)
+def unknown(kind: str, name: str, choices: Iterable[str], limit: int = 20) -> InputError:
+    """The error for a name that is not among ``choices``: names the nearest one and lists up to ``limit``."""
+    available = sorted(choices)
+    near = nearest(name, available)
     hint = f"; did you mean {near!r}?" if near else ""
-    rest = f", ... ({len(known)} in all)" if len(known) > shown else ""
-    listed = ", ".join(known[:shown]) or "nothing"
-    return InputError(f"unknown {what} {name!r}{hint} (there is: {listed}{rest})")
+    more = f", ... ({len(available)} in all)" if len(available) > limit else ""
+    listed = ", ".join(available[:limit]) or "none"
+    return InputError(f"unknown {kind} {name!r}{hint} (available: {listed}{more})")
 
 
-def too_seldom(interval: int, batches: int) -> str:
-    """What is said of a validation that no epoch would come to."""
+def interval_too_long(interval: int, batches: int) -> str:
+    """The message for a validation interval that is longer than an epoch."""
     return (
         f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: set it to {batches} at "
         "most, or trainer.check_val_every_n_epoch=null to count batches over epochs"

@@ -11,7 +11,7 @@ from kd.errors import NO_SPACE, TrainingFailed
 
 
 def relative(folder: Path) -> Path:
-    """The folder as the user would type it."""
+    """The folder relative to the working directory, if it lies inside it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 

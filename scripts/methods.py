@@ -18,12 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hydra import compose, initialize_config_dir  # noqa: E402
-
 import kd  # noqa: E402
 from kd import Arrays, Data, Distiller, Memory, Objective  # noqa: E402
-from kd.cli.root import register  # noqa: E402
-from kd.process.compose import plain  # noqa: E402
+from kd.cli import compose  # noqa: E402
 from kd.train import assemble  # noqa: E402
 
 HEAD = """# Methods
@@ -54,9 +51,7 @@ def built(name: str) -> Objective:
     """The objective, built for resnet32x4 and resnet8x4."""
     import torch
 
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        config = plain(compose("train", [f"objective={name}", "teacher=resnet32x4", "student=resnet8x4"]))
+    config = compose(f"objective={name}", "teacher=resnet32x4", "student=resnet8x4")
     images, labels = torch.zeros(200, 3, 32, 32, dtype=torch.uint8), torch.arange(200) % 100
     data = Data(Memory(Arrays((images, labels), (images, labels), tuple(map(str, range(100)))), val="test"))
     student = assemble.network(config["student"], "student", data)
@@ -67,31 +62,31 @@ def built(name: str) -> Objective:
 
 
 def needs(objective: Objective) -> str:
-    """What the terms besides the labels' own cross-entropy look at."""
-    found: list[str] = []
+    """The inputs of the terms: layers or logits of the teacher, labels, sample indices."""
+    inputs: list[str] = []
     for _, term in objective.named_terms():
         if "teacher" in term.needs:
-            found += ["layers" if term.layers("teacher") else "logits"]
+            inputs += ["layers" if term.layers("teacher") else "logits"]
         if {"student", "labels"} < set(term.needs) or set(term.needs) == {"student", "labels"}:
-            found += ["labels"]
+            inputs += ["labels"]
         if "index" in term.needs:
-            found += ["index"]
-    return ", ".join(dict.fromkeys(found)) or "nothing"
+            inputs += ["index"]
+    return ", ".join(dict.fromkeys(inputs)) or "nothing"
 
 
 def published(lines: list[str]) -> str:
-    """The figure for resnet32x4 -> resnet8x4, with what was said of how it was reported."""
+    """The figure for resnet32x4 -> resnet8x4, and how it was reported."""
     for line in lines:
-        found = re.search(r"resnet32x4 -> resnet8x4: ([\d.]+(?: \+- [\d.]+)?)(?: \(([^)]*)\))?", line)
-        if found:
-            value, how = found.groups()
-            how = how or next(iter(re.findall(r"\(((?:last|best) epoch[^)]*)\)", line[found.end() :])), None)
+        match = re.search(r"resnet32x4 -> resnet8x4: ([\d.]+(?: \+- [\d.]+)?)(?: \(([^)]*)\))?", line)
+        if match:
+            value, how = match.groups()
+            how = how or next(iter(re.findall(r"\(((?:last|best) epoch[^)]*)\)", line[match.end() :])), None)
             return f"{value.replace('+-', '±')}" + (f" ({how})" if how else "")
     return "-"
 
 
 def source(objective: Objective) -> str:
-    """The file of the loss that makes the method: the last term's."""
+    """The source file of the method's loss, which is the last term's."""
     path = inspect.getsourcefile(type(objective.named_terms()[-1][1].loss))
     assert path is not None
     return f"../{Path(path).resolve().relative_to(ROOT).as_posix()}"

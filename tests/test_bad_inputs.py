@@ -194,7 +194,7 @@ CONFIGURATION: dict[str, dict[str, str]] = {
         "hydra.run.dir=file": "the run folder cannot be made: ",
         "hydra.run.dir=file/below": "the run folder cannot be made: ",
         "hydra.run.dir=/proc/none": "the run folder cannot be made: /proc/none: ",
-        "hydra.run.dir=before": "before holds a run already",
+        "hydra.run.dir=before": "before already contains a run",
     },
 }
 CASES = [
@@ -378,7 +378,7 @@ SPOILED = {
     ),
     "weights-without-a-run": (
         lambda run: torch.save({"fc.weight": torch.zeros(2)}, run / "checkpoints/last.ckpt"),
-        "last.ckpt is no checkpoint of a run of kd, so training cannot go on from it",
+        "last.ckpt is not a checkpoint of a run of kd, so training cannot be resumed from it",
     ),
     "other-data": (
         lambda run: edited(run / "checkpoints/last.ckpt", data_sha256="0" * 64),
@@ -388,7 +388,10 @@ SPOILED = {
         lambda run: edited(run / "checkpoints/last.ckpt", teacher_sha256="0" * 64),
         "last.ckpt was trained with another teacher: sha256",
     ),
-    "both-checkpoints-cut-off": (_both_torn, "is damaged or cut off, and there is no other whole checkpoint beside it"),
+    "both-checkpoints-cut-off": (
+        _both_torn,
+        "is damaged or truncated, and there is no other intact checkpoint beside it",
+    ),
     "no-configuration": (lambda run: (run / "config.yaml").unlink(), "no training has begun there"),
     "half-a-configuration": (lambda run: (run / "config.yaml").write_text("T: 4\n"), "config.yaml is damaged"),
     "configuration-that-is-no-yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
@@ -423,7 +426,7 @@ def test_truncated_checkpoint_falls_back_to_the_previous_one(copy: Path) -> None
     torn(copy / "run")
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
-    assert "last.ckpt is damaged or cut off" in on.stdout
+    assert "last.ckpt is damaged or truncated" in on.stdout
     assert "resume: from step 7, run/checkpoints/previous.ckpt" in on.stdout
 
 
@@ -525,7 +528,7 @@ DATA = {
     "label-too-large-in-a-batch": (
         "data=module data.kind=label",
         2,
-        "the data has the label 7, expected 0 to",
+        "the data has the label 7",
     ),
     "batch-larger-than-the-data": ("data.batch_size=500", 2, "batch_size=500 exceeds the 54 training images"),
     "no-whole-batch": (
@@ -534,7 +537,7 @@ DATA = {
         "no step was trained: the training data gives no whole batch",
     ),
     "pixels-that-are-not-finite": ("data=module data.kind=infinite", 3, "the loss term ce is nan at step 1"),
-    "killed-worker": ("data=module data.kind=killed", 3, "a worker of the data "),
+    "killed-worker": ("data=module data.kind=killed", 3, "a data worker "),
 }
 
 
@@ -579,18 +582,18 @@ MACHINE: dict[str, tuple[BaseException, int, str]] = {
     "no-memory-on-the-gpu": (
         torch.OutOfMemoryError(CUDA),
         3,
-        "out of memory on the GPU (tried to allocate 20.00 gib); a smaller",
+        "out of memory on the GPU (tried to allocate 20.00 gib); reduce data.batch_size",
     ),
-    "no-memory-on-the-host": (RuntimeError(HOST), 3, "out of memory; a smaller data.batch_size needs less"),
+    "no-memory-on-the-host": (RuntimeError(HOST), 3, "out of memory; reduce data.batch_size"),
     "no-memory-for-python": (
         MemoryError(),
         3,
-        "out of memory; a smaller data.batch_size needs less, and so do fewer data.workers",
+        "out of memory; reduce data.batch_size or data.workers",
     ),
     "shared-memory-too-small": (
         RuntimeError(SHM),
         3,
-        "the shared memory in /dev/shm is too small for the data's workers",
+        "the shared memory in /dev/shm is too small for the data workers",
     ),
     "disk-full-in-mid-run": (
         OSError(28, "No space left on device", "a.txt"),
@@ -624,7 +627,7 @@ def test_machine_failures(what: str, capsys: pytest.CaptureFixture[str], monkeyp
 def test_out_of_memory_in_a_run(complain: Complain, here: Path) -> None:
     (here / "full.py").write_text(BROKEN)
     words = given("+callbacks.own._target_=full.Broken +callbacks.own.kind=memory")
-    assert "out of memory; a smaller data.batch_size needs less" in complain(*words, code=3)
+    assert "out of memory; reduce data.batch_size" in complain(*words, code=3)
     assert not (here / "run/traceback.txt").exists()
     assert not (here / "run/summary.json").exists()
 
@@ -641,7 +644,7 @@ def test_nonfinite_gradient_ends_the_run_before_the_update(tmp_path: Path) -> No
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "the gradient of student.net.layer1" in line
-    assert "is not finite, though the loss is, at step 10; nothing after step 9 was kept" in line
+    assert "is not finite, although the loss is, at step 10; nothing after step 9 was saved" in line
     assert finite(tmp_path / "run") == 7
     assert not (tmp_path / "run/summary.json").exists()
 
@@ -658,11 +661,11 @@ def test_a_few_nonfinite_updates_may_be_skipped(tmp_path: Path) -> None:
     few = (POISON, "+callbacks.poison.step=3", "nan=skip", "callbacks.finite.most=2")
     done = launched(tmp_path, *few, "+callbacks.poison.times=2", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
-    assert "update left out (2 of 2)" in done.stdout
+    assert "update skipped (2 of 2)" in done.stdout
     assert finite(tmp_path / "run") == 14
     many = launched(tmp_path, *few, "+callbacks.poison.times=3", "hydra.run.dir=many")
     assert many.returncode == 3
-    assert "at step 5, after 2 updates left out" in many.stderr
+    assert "at step 5, after 2 skipped updates" in many.stderr
 
 
 @pytest.mark.slow

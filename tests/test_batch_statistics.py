@@ -108,7 +108,7 @@ def test_warning_where_a_learning_student_validates_at_chance(caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "kd.batch_statistics"):
         trained(0.001, AtChance())
     assert len(caplog.records) == 1
-    assert "no better than a guess" in caplog.text
+    assert "no better than chance" in caplog.text
     assert "running statistics" in caplog.text
 
 
@@ -117,7 +117,7 @@ def test_warning_for_wrong_validation_labels_only(caplog: pytest.LogCaptureFixtu
         trained(0.1, BatchStatistics(), AtChance())
         assert not caplog.records
         trained(0.1, BatchStatistics(), AtChance(), val_labels=(arrays(1, 50)[1] + 1) % 3)
-    assert "no better than a guess" in caplog.text
+    assert "no better than chance" in caplog.text
 
 
 def test_resumed_run_has_the_statistics_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_resumed_run_has_the_statistics_of_an_uninterrupted_one(tmp_path: Path) 
     strike += [f"+callbacks.saboteur.{key}" for key in ("batch=2", "signum=15", "mark=mark")]
     whole = launched(tmp_path, *words, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
-    assert "fill their running statistics faster" in whole.stdout + whole.stderr
+    assert "update their running statistics faster" in whole.stdout + whole.stderr
     stopped = launched(tmp_path, *words, *strike, "hydra.run.dir=stopped")
     assert stopped.returncode == 143, stopped.stderr
     going = launched(tmp_path, "resume=stopped", "trust=true")

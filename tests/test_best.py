@@ -11,16 +11,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Complain
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trained import QUIET, trained
 
-import kd
 from kd.callbacks.modes import mode_of
-from kd.cli.root import register
-from kd.process.compose import plain
+from kd.cli import compose
 from kd.train.pipeline import train
 
 SMALL = (
@@ -205,9 +202,7 @@ class Measured(Module):
 def test_missing_validation_or_test_loader_is_reported(
     tmp_path: Path, module: type[Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        config = plain(compose("train", [*QUIET, *SMALL]))
+    config = compose(*QUIET, *SMALL)
     summary = train({**config, "data": {"_target_": f"test_best.{module.__name__}"}}, tmp_path / "run")
     assert summary["metrics"]["chosen"] == "of the last epoch; nothing was validated"
     assert summary["metrics"]["best"] == summary["metrics"]["last"] == {}

@@ -70,7 +70,7 @@ def test_edited_numbers_are_detected(tmp_path: Path) -> None:
         edited = torch.load(path, weights_only=True)
         edit(edited)
         torch.save(edited, tmp_path / "y.ckpt")
-        with pytest.raises(Damaged, match="the sha256 of its content is not the one"):
+        with pytest.raises(Damaged, match="the sha256 of its content differs from the recorded one"):
             read(tmp_path / "y.ckpt")
 
 
@@ -128,7 +128,7 @@ def test_resume_with_other_initial_weights_is_refused(tmp_path: Path) -> None:
     AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/last.ckpt")
     shutil.rmtree(begun)
     shutil.copytree(sources[1], begun)
-    with pytest.raises(InputError, match=r"began from other weights than student\.checkpoint holds now"):
+    with pytest.raises(InputError, match=r"a run whose initial weights differ from those in student\.checkpoint now"):
         AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/last.ckpt")
 
 

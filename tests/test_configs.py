@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Memory
-from kd.cli.root import register
+from kd.cli import compose
 from kd.compare.launch import _composed, parse_options
 from kd.compare.plan import plan
-from kd.process.compose import plain
 from kd.train import assemble
 
 pytestmark = pytest.mark.usefixtures("hashed_once")
@@ -32,9 +30,7 @@ EXPERIMENTS = sorted(
 
 @cache
 def composed_once(*overrides: str) -> dict:
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        return plain(compose("train", list(overrides)))
+    return compose(*overrides)
 
 
 def composed(*overrides: str) -> dict:
@@ -74,7 +70,7 @@ ALIKE, UNLIKE = ("resnet20", "resnet14"), ("wrn_16_2", "resnet8")
 @pytest.mark.parametrize("pair", [ALIKE, UNLIKE], ids=["alike", "unlike"])
 @pytest.mark.parametrize("name", NAMES["objective"])
 def test_every_objective_learns(name: str, pair: tuple[str, str]) -> None:
-    config = composed(f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}")
+    config = compose(f"objective={name}", f"teacher={pair[0]}", f"student={pair[1]}")
     totals = losses(config, [3, 16, 16], 10)
     assert totals[-1] < totals[0], totals
 
@@ -89,13 +85,13 @@ def test_every_experiment_composes_and_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES["data"])
 def test_every_data_set_composes(name: str) -> None:
-    node = composed(f"data={name}")["data"]
+    node = compose(f"data={name}")["data"]
     assert {"_target_", "batch_size", "val"} <= set(node)
 
 
 @pytest.mark.parametrize("name", NAMES["debug"])
 def test_every_debug_state_composes(name: str) -> None:
-    assert composed(f"debug={name}")["trainer"]["limit_train_batches"]
+    assert compose(f"debug={name}")["trainer"]["limit_train_batches"]
 
 
 def test_an_objective_is_a_few_lines() -> None:

@@ -196,7 +196,7 @@ def test_no_hydra_files_in_the_working_folder(
 
 
 BAD = {
-    "run=nowhere": "nowhere is no finished run: summary.json is absent or damaged",
+    "run=nowhere": "nowhere is not a finished run: summary.json is missing or damaged",
     "part=tets": "unknown part 'tets'; did you mean 'test'?",
     "data=fashion_mnst": "unknown choice data=fashion_mnst; did you mean data=fashion_mnist?",
     "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the run's student has 10",
@@ -232,14 +232,14 @@ def refusal(run: Path, **options: Any) -> str:
 
 def test_unfinished_run_gives_a_one_line_error(run: Path) -> None:
     (run / "summary.json").unlink()
-    assert "is no finished run" in refusal(run)
+    assert "is not a finished run" in refusal(run)
 
 
 @pytest.mark.parametrize("key", ["student.mean", "data.classes", "data.config", "seed", "teacher.sha256"])
 def test_damaged_summary_gives_a_one_line_error(key: str, run: Path) -> None:
     part, _, name = key.partition(".")
     change(run, lambda summary: summary[part].pop(name) if name else summary.pop(part))
-    assert f"summary.json is damaged: it does not say {key}" in refusal(run)
+    assert f"summary.json is damaged: it has no {key}" in refusal(run)
 
 
 def test_images_of_unsupported_shape_give_a_one_line_error() -> None:

@@ -282,7 +282,7 @@ def test_missing_packages_error_names_the_install_command(
 
 
 BAD = {
-    "run=nowhere": "nowhere is no finished run",
+    "run=nowhere": "nowhere is not a finished run",
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
     "int8=sttic": "unknown kind of int8 'sttic'; did you mean 'static'?",
     "int8=static format=torchscript": "int8=static requires format=onnx",

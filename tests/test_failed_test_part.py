@@ -150,11 +150,11 @@ def test_damaged_test_picture_does_not_lose_the_training(tmp_path: Path, complai
     assert "3.png cannot be decoded" in failed.stderr
     assert summary_of(tmp_path / "run")["metrics"]["test"] is None
     picture.write_bytes(whole)
-    assert "; if it was repaired on purpose, resume_data=changed resumes with it" in complain("resume=run")
+    assert "; if it was changed on purpose, set resume_data=changed" in complain("resume=run")
     assert "unknown choice 'chnged'" in complain("resume=run", "resume_data=chnged")
     on = kd_train_in(tmp_path, ["resume=run", "resume_data=changed"], {})
     assert on.returncode == 0, on.stderr
-    assert "resumed all the same, as resume_data=changed asks" in on.stdout
+    assert "resumed anyway, as resume_data=changed is set" in on.stdout
     assert summary_of(tmp_path / "run")["metrics"]["test"]["acc"] >= 0
     assert "is finished already" in kd_train_in(tmp_path, ["resume=run"], {}).stdout
 

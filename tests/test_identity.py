@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 
 import kd
-from kd.cli.root import register
+from kd.cli import compose
 from kd.distill.cached import CacheOptions, digest, key_of
 from kd.distill.identity import MACHINE, RESUMABLE, STEP, answers_key, check_run, shaping, study_key, teacher_key
 from kd.errors import InputError
-from kd.process.compose import plain
 from kd.train import assemble
 from kd.train.teacher_recipe import recipe_of
 
@@ -27,9 +25,7 @@ Config = dict[str, Any]
 
 @cache
 def _composed(words: tuple[str, ...]) -> Config:
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        return plain(compose("train", list(words)))
+    return compose(*words)
 
 
 def composed(*words: str) -> Config:

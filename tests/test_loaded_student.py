@@ -109,7 +109,7 @@ def test_non_picture_is_refused(digits: Path, tmp_path: Path) -> None:
 def test_pictures_for_a_custom_data_module_are_refused(tmp_path: Path) -> None:
     words = ("~data", "+data={_target_: test_own_data_modules.Own}")
     run = trained(tmp_path, *DIGITS, *words)
-    with pytest.raises(InputError, match="the run's own data module prepares pictures"):
+    with pytest.raises(InputError, match="the run's custom data module prepares images in its own way"):
         kd.load(run).predict(Image.new("L", (8, 8)))
 
 
@@ -131,5 +131,5 @@ def test_card_describes_resizing_and_cropping(pets: tuple[Path, Path], tmp_path:
     export(str(pets[0]), format="safetensors", out=str(tmp_path))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["input"]["preparation"] == {"resize": 18, "crop": [16, 16]}
-    said = "the shorter side is resized to 18 pixels (bilinear, antialiased), the middle 16x16 cut out"
+    said = "the shorter side is resized to 18 pixels (bilinear, antialiased), then the central 16x16 is cropped"
     assert said in (tmp_path / "card.md").read_text()

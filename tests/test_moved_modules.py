@@ -13,6 +13,7 @@ from kd.callbacks.ema import EMA
 from kd.callbacks.history import History
 from kd.callbacks.nan_guard import NaNGuard
 from kd.callbacks.teacher_gate import TeacherGate
+from kd.cli import compose
 from kd.cli.root import register
 from kd.registry import build, losses, models, modules, optimisers, sources
 from kd.train import assemble
@@ -66,12 +67,11 @@ def test_callback_state_keys_do_not_change(callback: Callback, key: str) -> None
 
 
 def test_trained_teacher_cache_key_does_not_change() -> None:
-    from test_identity import composed
 
     from kd.distill.identity import teacher_key
     from kd.train.teacher_recipe import recipe_of
 
-    config = composed()
+    config = compose()
     assert teacher_key(recipe_of(config), assemble.data(config)) == "26914d9141f5acb5"
 
 

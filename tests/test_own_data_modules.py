@@ -387,7 +387,7 @@ BAD = {
     "val normalised": "the val images are float from -",
     "bytes": "divide them by their largest possible value (255 for bytes)",
     "sizes": "the data's images are of several shapes, [1, 8, 8] and [1, 9, 8]",
-    "pillow": "samples with a Image, of which no batch can be made",
+    "pillow": "samples with a Image, which cannot be batched",
     "hundred": "the data has the label -100, expected 0 to 3; an unknown label is -1",
     "high": "the data has the label 4, expected 0 to 3",
     "word": "the train labels are names, for example 'ant'",
@@ -447,11 +447,11 @@ def test_validation_interval_beyond_the_run_gives_a_one_line_error(complain: Com
 
 
 PLUS = {
-    "trainer.fast_dev_run=true": "write +trainer.fast_dev_run=true",
-    "trainer.val_check_interval=0.5": "write +trainer.val_check_interval=0.5",
-    "fast_dev_run=true": "write +trainer.fast_dev_run=true",
-    "precision=bf16-mixed": "write trainer.precision=bf16-mixed",
-    "callbacks.best.save_top_k=3": "write +callbacks.best.save_top_k=3",
+    "trainer.fast_dev_run=true": "set +trainer.fast_dev_run=true",
+    "trainer.val_check_interval=0.5": "set +trainer.val_check_interval=0.5",
+    "fast_dev_run=true": "set +trainer.fast_dev_run=true",
+    "precision=bf16-mixed": "set trainer.precision=bf16-mixed",
+    "callbacks.best.save_top_k=3": "set +callbacks.best.save_top_k=3",
     "trainer.fast_dev_rn=true": "did you mean +trainer.fast_dev_run?",
     "trainer.max_epoch=3": "did you mean trainer.max_epochs?",
 }

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_configs import composed
 from test_resume import FOLDER, MEMORY, WITNESS, as_if_nothing_happened, interrupted, pictures, run, whole
 
 from kd import Arrays, Memory
 from kd.callbacks.position import restore_position
+from kd.cli import compose
 from kd.data.folder import Folder
 from kd.data.loader import Loader, batches_of
 from kd.errors import InputError
@@ -41,7 +41,7 @@ def test_the_benchmark_s_epoch_has_782_steps() -> None:
     assert len(loader(50_000, 64)) == 782
     assert [len(batch.labels) for batch in loader(100, 64)] == [64, 36]
     for name in ("cifar100/resnet32x4_resnet8x4", "imagenet/r34_r18"):
-        assert composed(f"experiment={name}", "data=synthetic")["data"]["drop_last"] is False
+        assert compose(f"experiment={name}", "data=synthetic")["data"]["drop_last"] is False
     assert len(Loader(torch.zeros(100, 1, 1, 1), torch.zeros(100), 64, True)) == 1, "by default it is left out"
 
 

@@ -122,7 +122,7 @@ ENDS = {
     ("raise", 0): (1, "error: RuntimeError: this rank says no; the whole traceback is in "),
     ("full", 1): (3, "error: no space left: No space left on device: somewhere"),
     ("kill", 1): (3, "error: rank 1 of 2 processes was lost (killed by SIGKILL); the last checkpoint is kept"),
-    ("kill", 0): (-9, "error: another process of this job was lost, or did not answer in time"),
+    ("kill", 0): (-9, "error: another process of this job was lost, or did not respond in time"),
 }
 
 
@@ -177,7 +177,7 @@ def test_torchrun_without_a_common_folder_is_refused_once(tmp_path: Path) -> Non
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
-    assert "name the folder that they share, hydra.run.dir=FOLDER" in said[0]
+    assert "set the folder that they share, hydra.run.dir=FOLDER" in said[0]
     assert not list(tmp_path.iterdir())
 
 

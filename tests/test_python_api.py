@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from torch import nn
 from torch.utils.data import DataLoader
 
 import kd
 from kd import Distiller, Frozen, InputError, Objective, Optim, Term
+from kd.cli import compose
 from kd.losses import CE, KL
 
 SHAPE = (1, 8, 8)
@@ -112,3 +116,37 @@ def test_optim_object_is_unchanged() -> None:
     optim = Optim(OPTIM, schedule="constant")
     assert distiller(optim=optim).optim is optim
     assert distiller(optim=None).optim is None
+
+
+def test_a_configuration_is_composed_as_on_the_command_line_and_repeatedly() -> None:
+    first = compose("T=2", "teacher=[mlp,cnn]", "objective.kd.start=1")
+    assert first["T"] == 2.0
+    assert list(first["teacher"]["members"]) == ["mlp", "cnn"]
+    assert first["objective"]["kd"]["start"] == 1
+    assert type(first["objective"]) is dict
+    assert compose()["T"] == 4.0
+    assert compose("run=RUN", config="evaluate")["part"] == "test"
+    assert compose("runs=RUNS", config="report") == {"runs": "RUNS", "out": None}
+
+
+def test_composing_inside_a_hydra_job_leaves_that_job_s_configuration() -> None:
+    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
+        assert compose("T=2")["T"] == 2.0
+        assert hydra_compose("train", ["T=3"])["T"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "config", "message"),
+    [
+        (("trainer.max_epoch=3",), "train", "unknown key trainer.max_epoch; did you mean trainer.max_epochs?"),
+        (("student=resnet21",), "train", "unknown choice student=resnet21; did you mean student=resnet"),
+        (("T=warm",), "train", "T=warm: Value 'warm' of type 'str' could not be converted to Float"),
+        (("T",), "train", "options are written key=value"),
+        ((), "export", "run must be given"),
+    ],
+)
+def test_a_configuration_that_cannot_be_composed_is_an_input_error(
+    overrides: tuple[str, ...], config: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        compose(*overrides, config=config)

@@ -84,13 +84,13 @@ def test_the_command_that_a_stopped_run_suggests_resumes_it(tmp_path: Path, name
     watch = re.search(r"tensorboard --logdir (.+)", stopped.stdout)
     assert watch is not None
     assert words_of(watch[1]) == [name]
-    _, line = stopped.stderr.split("go on with: ")
+    _, line = stopped.stderr.split("resume with: ")
     _, *words = words_of(line)
     on = kd_train_in(tmp_path, [*words, "trust=true"], {"PYTHONPATH": str(Path(__file__).parent)})
     assert on.returncode == 0, on.stderr
     assert (tmp_path / name / "summary.json").is_file()
     again = launched(tmp_path, override("hydra.run.dir", name))
-    held = re.search(r"go on with it by (.+), or give another", again.stderr)
+    held = re.search(r"resume it with (.+), or set another", again.stderr)
     assert held is not None
     finished = kd_train_in(tmp_path, [*words_of(held[1]), "trust=true"], {"PYTHONPATH": str(Path(__file__).parent)})
     assert "finished already" in finished.stdout

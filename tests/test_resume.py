@@ -58,7 +58,7 @@ def interrupted(folder: Path, name: str, strike: Mapping[str, Any], *words: str)
     assert struck.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), (name, struck.stderr)
     if signum != signal.SIGKILL:
         (line,) = struck.stderr.splitlines()
-        assert f"go on with: kd-train resume={name}" in line
+        assert f"resume with: kd-train resume={name}" in line
     on = run(folder, f"resume={name}", "trust=true")
     assert on.returncode == 0, (name, on.stderr)
     return folder / name
@@ -258,7 +258,7 @@ def test_two_processes_resume(tmp_path: Path, after: int) -> None:
     struck = run(tmp_path, *words, fresh=True)
     assert struck.returncode == 143, struck.stderr
     (line,) = (line for line in struck.stderr.splitlines() if "Initializing distributed" not in line)
-    assert "go on with: kd-train resume=struck" in line
+    assert "resume with: kd-train resume=struck" in line
     on = run(tmp_path, "resume=struck", "trust=true", f"trainer.devices={after}", fresh=True)
     assert on.returncode == 0, on.stderr
     if after == 2:

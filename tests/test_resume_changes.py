@@ -196,7 +196,7 @@ def test_missing_best_checkpoint_is_reported_and_the_next_best_used(copy: Path) 
     (copy / "run/checkpoints/best.ckpt").unlink()
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
-    assert "checkpoints/best.ckpt is absent; the best epoch is chosen among the others" in on.stdout
+    assert "checkpoints/best.ckpt is missing; the best epoch is chosen among the others" in on.stdout
     summary = summary_of(copy / "run")
     assert summary["metrics"]["best"]["epoch"] == 1
     kept = torch.load(copy / "run/checkpoints/best.ckpt", weights_only=True)
@@ -262,7 +262,7 @@ def test_signal_during_the_test_prints_the_resume_command(tmp_path: Path) -> Non
     done = launched(tmp_path, *struck("test", 2, 0, 15), "hydra.run.dir=run")
     assert done.returncode == 143
     (line,) = done.stderr.splitlines()
-    assert line == "error: stopped by SIGTERM in the test; go on with: kd-train resume=run"
+    assert line == "error: stopped by SIGTERM in the test; resume with: kd-train resume=run"
     assert summary_of(tmp_path / "run")["metrics"]["test"] is None
     on = launched_resume(tmp_path)
     assert on.returncode == 0, on.stderr
@@ -275,7 +275,7 @@ def test_resume_from_the_previous_checkpoint_repeats_no_epoch(copy: Path) -> Non
     assert (copy / "run/checkpoints/previous.ckpt").is_file()
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
-    assert "is damaged or cut off" in on.stdout
+    assert "is damaged or truncated" in on.stdout
     assert (copy / "run/history.csv").read_text() == (copy / "done/history.csv").read_text()
 
 
@@ -303,6 +303,6 @@ def test_a_second_resume_after_a_resume(tmp_path: Path) -> None:
 
 def test_contradictory_resume_options_start_no_new_run(complain: Complain, tmp_path: Path) -> None:
     assert "resume= names no run folder" in complain("resume=")
-    assert "resume_data=changed is for a run that is resumed" in complain("resume_data=changed")
+    assert "resume_data=changed applies to a resumed run only" in complain("resume_data=changed")
     (tmp_path / "null").mkdir()
     assert "the folder of that name is resume=./null" in complain("resume=null")

@@ -47,7 +47,7 @@ def test_same_options_or_more_epochs_are_the_same_experiment(copy: Path) -> None
 
 def test_existing_run_folder_is_not_overwritten(copy: Path, complain: Complain) -> None:
     line = complain(*WORDS, "hydra.run.dir=done")
-    assert line == "error: done holds a run already: go on with it by resume=done, or give another hydra.run.dir"
+    assert line == "error: done already contains a run: resume it with resume=done, or set another hydra.run.dir"
 
 
 def _limit(megabytes: float) -> Any:
@@ -73,7 +73,7 @@ def test_checkpoint_replacement_is_atomic(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(kd.errors.TrainingFailed, match="No space left on device; the one before is kept"):
+    with pytest.raises(kd.errors.TrainingFailed, match="No space left on device; the previous one is kept"):
         files.save_checkpoint({"a": torch.zeros(3), "b": Unwritable()}, path)
     assert torch.equal(files.load_checkpoint(path)["a"], torch.ones(3))
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
@@ -121,7 +121,7 @@ def test_full_disk_stops_tensorboard_but_not_the_run(tmp_path: Path, small: Path
     done = launched(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("the curves end here, training goes on") == 1
+    assert done.stdout.count("the curves end here, training continues") == 1
     assert (tmp_path / "run/summary.json").exists()
 
 

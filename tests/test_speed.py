@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from conftest import Complain, Run
 from hypothesis import given
 from hypothesis import strategies as st
-from test_configs import composed
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd
 from kd import Arrays, Batch, Data, Distiller, Frozen, InputError, Memory, Normalized, Taps
-from kd.callbacks.speed import Speed, bf16_on_cpu
+from kd.callbacks._lightning import bf16_on_cpu
+from kd.callbacks.speed import Speed
+from kd.cli import compose
 from kd.distill.cached import Cached, CacheOptions, cached
 from kd.losses import _fused_kl
 from kd.losses.divergences import kl, kl_div
@@ -282,7 +283,7 @@ def short_run(folder: Path, *overrides: str, base: Sequence[str] = (*SMALL, "tea
         saved += tensor.numel() * tensor.element_size()
         return tensor
 
-    config = composed(*base, *overrides)
+    config = compose(*base, *overrides)
     data = assemble.data(config)
     torch.manual_seed(0)
     teacher = assemble.teacher(config, data, weights=False)
@@ -336,7 +337,7 @@ def test_a_teacher_in_lower_precision_is_measured_and_refused_past_a_bound(
     monkeypatch.setattr("kd.callbacks.speed.for_inference", lambda *_: (Scrambled(network.net.fc.out_features), 0))
     line = complain(*words, "hydra.run.dir=b", "teacher.cache=off")
     assert line.startswith("error: speed.teacher_precision: the teacher's logits differ from the plain network's by at")
-    assert "less than speed.min_agreement=0.95; say speed.teacher_precision=32" in line
+    assert "less than speed.min_agreement=0.95; set speed.teacher_precision=32" in line
     line = complain(*SMALL, "hydra.run.dir=c", "teacher.cache=off")
     assert line.startswith("error: speed.fold: the teacher's logits differ from the plain network's by at most ")
     assert line.endswith("more than rounding; set speed.fold=false")
@@ -431,7 +432,7 @@ class Waits(TorchDispatchMode):
 
 def steps(data: Data, teacher: Any, device: str = "cpu") -> Iterator[Callable[[], None]]:
     """Training steps between logs, optimiser included, each as a function."""
-    config = composed("objective=kd", "student=resnet8", "trainer=cpu")
+    config = compose("objective=kd", "student=resnet8", "trainer=cpu")
     distiller = assemble.distiller(config, data, teacher).to(device).train()
     distiller.log = distiller.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = assemble.optim(config["optim"]).make(list(distiller.parameters()))
@@ -499,7 +500,7 @@ def test_help_imports_neither_lightning_nor_torchvision(tmp_path: Path) -> None:
 def test_the_largest_batch_is_found_and_trained_with(kd_train: Run, tmp_path: Path) -> None:
     done = kd_train(*SMALL, "callbacks=batch_size", "callbacks.batch_size.start=16", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
-    assert "batch size: 360, the largest that fits; data.batch_size=360 says so" in done.stdout
+    assert "batch size: 360, the largest that fits; set data.batch_size=360 to skip the search" in done.stdout
     assert "2 epochs, 2 steps in" in done.stdout
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from trained import trained
 
-import kd
-from kd.cli.root import register
+from kd.cli import compose
 from kd.compare.plan import check_same, prepare
 from kd.errors import InputError
-from kd.process.compose import plain
 
 SMALL = (
     *("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=120", "data.test=40"),
@@ -25,14 +21,8 @@ SMALL = (
 TAUGHT = (*SMALL, "teacher=mlp", "teacher.min_accuracy=0", "objective=kd")
 
 
-def composed(*words: str) -> dict[str, Any]:
-    register()
-    with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        return plain(compose("train", list(words)))
-
-
 def name_of(*words: str) -> str:
-    return prepare({"kd": composed(*TAUGHT, "teacher.epochs=0", *words)}, words).name
+    return prepare({"kd": compose(*TAUGHT, "teacher.epochs=0", *words)}, words).name
 
 
 def test_study_name_depends_only_on_what_affects_its_runs() -> None:
@@ -74,7 +64,7 @@ def test_cell_of_another_configuration_is_not_reused(tmp_path: Path) -> None:
     words = (*SMALL, "objective=kd", "teacher=cnn", f"teacher.checkpoint={source}", "teacher.min_accuracy=0")
     run = trained(tmp_path / "study", *words)
     for word in ("seed=4", "data.eval_batch_size=9", "callbacks.bar=null", "speed.fold=false"):
-        check_same(composed(*words, word), run)
+        check_same(compose(*words, word), run)
     for word, message in (
         ("T=2", "T=4.0, not 2.0"),
         ("callbacks.best.mode=min", "callbacks.best.mode=max, not min"),
@@ -82,7 +72,7 @@ def test_cell_of_another_configuration_is_not_reused(tmp_path: Path) -> None:
         ("+callbacks.ema={_target_: kd.callbacks.EMA}", "callbacks.ema._target_=None"),
     ):
         with pytest.raises(InputError, match=f"contains a run with .*{message}"):
-            check_same(composed(*words, word), run)
+            check_same(compose(*words, word), run)
 
 
 def test_a_teachers_weights_replaced_between_cells_of_a_study_are_refused(tmp_path: Path) -> None:
@@ -90,20 +80,20 @@ def test_a_teachers_weights_replaced_between_cells_of_a_study_are_refused(tmp_pa
     teacher = Path(shutil.copytree(sources[0], tmp_path / "teacher"))
     words = (*SMALL, "objective=kd", "teacher=cnn", f"teacher.checkpoint={teacher}", "teacher.min_accuracy=0")
     run = trained(tmp_path / "study", *words)
-    check_same(composed(*words), run)
+    check_same(compose(*words), run)
     shutil.rmtree(teacher)
     shutil.copytree(sources[1], teacher)
     with pytest.raises(InputError, match=r"other weights in teacher\.checkpoint"):
-        check_same(composed(*words), run)
+        check_same(compose(*words), run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["about"]["files"]  # as a run of before had it
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    check_same(composed(*words), run)
+    check_same(compose(*words), run)
 
 
 def test_cell_trained_on_changed_data_is_refused(tmp_path: Path) -> None:
     run = trained(tmp_path, *SMALL, "teacher=none", "objective=ce")
-    config = composed(*SMALL, "teacher=none", "objective=ce")
+    config = compose(*SMALL, "teacher=none", "objective=ce")
     check_same(config, run, json.loads((run / "summary.json").read_text())["data"]["sha256"])
     check_same(config, run)
     with pytest.raises(InputError, match="contains a run on other data"):

@@ -192,7 +192,7 @@ def test_columns_of_a_ready_teacher_with_more_classes_can_be_selected(mine: Path
 
 def test_untrained_ready_teacher_fails_the_accuracy_gate(complain: Complain) -> None:
     words = [word for word in PLAIN if not word.startswith("teacher.")]
-    assert "of the validation images right" in complain(*words, "teacher=cnn", "teacher.epochs=0")
+    assert "has a validation accuracy of" in complain(*words, "teacher=cnn", "teacher.epochs=0")
 
 
 REFUSED = {
@@ -254,18 +254,18 @@ def test_a_run_folder_as_teacher_brings_its_network(
 
 def test_another_network_than_the_run_folders_is_refused_by_name(source: Path, complain: Complain) -> None:
     line = complain(*PLAIN, "teacher=cnn", f"teacher.checkpoint={source}")
-    assert f"teacher=cnn, but {source} holds vit_tiny; teacher={source} takes the network from there" in line
+    assert f"teacher=cnn, but {source} contains vit_tiny; set teacher={source} to use that network" in line
     line = complain(*PLAIN, "teacher=vit_tiny", "teacher.heads=4", f"teacher.checkpoint={source}")
-    assert f"teacher.heads=4, but {source} holds vit_tiny with heads=2" in line
+    assert f"teacher.heads=4, but {source} contains vit_tiny with heads=2" in line
     line = complain(*PLAIN, "teacher=[cnn,mlp]", f"teacher.members.cnn.checkpoint={source}")
-    assert f"teacher.members.cnn is cnn, but {source} holds vit_tiny" in line
+    assert f"teacher.members.cnn is cnn, but {source} contains vit_tiny" in line
     assert "teacher.heads=4" in complain(*PLAIN, f"teacher={source}", "teacher.heads=4")
 
 
 def test_missing_run_folder_is_reported(complain: Complain) -> None:
     assert "teacher=./nowhere is neither a network nor a run folder" in complain(*PLAIN, "teacher=./nowhere")
     Path("empty").mkdir()
-    assert "empty is no finished run" in complain(*PLAIN, "teacher=empty")
+    assert "empty is not a finished run" in complain(*PLAIN, "teacher=empty")
 
 
 def test_a_run_folder_as_teacher_runs_nothing_that_is_not_registered(source: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_edited_run_description_is_refused(source: Path, tmp_path: Path) -> None
         summary = {**whole, "student": {**whole["student"], key: value}}
         (run / "summary.json").write_text(json.dumps(summary))
         for read in (kd.load, lambda run: evaluate(str(run))):
-            with pytest.raises(InputError, match=rf"was edited: it says student\.{key}="):
+            with pytest.raises(InputError, match=rf"was edited: it has student\.{key}="):
                 read(run)
 
 

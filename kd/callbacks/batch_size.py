@@ -1,4 +1,4 @@
-"""The largest batch that fits, found by Lightning's own callback before training."""
+"""The largest batch size that fits, searched by Lightning's own callback before training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class BatchSize(BatchSizeFinder):
-    """Doubles ``data.batch_size`` until memory is short or the training set is one batch, and trains with the last.
+    """Doubles ``data.batch_size`` until memory runs out or the training set is one batch; trains with the largest.
 
     Args:
         start: the first size tried.
-        most: no larger one is tried. A CPU does not say when its memory is full: set this to what it can hold.
-        steps: optimiser steps of each trial.
+        most: the largest size tried. On a CPU, set it to what fits, as a CPU does not report that memory is full.
+        steps: optimiser steps per trial.
 
-    The size found becomes the ``data.batch_size`` of the run's configuration, with which the run is resumed.
+    The result becomes ``data.batch_size`` in the run's configuration, so that a resumed run uses it.
     """
 
     def __init__(self, start: int = 64, most: int = 4096, steps: int = 3) -> None:
@@ -35,23 +35,23 @@ class BatchSize(BatchSizeFinder):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.ckpt_path is not None:
             size = data_of(trainer).batch_size
-            log.info("batch size: %d, as the run found it when it began", size)
+            log.info("batch size: %d, as determined at the start of the run", size)
             return
         super().on_fit_start(trainer, pl_module)
-        trainer.strategy.setup_optimizers(trainer)  # their schedule is as long as there are steps
+        trainer.strategy.setup_optimizers(trainer)  # the length of their schedule depends on the batch size
         size = int(data_of(trainer).batch_size or 0)
-        log.info("batch size: %d, the largest that fits; data.batch_size=%d says so without looking", size, size)
+        log.info("batch size: %d, the largest that fits; set data.batch_size=%d to skip the search", size, size)
         _configure(trainer, pl_module, size)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Evaluation has a batch size of its own, which is not looked for."""
+        """Does nothing: evaluation has its own batch size, which is not searched."""
 
 
 def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
-    """Writes the size into the configuration: of the run folder, and of the checkpoints that are written and read."""
+    """Records the size in the configuration of the run folder and of its checkpoints."""
     config = module.hparams["config"]
     if "batch_size" not in config["data"]:
-        log.warning("batch size: it is no option of data, so a run of another process would not know it")
+        log.warning("batch size: data has no option batch_size, so the result cannot be recorded in the configuration")
         return
     config = {**config, "data": {**config["data"], "batch_size": size}}
     module.hparams["config"] = config
@@ -59,6 +59,6 @@ def _configure(trainer: pl.Trainer, module: Any, size: int) -> None:
         files.config = config
     path = Path(trainer.default_root_dir) / CONFIG
     if trainer.is_global_zero and path.is_file():
-        known = yaml.safe_load(path.read_text())
-        known["data"]["batch_size"] = size
-        write_text(path, yaml.safe_dump(known, sort_keys=False))
+        recorded = yaml.safe_load(path.read_text())
+        recorded["data"]["batch_size"] = size
+        write_text(path, yaml.safe_dump(recorded, sort_keys=False))

@@ -1,4 +1,4 @@
-"""The callback that keeps the best epoch, and how ties are broken."""
+"""The callback that saves the best epoch, and how ties are broken."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ log = logging.getLogger(__name__)
 
 
 class Best(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, in a run folder that may have been moved since.
+    """Lightning's ModelCheckpoint for run folders that may be moved.
 
-    Of epochs with the same value of the monitored metric the one with the lower ``val/nll`` is the better, and of those
-    the later. A metric of the validation is never taken for that of a later step. With ``save_top_k`` other than 1 each
-    checkpoint has a file of its own.
+    Ties of the monitored metric are broken by the lower ``val/nll``, then by the later epoch. A validation metric is
+    never attributed to a later step. With ``save_top_k`` other than 1, each checkpoint has its own file.
+
+    It overrides private methods of ``ModelCheckpoint``, as of pytorch-lightning 2.6.6.
     """
 
     _validated_at = -1
     _tied: Mapping[str, tuple[float, int]] = {}  # path to val/nll and step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        with warnings.catch_warnings():  # of checkpoints in the folder, which are those of a resumed run
+        with warnings.catch_warnings():  # about checkpoints in the folder, which a resumed run has
             warnings.filterwarnings("ignore", message=".*and is not empty")
             super().setup(trainer, pl_module, stage)
 
@@ -40,7 +41,7 @@ class Best(ModelCheckpoint):
             self._validated_at = trainer.global_step
         due = self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer)
         super().on_validation_end(trainer, pl_module)
-        if due and self._defer_save_until_validation:  # which Lightning leaves to the epoch's end, and forgets there
+        if due and self._defer_save_until_validation:  # Lightning defers it to the end of the epoch, and omits it there
             self._defer_save_until_validation = False
             super()._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -54,21 +55,21 @@ class Best(ModelCheckpoint):
         return {**super().state_dict(), "tied": {path: list(tie) for path, tie in self._tied.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, here = state_dict["dirpath"], self.dirpath
-        moved = partial(moved_to, before=before, here=here)
-        state = dict(state_dict) | {"dirpath": here} if before != here else dict(state_dict)
+        before, now = state_dict["dirpath"], self.dirpath
+        moved = partial(moved_to, before=before, now=now)
+        state = dict(state_dict) | {"dirpath": now} if before != now else dict(state_dict)
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = moved(state[key])
         state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
         super().load_state_dict(state)
-        self.current_score = state["current_score"]  # which Lightning saves and forgets
+        self.current_score = state["current_score"]  # Lightning saves it and does not restore it
         self._tied = {moved(path): (float(nll), int(step)) for path, (nll, step) in state.get("tied", {}).items()}
         self._forget([path for path in self.best_k_models if not Path(path).is_file()])
 
     def _forget(self, absent: list[str]) -> None:
-        """Checkpoints that are no longer there are no rivals to those to come."""
+        """Removes missing checkpoints from the ranking."""
         for path in absent:
-            log.warning("resume: %s is absent; the best epoch is chosen among the others", path)
+            log.warning("resume: %s is missing; the best epoch is chosen among the others", path)
             del self.best_k_models[path]
         if absent:
             self.best_model_path = self.kth_best_model_path = ""
@@ -96,7 +97,7 @@ class Best(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def _choose(self) -> None:
-        """The best and the last of those that are kept, by :meth:`_rank_of`."""
+        """Sets the best and the worst of the saved checkpoints, by :meth:`_rank_of`."""
         self._tied = {path: tie for path, tie in self._tied.items() if path in self.best_k_models}
         if not self.best_k_models:
             return
@@ -113,14 +114,14 @@ class Best(ModelCheckpoint):
         return float(score) * (1 if self.mode == "max" else -1), -nll, step
 
 
-def moved_to(path: str, before: str | None, here: str | Path | None) -> str:
-    """A checkpoint's path in the folder where its run lies now."""
-    if not path or not here:
+def moved_to(path: str, before: str | None, now: str | Path | None) -> str:
+    """A checkpoint's path after its run folder was moved."""
+    if not path or not now:
         return path
     inside = before and Path(path).is_relative_to(before)
-    return str(Path(here) / (Path(path).relative_to(before) if inside else Path(path).name))  # type: ignore[arg-type]
+    return str(Path(now) / (Path(path).relative_to(before) if inside else Path(path).name))  # type: ignore[arg-type]
 
 
 def _tie(trainer: pl.Trainer) -> tuple[float, int]:
-    """What breaks a tie: NLL on validation and the step."""
+    """What breaks a tie: the validation NLL and the step."""
     return float(trainer.callback_metrics.get("val/nll", torch.inf)), trainer.global_step

@@ -35,26 +35,26 @@ LAYOUT = {
 class Charts(Callback):
     """TensorBoard's custom-scalars layout, and an HPARAMS tab that names its metrics from the start.
 
-    The teacher's accuracy and the agreement with it are among them only where a teacher answers.
+    They include the teacher's accuracy and the agreement with it only if there is a teacher.
 
     Args:
         hyperparameters: flat names to plain values.
     """
 
-    OWN = {"hp/val_acc": "val/acc", "hp/val_nll": "val/nll"}
-    TAUGHT = {"hp/teacher_acc": "teacher/acc", "hp/agreement": "val/agreement"}
+    STUDENT = {"hp/val_acc": "val/acc", "hp/val_nll": "val/nll"}
+    TEACHER = {"hp/teacher_acc": "teacher/acc", "hp/agreement": "val/agreement"}
 
     def __init__(self, hyperparameters: dict[str, Any] | None = None) -> None:
         self.hyperparameters = hyperparameters or {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path is not None:
-            return  # it was said when the run began
-        taught = getattr(pl_module, "teacher", None) is not None
-        named = [*self.OWN, *(self.TAUGHT if taught else ())]
+            return  # logged at the start of the run
+        has_teacher = getattr(pl_module, "teacher", None) is not None
+        metrics = [*self.STUDENT, *(self.TEACHER if has_teacher else ())]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.hyperparameters, dict.fromkeys(named, 0.0))
+                logger.log_hyperparams(self.hyperparameters, dict.fromkeys(metrics, 0.0))
             else:
                 logger.log_hyperparams(self.hyperparameters)
         with board(trainer) as writer:
@@ -65,8 +65,8 @@ class Charts(Callback):
         if trainer.sanity_checking:
             return
         with board(trainer) as writer:
-            for tag, source in {**self.OWN, **self.TAUGHT}.items():
-                if writer is not None and source in trainer.callback_metrics:  # at the last step that is done
+            for tag, source in {**self.STUDENT, **self.TEACHER}.items():
+                if writer is not None and source in trainer.callback_metrics:  # at the last finished step
                     writer.add_scalar(tag, float(trainer.callback_metrics[source]), trainer.global_step - 1)
 
 
@@ -74,7 +74,7 @@ class Pictures(Callback):
     """At the end of training: the confusion matrix, and the images on which teacher and student disagree most.
 
     Args:
-        images: how many images of the validation set the grid shows.
+        images: number of validation images in the grid.
     """
 
     def __init__(self, images: int = 32) -> None:
@@ -87,42 +87,42 @@ class Pictures(Callback):
         with board(trainer) as writer:
             if writer is None or not isinstance(counts, Tensor):
                 return
-            writer.add_image("pictures/confusion", confusion_picture(counts), trainer.global_step)
+            writer.add_image("pictures/confusion", confusion_image(counts), trainer.global_step)
             disagreed = self._disagreed(trainer, pl_module) if pl_module.teacher is not None else None
             if disagreed is not None:
-                images, words = disagreed
+                images, classes = disagreed
                 names = data_of(trainer).names
                 writer.add_image("pictures/disagreement", grid(images), trainer.global_step)
-                writer.add_text("pictures/disagreement", caption(words, names), trainer.global_step)
+                writer.add_text("pictures/disagreement", caption(classes, names), trainer.global_step)
 
     @torch.no_grad()
     def _disagreed(self, trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor] | None:
-        """The images with the largest KL, and for each [label, teacher's, student's class]."""
-        images, words, scores = [], [], []
+        """The images with the largest KL, and for each its label and the classes predicted by teacher and student."""
+        images, classes, scores = [], [], []
         module.eval()
         for batch in validation_batches(trainer, module):
             student, teacher = module(batch.images).float(), module.teacher(batch)[""].float()
             p, q = teacher.softmax(-1), student.softmax(-1)
             scores.append((p * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum(-1).cpu())
-            words.append(torch.stack([class_of(batch.labels), p.argmax(-1), q.argmax(-1)], 1).cpu())
+            classes.append(torch.stack([class_of(batch.labels), p.argmax(-1), q.argmax(-1)], 1).cpu())
             images.append(batch.images.cpu())
         if not scores:
             return None
         order = torch.cat(scores).argsort(descending=True)[: self.images]
-        return torch.cat(images)[order], torch.cat(words)[order]
+        return torch.cat(images)[order], torch.cat(classes)[order]
 
 
-def confusion_picture(counts: Tensor, size: int = 480) -> Tensor:
-    """A picture [3, size, size] of a confusion matrix [C, C]: rows are labels, darker is more of the row."""
+def confusion_image(counts: Tensor, size: int = 480) -> Tensor:
+    """A confusion matrix [C, C] as an image [3, size, size]: rows are labels, darker is a larger share of the row."""
     shares = counts.float() / counts.sum(1, keepdim=True).clamp(min=1)
     cell = max(1, size // len(shares))
     blue = torch.tensor([0.03, 0.19, 0.42]).view(3, 1, 1)
-    picture = 1 - shares.cpu()[None] * (1 - blue)
-    return F.interpolate(picture[None], scale_factor=cell, mode="nearest")[0]
+    image = 1 - shares.cpu()[None] * (1 - blue)
+    return F.interpolate(image[None], scale_factor=cell, mode="nearest")[0]
 
 
 def grid(images: Tensor, columns: int = 8, scale: int = 56) -> Tensor:
-    """Images [N, C, H, W] side by side as one picture, enlarged without smoothing."""
+    """Images [N, C, H, W] side by side as one image, enlarged without smoothing."""
     pixels = images.float() / (255 if images.dtype == torch.uint8 else 1)
     pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
     pixels = F.interpolate(pixels, scale_factor=max(1, round(scale / pixels.shape[-1])), mode="nearest")
@@ -132,10 +132,10 @@ def grid(images: Tensor, columns: int = 8, scale: int = 56) -> Tensor:
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).clamp(0, 1)
 
 
-def caption(words: Tensor, names: Sequence[str] | None, columns: int = 8) -> str:
-    """A markdown table for the grid: label, teacher's and student's answer for each picture."""
-    name = lambda c: "?" if c < 0 else names[c] if names else str(c)  # noqa: E731 (-1 is not known)
-    cells = [f"**{name(y)}** teacher {name(t)}, student {name(s)}" for y, t, s in words.tolist()]
+def caption(classes: Tensor, names: Sequence[str] | None, columns: int = 8) -> str:
+    """A markdown table for the grid: label, teacher's and student's prediction for each image."""
+    name = lambda c: "?" if c < 0 else names[c] if names else str(c)  # noqa: E731 (-1 is unknown)
+    cells = [f"**{name(y)}** teacher {name(t)}, student {name(s)}" for y, t, s in classes.tolist()]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     head = "|" + " |" * columns + "\n|" + "---|" * columns + "\n"
     return head + "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: how they are written, when, and which one a run goes on from."""
+"""Checkpoints: written atomically, when, and how a signal ends a run that can be resumed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
+from kd.callbacks._lightning import log_train_step, validates_next
 from kd.distill.identity import files_of
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
 from kd.files import atomic, relative
@@ -25,14 +26,14 @@ from kd.process.command import command
 from kd.run_folder import integrity
 from kd.run_folder.checkpoints import LAST, PREVIOUS
 
-PATIENCE = 10.0  # seconds that a validation may go on after a signal
+PATIENCE = 10.0  # seconds that a validation may continue after a signal
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, brings it to the disk and renames; reads nothing but tensors and plain containers.
+    """Writes a temporary file, flushes it to disk and renames it; reads only tensors and plain containers.
 
     Args:
-        config: of the run, whose checkpoints alone are read; None reads any.
+        config: the run's configuration; checkpoints of other runs are refused. None accepts any.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
@@ -40,10 +41,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.config = config
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Replaces ``path`` by the checkpoint, or leaves it as it was.
+        """Replaces ``path`` by the checkpoint, or leaves it unchanged.
 
         Raises:
-            TrainingFailed: no space, or another fault of the disk.
+            TrainingFailed: no space left, or another disk error.
         """
         path = Path(path)
         try:
@@ -57,8 +58,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if fault is None:
                 raise
             needed = sum(t.numel() * t.element_size() for t in tensors_of(checkpoint)) / 1e6
-            why = f"the checkpoint {path} of {needed:.1f} MB cannot be written: {os.strerror(fault.errno or 0)}"
-            raise TrainingFailed(f"{why}; the one before is kept") from error
+            reason = f"the checkpoint {path} of {needed:.1f} MB cannot be written: {os.strerror(fault.errno or 0)}"
+            raise TrainingFailed(f"{reason}; the previous one is kept") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
@@ -78,28 +79,29 @@ def tensors_of(content: Any) -> list[torch.Tensor]:
 
 
 class Last(Checkpoint):
-    """Keeps ``last.ckpt``, from which the run goes on to the very end that it would have had, and the one before it.
+    """Saves ``last.ckpt``, from which the run can be resumed exactly, and the previous one as a fallback.
 
-    It is written at each epoch's end, after validation, every ``minutes``, and when SIGTERM or SIGINT asks the run to
-    stop; a second signal ends it at once. Never between an epoch's last step and the end of its validation, as
-    Lightning would leave that validation out. Put it after the callback that keeps the best, so that it knows of it.
+    It is written at the end of each epoch, after validation, every ``minutes``, and on SIGTERM or SIGINT, which stop
+    the run; a second signal ends it immediately. It is never written between an epoch's last step and the end of its
+    validation, as Lightning would omit that validation. Add it after the callback that saves the best epoch, so that it
+    contains that callback's new state.
 
     Args:
         dirpath: the folder.
-        minutes: the longest time between two; None for epochs only.
-        steps: how many optimiser steps lie between two; None for epochs only.
+        minutes: the longest time between two checkpoints; None for epochs only.
+        steps: the number of optimiser steps between two checkpoints; None for epochs only.
 
     Raises:
         InputError: numbers that are not positive.
         Stopped: after a signal, once the state is saved.
     """
 
-    save_weights_only = False  # as ModelCheckpoint calls it: the optimiser and the place in the run are kept too
+    save_weights_only = False  # as in ModelCheckpoint: optimiser and position are saved as well
 
     def __init__(self, dirpath: str, minutes: float | None = 10.0, steps: int | None = None) -> None:
         for key, value in (("minutes", minutes), ("steps", steps)):
             if value is not None and not value > 0:
-                raise InputError(f"{key} must be above 0, or null for none; got {value}")
+                raise InputError(f"{key} must be above 0, or null to disable; got {value}")
         self.folder, self.minutes, self.steps = Path(dirpath), minutes, steps
         self.signum: int | None = None
         self._signalled = 0.0
@@ -111,11 +113,11 @@ class Last(Checkpoint):
             self._catch(self._end)
         if stage == "fit" and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".*.tmp"):
-                left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            for partial in self.folder.glob(".*.tmp"):
+                partial.unlink(missing_ok=True)  # of a process that was killed while writing
         for other in trainer.checkpoint_callbacks:
             if isinstance(other, ModelCheckpoint) and other.dirpath and Path(other.dirpath) == self.folder.resolve():
-                other.save_last = None  # which writes the same file, at moments from which a run cannot be resumed
+                other.save_last = None  # it would write the same file at points that cannot be resumed from
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -128,7 +130,7 @@ class Last(Checkpoint):
 
     def _catch(self, receive: Callable[[int, FrameType | None], None]) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):  # in place of Lightning's, which speaks to other processes
+            for number in (signal.SIGTERM, signal.SIGINT):  # replaces Lightning's, which signals other processes
                 self._handlers[number] = signal.signal(number, receive)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
@@ -137,20 +139,22 @@ class Last(Checkpoint):
         self.signum, self._signalled = signum, time.monotonic()
 
     def _end(self, signum: int, _: FrameType | None) -> None:
-        """In the test there is nothing to be saved."""
-        raise Stopped(signum, f"stopped by {signal.Signals(signum).name} in the test; go on with: {self._again()}")
+        """Ends the test immediately: nothing has to be saved."""
+        raise Stopped(
+            signum, f"stopped by {signal.Signals(signum).name} in the test; resume with: {self._resume_command()}"
+        )
 
-    def _again(self) -> str:
+    def _resume_command(self) -> str:
         return command("kd-train", resume=relative(self.folder.parent))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not whole or batch_idx + 1 >= trainer.num_training_batches or _validates(trainer):
-            return
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not complete or batch_idx + 1 >= trainer.num_training_batches or validates_next(trainer):
+            return  # a run resumed before a pending validation would skip it
         due = self.signum is not None or self._due(trainer.global_step)
-        if trainer.world_size > 1:  # all of them or none, and not asked at every step
+        if trainer.world_size > 1:  # all processes save or none, and they do not communicate at every step
             if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 return
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
@@ -187,7 +191,7 @@ class Last(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()  # the curves reach as far as the checkpoint
+            logger.save()  # so that the curves reach the checkpoint
         last = self.folder / LAST
         if trainer.is_global_zero and last.is_file():
             link = self.folder / f".{PREVIOUS}.{os.getpid()}.tmp"
@@ -195,7 +199,7 @@ class Last(Checkpoint):
             try:
                 os.link(last, link)
                 os.replace(link, self.folder / PREVIOUS)
-            except OSError:  # no hard links on this file system: there is one checkpoint less to fall back to
+            except OSError:  # no hard links on this file system: one fallback less
                 link.unlink(missing_ok=True)
         trainer.save_checkpoint(last, self.save_weights_only)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -207,18 +211,19 @@ class Last(Checkpoint):
         if int(signum):
             self.signum = int(signum)
             if log_step:
-                trainer._logger_connector.update_train_step_metrics()  # Lightning would, after this hook
+                log_train_step(trainer)  # Lightning does so after this hook
             self._raise(trainer)
 
     def _raise(self, trainer: pl.Trainer) -> None:
         assert self.signum is not None
         name = signal.Signals(self.signum).name
-        where = f"stopped by {name} at step {trainer.global_step}"
-        raise Stopped(self.signum, f"{where}; go on with: {self._again()}")
+        raise Stopped(
+            self.signum, f"stopped by {name} at step {trainer.global_step}; resume with: {self._resume_command()}"
+        )
 
 
 def check_disk_space(module: nn.Module, folder: Path) -> None:
-    """Asks the disk whether it takes two checkpoints of a module under training.
+    """Checks that the disk has space for two checkpoints of a module in training.
 
     Raises:
         InputError: it does not.
@@ -227,10 +232,4 @@ def check_disk_space(module: nn.Module, folder: Path) -> None:
     needed, free = 2 * 3 * state, shutil.disk_usage(folder).free  # two files; weights and up to two moments in each
     if free < needed:
         sizes = f"{free / 1e6:.1f} MB are free, two checkpoints need about {needed / 1e6:.1f} MB"
-        raise InputError(f"{folder}: no space left for checkpoints: {sizes}; give another hydra.run.dir")
-
-
-def _validates(trainer: pl.Trainer) -> bool:
-    """Whether a validation follows this step, which a run that goes on from here would believe done."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        raise InputError(f"{folder}: no space left for checkpoints: {sizes}; set another hydra.run.dir")

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which validation, checkpoints and the finished student have."""
+"""The exponential moving average of the weights, used for validation, checkpoints and the final student."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from kd.distill.mean_teacher import check_decay
 class EMA(WeightAveraging):
     """average = d * average + (1 - d) * weights after each step, with d = min(decay, (1 + n) / (10 + n)) at the n-th.
 
-    So that in a short run the average is not of its first steps alone. Buffers are averaged too, counts are copied. A
-    checkpoint holds the averaged weights as its ``state_dict`` and those under training beside them. Lightning takes
-    up the latter whenever the callback is there; here only to go on training, so that a test has the average.
+    The smaller d at the start keeps the first steps from dominating a short run's average. Buffers are averaged as
+    well, counts are copied. A checkpoint holds the averaged weights as ``state_dict`` and the weights in training
+    beside them. Lightning restores the latter in every stage; this callback only in training, so that a test uses the
+    average.
 
     Args:
-        decay: d in the long run.
+        decay: d after many steps.
 
     Raises:
         InputError: a decay outside [0, 1).
@@ -32,7 +33,7 @@ class EMA(WeightAveraging):
         super().__init__(avg_fn=averaging(decay))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._device = self._device or trainer.strategy.root_device  # where the weights are about to go
+        self._device = self._device or trainer.strategy.root_device  # where the weights will be moved
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(

@@ -16,13 +16,13 @@ from kd.files import write_text
 
 
 class History(Callback):
-    """Keeps every validation's scores, the time taken and the count of images; they travel with checkpoints.
+    """Records the scores of every validation, the training time and the number of images, also in checkpoints.
 
     Attributes:
-        images: training images over all processes, each as often as it was seen.
+        images: number of training images over all processes and epochs.
 
     Args:
-        file: where the scores are also written as CSV, after each validation; None for nowhere.
+        file: a CSV file that is rewritten after each validation; None for none.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -34,7 +34,7 @@ class History(Callback):
 
     @property
     def seconds(self) -> float:
-        """How long training has taken, also before a run was stopped and gone on with."""
+        """How long training has taken, including the time before the run was resumed."""
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -52,8 +52,8 @@ class History(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            known = trainer.callback_metrics.items()
-            scores = {k: float(v) for k, v in known if k.startswith(("val/", "teacher/")) and k != "teacher/entropy"}
+            metrics = trainer.callback_metrics.items()
+            scores = {k: float(v) for k, v in metrics if k.startswith(("val/", "teacher/")) and k != "teacher/entropy"}
             self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
             self._write(trainer)
 
@@ -66,7 +66,7 @@ class History(Callback):
         return next((scores for scores in self.epochs if scores["step"] == step), {})
 
     def _write(self, trainer: pl.Trainer) -> None:
-        """All scores as CSV, anew each time, so that a resumed run has none twice."""
+        """Rewrites all scores as CSV, so that a resumed run has none twice."""
         if self.file is None or not trainer.is_global_zero:
             return
         columns = list(dict.fromkeys(key for scores in self.epochs for key in scores))
@@ -78,7 +78,7 @@ class History(Callback):
 
     @property
     def state_key(self) -> str:
-        """The name of its state in checkpoints, also in those that were written before the class had this name."""
+        """The key of its state in checkpoints, which keeps the former name of the class."""
         return "Record"
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the best value of a metric lies: whether it is to rise or to fall."""
+"""Whether the best value of a metric is the highest or the lowest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ EITHER = ("entropy",)
 
 
 def mode_of(monitor: str | None) -> str | None:
-    """``max`` or ``min``: where the best value of a metric lies; None for a metric that kd does not know.
+    """``max`` or ``min``: whether the best value of a metric is the highest or the lowest; None if unknown to kd.
 
     Args:
-        monitor: the metric's tag, ``val/acc`` for example; None monitors nothing, and any mode will do.
+        monitor: the metric's tag, for example ``val/acc``; None monitors nothing, and any mode is valid.
     """
     part, _, name = str(monitor or "val/acc").partition("/")  # no text is no metric's tag either
     last = name.rpartition("/")[2].removeprefix("teacher_")
@@ -24,5 +24,5 @@ def mode_of(monitor: str | None) -> str | None:
 
 
 def validated(monitor: str | None) -> bool:
-    """Whether a metric is measured at validation, and not at training steps."""
+    """Whether a metric is measured in validation, not in training steps."""
     return monitor is not None and monitor.startswith(("val/", "teacher/")) and monitor != "teacher/entropy"

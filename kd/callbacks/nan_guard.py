@@ -1,4 +1,4 @@
-"""The guard against numbers that are not finite: they never become a checkpoint or a success."""
+"""The guard against non-finite values: they never reach a checkpoint or a result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kd.callbacks._lightning import norms_of
 from kd.distill.metrics import HINT
 from kd.errors import InputError, TrainingFailed, unknown
 
@@ -20,17 +21,17 @@ CHOICES = ("stop", "skip")
 
 
 class NaNGuard(Callback):
-    """Looks at the gradient's norm before each update, after processes have shared it, so that all of them agree.
+    """Checks the gradient's norm before each update, after it was reduced over the processes, so that all agree.
 
-    Logits that are not finite in validation are warned of; in the test they end the run, after the student is kept.
+    Non-finite logits in validation cause a warning; in the test they end the run after the student was saved.
 
     Args:
-        nan: ``stop`` ends the run before the update; ``skip`` leaves the update out.
-        most: how many updates may be left out in all.
+        nan: ``stop`` ends the run before the update; ``skip`` skips the update.
+        most: the largest number of skipped updates.
 
     Raises:
         InputError: an unknown choice, or a count below 1.
-        TrainingFailed: a gradient that is not finite; the terms that are not finite are named.
+        TrainingFailed: a non-finite gradient; the non-finite terms are named.
     """
 
     def __init__(self, nan: str = "stop", most: int = 10) -> None:
@@ -46,37 +47,37 @@ class NaNGuard(Callback):
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() > 1 and not _terms(pl_module):
-            return  # float16's scale was too large: the scaler leaves this update out and lowers it
+            return  # float16's scale is too large: the scaler skips this update and lowers it
         step = trainer.global_step + 1
-        what = _blamed(pl_module)
-        spoiled = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
-        if self.nan == "skip" and self.skipped < self.most and not spoiled:
+        cause = _cause(pl_module)
+        invalid = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
+        if self.nan == "skip" and self.skipped < self.most and not invalid:
             self.skipped += 1
-            log.warning("%s at step %d: update left out (%d of %d)", what, step, self.skipped, self.most)
+            log.warning("%s at step %d: update skipped (%d of %d)", cause, step, self.skipped, self.most)
             optimizer.zero_grad(set_to_none=True)
             return
-        spent = f", after {self.skipped} updates left out" if self.skipped else ""
-        spent += f", and so is {spoiled[0]}" if spoiled else ""
+        details = f", after {self.skipped} skipped updates" if self.skipped else ""
+        details += f", and so is {invalid[0]}" if invalid else ""
         raise TrainingFailed(
-            f"{what} at step {step}{spent}; nothing after step {trainer.global_step} was kept. "
-            "A lower optim.lr or a higher T often helps; nan=skip leaves such updates out"
+            f"{cause} at step {step}{details}; nothing after step {trainer.global_step} was saved. "
+            "A lower optim.lr or a higher T often helps; nan=skip skips such updates"
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Warns once where scores are of logits that are not finite, as eval mode may give them alone."""
+        """Warns once if logits are not finite, which may happen in eval mode alone."""
         scores = getattr(pl_module, "scores", {})
         count = scores["val"].not_finite()["student"] if "val" in scores else 0
         if count and not (trainer.sanity_checking or self.warned) and trainer.is_global_zero:
             self.warned = True
             log.warning(
-                "the student's logits on %d validation images are not finite in eval mode, so that its scores mean "
-                "nothing: %s",
+                "the student's logits on %d validation images are not finite in eval mode, so its scores are "
+                "meaningless: %s",
                 *(count, HINT),
             )
 
     @property
     def state_key(self) -> str:
-        """The name of its state in checkpoints, also in those that were written before the class had this name."""
+        """The key of its state in checkpoints, which keeps the former name of the class."""
         return "Finite"
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,18 +88,17 @@ class NaNGuard(Callback):
 
 
 def _finite(gradients: list[Tensor]) -> bool:
-    norms = torch._foreach_norm(gradients)
-    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+    return bool(torch.stack([norm.float() for norm in norms_of(gradients)]).isfinite().all())
 
 
 def _terms(module: Any) -> list[tuple[str, float]]:
-    """The terms of the last step that are not finite."""
+    """The non-finite terms of the last step."""
     return [(name, float(part)) for name, part in getattr(module, "parts", {}).items() if not part.isfinite()]
 
 
-def _blamed(module: Any) -> str:
-    """Which terms of the last step are not finite, or that the gradient alone is not."""
-    if bad := _terms(module):
-        return " and ".join(f"the loss term {name} is {value}" for name, value in bad)
+def _cause(module: Any) -> str:
+    """Names the non-finite terms of the last step, else the parameter with a non-finite gradient."""
+    if terms := _terms(module):
+        return " and ".join(f"the loss term {name} is {value}" for name, value in terms)
     names = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    return f"the gradient of {names[0]} is not finite, though the loss is," if names else "the gradient is not finite"
+    return f"the gradient of {names[0]} is not finite, although the loss is," if names else "the gradient is not finite"

@@ -12,7 +12,7 @@ from kd.data.adapt import images_in
 
 
 class Throughput(Callback):
-    """Logs ``time/images_per_s``, over all processes, since the last time it was logged."""
+    """Logs ``time/images_per_s`` over all processes since it was last logged."""
 
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
@@ -43,5 +43,5 @@ class ProgressBar(RichProgressBar):
             "time/cache_hits": "hits",
         }
         metrics = super().get_metrics(trainer, pl_module)
-        shown = {short[name]: value for name, value in metrics.items() if name in short}
-        return {name: f"{value:.0f}" if name == "img/s" else value for name, value in shown.items()}
+        renamed = {short[name]: value for name, value in metrics.items() if name in short}
+        return {name: f"{value:.0f}" if name == "img/s" else value for name, value in renamed.items()}

@@ -1,4 +1,4 @@
-"""The teacher's gate: before step one it has to show that it can teach."""
+"""The check that the teacher is accurate enough, before the first step."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ SKILL = 0.1
 
 
 class TeacherGate(Callback):
-    """Measures the teacher, and each member of an ensemble, on validation data, and stops the run if it cannot teach.
+    """Measures the teacher, and each member of an ensemble, on validation data; ends the run if it is too inaccurate.
 
     Args:
-        min_accuracy: the least share of right answers by member's name, the teacher's own under ``""``; None asks
-            for a tenth of the way from chance to perfection, where chance is the share of the most frequent class.
+        min_accuracy: the least accuracy by member's name, the teacher's own under ``""``; None requires a tenth of the
+            way from chance to 1, where chance is the share of the most frequent class.
 
-    After ``on_train_start``, ``accuracy`` holds the shares by the same names.
+    After ``on_train_start``, ``accuracy`` holds the measured accuracies under the same names.
 
     Raises:
-        InputError: logits that are not finite, too few right answers, or a last layer that was never trained.
+        InputError: non-finite logits, too low an accuracy, or a last layer that was never trained.
     """
 
     def __init__(self, min_accuracy: Mapping[str, float | None] | None = None) -> None:
         self.min_accuracy = dict(min_accuracy or {})
         for name, least in self.min_accuracy.items():
             if least is not None and not 0 <= least <= 1:
-                raise InputError(f"{_place(name)}.min_accuracy must lie in [0, 1], got {least:g}")
+                raise InputError(f"{_key(name)}.min_accuracy must lie in [0, 1], got {least:g}")
         self.accuracy: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not isinstance(pl_module.teacher, FrozenTeacher):
-            return  # there is none, or it is yet to learn
-        tally = self._tally(trainer, pl_module)
-        counted = {name: trainer.strategy.reduce(numbers, reduce_op="sum").tolist() for name, numbers in tally.items()}
-        self._conclude(pl_module.teacher, counted, trainer.is_global_zero)
+            return  # none, or one that is trained during the run
+        counts = self._count(trainer, pl_module)
+        totals = {name: trainer.strategy.reduce(numbers, reduce_op="sum").tolist() for name, numbers in counts.items()}
+        self._evaluate(pl_module.teacher, totals, trainer.is_global_zero)
 
     @property
     def state_key(self) -> str:
-        """The name of its state in checkpoints, also in those that were written before the class had this name."""
+        """The key of its state in checkpoints, which keeps the former name of the class."""
         return "Gate"
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,54 +63,54 @@ class TeacherGate(Callback):
         self.accuracy = dict(state_dict["accuracy"])
 
     @staticmethod
-    def _tally(trainer: pl.Trainer, module: Any) -> dict[str, Tensor]:
-        """For each name of a teacher the count of right answers, of answers that are not finite, and of each class."""
-        tally: dict[str, Tensor] = {}
+    def _count(trainer: pl.Trainer, module: Any) -> dict[str, Tensor]:
+        """For each teacher's name the number of correct images, of images with non-finite logits, and of each class."""
+        counts: dict[str, Tensor] = {}
         for step, batch in enumerate(validation_batches(trainer, module)):
             labels = class_of(batch.labels)
             classes = torch.bincount(labels[labels >= 0], minlength=module.classes)
-            for name, logits in _answers(module, batch, step).items():
-                right = (logits.argmax(-1) == labels).sum()
-                bad = (~logits.isfinite().all(-1)).sum()
-                tally[name] = tally.get(name, 0) + torch.cat([torch.stack([right, bad]), classes])
-        return tally
+            for name, logits in _logits(module, batch, step).items():
+                correct = (logits.argmax(-1) == labels).sum()
+                invalid = (~logits.isfinite().all(-1)).sum()
+                counts[name] = counts.get(name, 0) + torch.cat([torch.stack([correct, invalid]), classes])
+        return counts
 
-    def _conclude(self, teacher: FrozenTeacher, counted: dict[str, list[int]], aloud: bool) -> None:
-        for name, (right, bad, *classes) in counted.items():
-            who, count = f"teacher {name}".strip(), sum(classes)
-            if bad:
-                raise InputError(f"the {who} gives logits that are not finite for {bad} of {count} validation images")
+    def _evaluate(self, teacher: FrozenTeacher, totals: dict[str, list[int]], prints: bool) -> None:
+        for name, (correct, invalid, *classes) in totals.items():
+            label, count = f"teacher {name}".strip(), sum(classes)
+            if invalid:
+                raise InputError(f"the {label} gives non-finite logits for {invalid} of {count} validation images")
             if not count:
-                raise InputError(f"no validation image has a label, and the {who} cannot be measured without")
-            self.accuracy[name] = right / count
-            if aloud:
-                log.info("%s: %.2f %% of %d validation images right", who, 100 * right / count, count)
-            self._judge(teacher, name, max(classes) / count)
+                raise InputError(f"no validation image has a label, so the accuracy of the {label} cannot be measured")
+            self.accuracy[name] = correct / count
+            if prints:
+                log.info("%s: validation accuracy %.2f %% (%d images)", label, 100 * correct / count, count)
+            self._check(teacher, name, max(classes) / count)
 
-    def _judge(self, teacher: FrozenTeacher, name: str, chance: float) -> None:
-        share, asked = self.accuracy[name], self.min_accuracy.get(name)
-        if share >= (chance + SKILL * (1 - chance) if asked is None else asked):
+    def _check(self, teacher: FrozenTeacher, name: str, chance: float) -> None:
+        accuracy, least = self.accuracy[name], self.min_accuracy.get(name)
+        if accuracy >= (chance + SKILL * (1 - chance) if least is None else least):
             return
-        at = _place(name)
-        said = f"the teacher {name}".strip() + f" gets {share:.2%} of the validation images right"
-        if asked is not None:
-            raise InputError(f"{said}, less than {at}.min_accuracy={asked:g}")
+        key = _key(name)
+        result = f"the teacher {name}".strip() + f" has a validation accuracy of {accuracy:.2%}"
+        if least is not None:
+            raise InputError(f"{result}, less than {key}.min_accuracy={least:g}")
         network = teacher.networks().get(name)
         untrained = network is not None and getattr(unwrap(network), "untrained_head", False)
-        why = "its last layer is new and untrained" if untrained else "near chance"
+        reason = "its last layer is new and untrained" if untrained else "near chance"
         raise InputError(
-            f"{said}, {why} (chance is {chance:.2%}): train it first (student=TEACHER teacher=none objective=ce) and "
-            f"give {at}.checkpoint; check {at}.mean, .std and .classes; or say {at}.min_accuracy=0"
+            f"{result}, {reason} (chance is {chance:.2%}): train it first (student=TEACHER teacher=none objective=ce) "
+            f"and set {key}.checkpoint; check {key}.mean, .std and .classes; or set {key}.min_accuracy=0"
         )
 
 
-def _place(name: str) -> str:
+def _key(name: str) -> str:
     return f"teacher.members.{name}" if name else "teacher"
 
 
-def _answers(module: Any, batch: Batch, step: int) -> dict[str, Tensor]:
-    """The teacher's logits, which the module keeps for its own validation, and those of an ensemble's members."""
-    answers = {"": module.answer("val", batch, step)}
+def _logits(module: Any, batch: Batch, step: int) -> dict[str, Tensor]:
+    """The teacher's logits, which the module caches for its own validation, and those of an ensemble's members."""
+    logits = {"": module.answer("val", batch, step)}
     if isinstance(module.teacher, Ensemble):
-        answers |= {name: member(batch)[""] for name, member in module.teacher.members.items()}
-    return answers
+        logits |= {name: member(batch)[""] for name, member in module.teacher.members.items()}
+    return logits

@@ -1,4 +1,4 @@
-"""The root configuration, resolvers, and what is registered before Hydra composes."""
+"""The root configuration, the resolvers, and everything that is registered before Hydra composes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, Node, OmegaConf
 
 import kd.data
 import kd.losses
 import kd.models
-import kd.optim  # noqa: F401 (each of them registers its own)
+import kd.optim  # noqa: F401 (each registers its members)
 from kd.callbacks.modes import mode_of
 from kd.distill.ensemble import Ensemble
 from kd.distill.teacher_options import TeacherOptions
+from kd.process._hydra import key_of, shared_store
 from kd.registry import defaults_of, models, optimisers
 
 
@@ -53,22 +53,21 @@ class Root:
 
 
 def register() -> None:
+    """Registers resolvers and configuration nodes with OmegaConf and Hydra, and silences known warnings; repeatable."""
     signals = "pytorch_lightning.trainer.connectors.signal_connector"
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed", signals):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it complains of is raised as well
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # its errors are raised as well
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen backbone is meant to be
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen backbone, on purpose
     OmegaConf.register_new_resolver("one_minus", lambda x: round(1 - float(x), 12), replace=True)
     OmegaConf.register_new_resolver("for_optim", _for_optim, replace=True)
     OmegaConf.register_new_resolver("by_term", _by_term, replace=True)
     OmegaConf.register_new_resolver("kd_mode", mode_of, replace=True)
     OmegaConf.register_new_resolver("kd_networks", _networks, replace=True)
-    store = ConfigStore.instance()
-    # Hydra copies the whole store for each of its questions, a hundred times for --help; nodes are copied when read
-    store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
+    store = shared_store()
     store.store(name="root", node=Root, provider="kd")
-    if {"-h", "--help"} & set(sys.argv):  # names suffice, and Lightning takes seconds to import
+    if {"-h", "--help"} & set(sys.argv):  # the name suffices, and importing Lightning takes seconds
         store.store(group="module", name="folder", node={}, provider="kd")
     else:
         import kd.data.folder  # noqa: F401 (registers it)
@@ -84,22 +83,24 @@ def register() -> None:
     )
 
 
-def _for_optim(name: str, value: Any, *, _node_: Any, _parent_: DictConfig) -> Any:
-    """A recipe's value of an optimiser's option: another optimiser keeps its own default; DOT is a kind of SGD."""
+def _for_optim(name: str, value: Any, *, _node_: Node, _parent_: DictConfig) -> Any:
+    """A recipe's value of an option of the optimiser ``name``; any other optimiser keeps its own default.
+
+    DOT is a variant of SGD and takes SGD's values.
+    """
     target = _parent_.get("_target_")
-    known = {"dot": "sgd"}
-    here = optimisers.name_of(target)
-    if target is None or here == name or known.get(str(here)) == name:
+    optimiser = optimisers.name_of(target)
+    if target is None or name in (optimiser, {"dot": "sgd"}.get(str(optimiser))):
         return value
-    return defaults_of(get_object(target)).get(_node_._key(), value)
+    return defaults_of(get_object(target)).get(key_of(_node_), value)
 
 
 def _by_term(values: DictConfig, otherwise: Any, *, _root_: DictConfig) -> Any:
-    """A recipe's value for the first of these terms that the objective has."""
+    """The value of the first of these terms that the objective has, else ``otherwise``."""
     return next((value for name, value in values.items() if name in _root_.objective), otherwise)
 
 
 def _networks() -> str:
-    """The networks and what their documentation says first, for ``--help``."""
+    """The networks with the first line of their documentation, for ``--help``."""
     documented = {name: (inspect.getdoc(models[name]) or "").partition("\n")[0] for name in models}
     return "\n".join(f"  {name:12} {line}" for name, line in sorted(documented.items()))

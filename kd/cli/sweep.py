@@ -1,4 +1,4 @@
-"""What happens when a sweep is done: its runs are compared on one page."""
+"""The report at the end of a sweep: its runs compared on one page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kd.errors import InputError
 
 
 class SweepReport(Callback):
-    """Hydra's callback that writes and says the report of a sweep's folder."""
+    """Hydra callback that writes and prints the report of a sweep."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Writes ``report.html`` into the sweep's folder; a sweep of which nothing can be compared only says so."""
+        """Writes ``report.html`` into the sweep's folder, or prints why there is nothing to compare."""
         from kd.report import write
 
         folder = Path(str(config.hydra.sweep.dir))

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -28,6 +27,7 @@ import kd
 from kd.compare.plan import Cell, check_same, plan, prepare, run_cell, teach, unfinished
 from kd.errors import InputError, Stopped
 from kd.files import write_text
+from kd.process._hydra import callbacks_of
 from kd.process.classify import classify
 from kd.process.exits import Failure, exit_on_error, write_traceback
 from kd.process.job import Job
@@ -149,13 +149,13 @@ def launch(cells: Sequence[Cell], folder: Path, overrides: Sequence[str]) -> lis
     assert loader is not None
     sweep_dir = f"hydra.sweep.dir={folder}"
     master = loader.compose_config("train", [*QUIET, sweep_dir, *_for_hydra(overrides)], run_mode=RunMode.MULTIRUN)
-    context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(master))
+    context = HydraContext(config_loader=loader.config_loader, callbacks=callbacks_of(master))
     launcher = Plugins.instance().instantiate_launcher(config=master, hydra_context=context, task_function=_job)
     with _progress(cells, folder, len(remaining)):
         words = [cell.words(folder.name, [*QUIET, sweep_dir, *overrides]) for cell in remaining]
         returned: Sequence[JobReturn] = launcher.launch(words, 0)
     values = [(cell, job.return_value) for cell, job in zip(remaining, returned)]
-    return [value.at(cell.folder) for cell, value in values if isinstance(value, Failure)]
+    return [value.of(cell.folder) for cell, value in values if isinstance(value, Failure)]
 
 
 def _composed(cell: Cell, overrides: Sequence[str]) -> list[str]:

@@ -137,7 +137,7 @@ def _columns(data: ImageData, summary: Mapping[str, Any]) -> tuple[Tensor | None
         return None, []
     if absent := sorted(set(names) - set(data_names), key=names.index):
         return torch.tensor(columns), [
-            f"the data lacks {len(absent)} of the student's classes: {classes.shown(absent)}"
+            f"the data lacks {len(absent)} of the student's classes: {classes.listed(absent)}"
         ]
     return torch.tensor(columns), ["the data has the student's classes in another order; they are matched by name"]
 

@@ -1,1 +1,1 @@
-"""The processes of one command: who they are, how they end, and what they are asked to run."""
+"""The processes of one command: ranks, ends and exit codes, and the configuration that they run."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,8 +31,20 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
+@contextmanager
+def composing(folder: Path) -> Iterator[None]:
+    """Lets Hydra compose from a folder of configurations, also while it runs a job or composes from another folder."""
+    hydra = GlobalHydra.instance()
+    running, hydra.hydra = hydra.hydra, None
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
 def job_of(config: DictConfig, swept: bool) -> Job:
-    """The job that Hydra is about to run; if it is one of a sweep, its configuration is where its processes find it."""
+    """The job that Hydra is about to run; the configuration of one of a sweep is saved for its other processes."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if swept and not (folder / SAVED).is_file():
         (folder / SAVED).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How a command ends: one line and an exit code for whatever went wrong, and a file for the traceback of a bug."""
+"""The end of a command: one line and an exit code for any error, and a file with the traceback of a bug."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ TRACEBACK = "traceback.txt"
 
 
 class Exit(SystemExit):
-    """What was to be said has been said; only the exit code is left. The codes are in docs/exit-codes.md."""
+    """Ends the process with an exit code after its message was printed; the codes are in docs/exit-codes.md."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job of several failed: the exit code, and the line, unless another process has said it."""
+    """Why one of several jobs failed: the exit code, and the message, None if another process printed it."""
 
     code: int
     line: str | None
 
-    def at(self, place: str) -> Failure:
-        """The same with the job's place in front of the line."""
-        return replace(self, line=self.line and f"{place}: {self.line}")
+    def of(self, name: str) -> Failure:
+        """The same failure with the name of the job before the message."""
+        return replace(self, line=self.line and f"{name}: {self.line}")
 
 
 @contextmanager
 def exit_on_error(job: Job | None = None) -> Iterator[None]:
-    """Turns whatever ends a command into one line ``error: ...`` and an exit code.
+    """Turns any exception that ends a command into one line ``error: ...`` and an exit code.
 
-    Of several processes of a job only one speaks. ``HYDRA_FULL_ERROR=1`` shows tracebacks as well.
+    Only one of a job's processes prints. ``HYDRA_FULL_ERROR=1`` prints tracebacks as well.
     """
     before = {name: os.environ.get(name) for name in ("KD_FULL_ERROR", "HYDRA_FULL_ERROR")}
     full = (before["KD_FULL_ERROR"] or before["HYDRA_FULL_ERROR"]) == "1"
     os.environ["KD_FULL_ERROR"] = str(int(full))  # for the processes that this one starts
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra always raises, so that kd decides what is shown
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra always raises, so that kd decides what is printed
     try:
         yield
     except Exit:
@@ -54,11 +54,11 @@ def exit_on_error(job: Job | None = None) -> Iterator[None]:
             raise
         if full:
             traceback.print_exception(error)
-        aloud = rank() == 0
+        prints = rank() == 0
         if job is not None:
-            aloud, code, cause = job.ended(code, error)
+            prints, code, cause = job.ended(code, error)
             line = line if cause is error else str(cause)
-        if aloud:
+        if prints:
             print_error(line or write_traceback(error, job.folder if job is not None else None))
         raise Exit(code) from None
     finally:
@@ -67,13 +67,12 @@ def exit_on_error(job: Job | None = None) -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 def write_traceback(error: BaseException, folder: Path | None) -> str:
-    """The line for an exception that nobody foresaw, whose traceback is written into ``folder``, or where there is
-    room for temporary files."""
+    """Writes the traceback of an unexpected exception into ``folder``, or a temporary file; returns the message."""
     text = "".join(traceback.format_exception(error))
     try:
         if folder is None:
@@ -87,6 +86,6 @@ def write_traceback(error: BaseException, folder: Path | None) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's type and the first line of what it says."""
-    said = str(error).strip()
-    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+    """An exception's type and the first line of its message."""
+    message = str(error).strip()
+    return f"{type(error).__name__}: {message.splitlines()[0]}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, and how to read it."""
+"""The run folder: its files, and how to read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes by their names: which column of a network's answers stands for which class of the data."""
+"""Classes by name: which column of a network's logits belongs to which class of the data."""
 
 from __future__ import annotations
 
@@ -21,93 +21,93 @@ log = logging.getLogger(__name__)
 
 
 def names_of(data: Any) -> tuple[str, ...] | None:
-    """The names of a data module's classes; None if it names none."""
+    """The class names of a data module; None if it has none."""
     names = image_data(data).names
     return None if names is None else tuple(str(name) for name in names)
 
 
-def columns(known: Sequence[str], wanted: Sequence[str], who: str) -> list[int]:
-    """For each class that the data has, the column of a network that knows the classes ``known``.
+def columns(trained: Sequence[str], wanted: Sequence[str], label: str) -> list[int]:
+    """For each class of the data, the column of a network that was trained on the classes ``trained``.
 
     Raises:
-        InputError: a class that the network does not know, or one name for several classes.
+        InputError: a class that the network was not trained on, or one name for several classes.
     """
-    if tuple(known) == tuple(wanted):
-        return list(range(len(known)))
-    if strange := [name for name in wanted if name not in set(known)]:
-        near = nearest(strange[0], known)
-        hint = f"; is it {near!r} there?" if near else ""
+    if tuple(trained) == tuple(wanted):
+        return list(range(len(trained)))
+    if missing := [name for name in wanted if name not in set(trained)]:
+        near = nearest(missing[0], trained)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise InputError(
-            f"{who} does not know {len(strange)} of the data's {len(wanted)} classes, first {strange[0]!r}{hint} "
-            f"(it knows: {shown(known)})"
+            f"{label} lacks {len(missing)} of the data's {len(wanted)} classes, first {missing[0]!r}{hint} "
+            f"(available: {listed(trained)})"
         )
-    for names in (known, wanted):
+    for names in (trained, wanted):
         if len(set(names)) < len(names):
             twice = next(name for name in names if list(names).count(name) > 1)
-            raise InputError(f"{who} and the data cannot be matched by name: the class {twice!r} is there twice")
-    return [list(known).index(name) for name in wanted]
+            raise InputError(f"{label} and the data cannot be matched by name: the class {twice!r} occurs twice")
+    return [list(trained).index(name) for name in wanted]
 
 
-def matched(node: Any, at: str, data: Any) -> Any:
-    """The node of a teacher that comes from a run folder, with the columns of the data's classes, matched by name.
+def matched(node: Any, key: str, data: Any) -> Any:
+    """The node of a teacher from a run folder, with the columns of the data's classes, matched by name.
 
-    It stays as it is where its ``classes`` are given, or either side names no classes.
+    It is unchanged if its ``classes`` are set, or if either side has no class names.
 
     Raises:
-        InputError: the data has a class that the teacher does not know.
+        InputError: the data has a class that the teacher was not trained on.
     """
     wanted, checkpoint = names_of(data), node.get("checkpoint")
-    known = _known_to(checkpoint) if wanted and checkpoint and node.get("classes") is None else None
-    if known is None or wanted is None or known == wanted or len(known) < len(wanted):
-        return node  # a classifier of fewer classes does not fit, which is said when it is loaded
-    picked = columns(known, wanted, f"{at}: the teacher in {checkpoint}")
-    order = "in another order" if len(known) == len(wanted) else f"{len(wanted)} of {len(known)}"
-    log.info("%s: the data's classes are %s there; matched by name: %s", checkpoint, order, _pairs(wanted, picked))
-    return {**node, "classes": picked, "outputs": len(known)}
+    trained = _classes_of(checkpoint) if wanted and checkpoint and node.get("classes") is None else None
+    if trained is None or wanted is None or trained == wanted or len(trained) < len(wanted):
+        return node  # a classifier of fewer classes does not fit, which is an error when it is loaded
+    selected = columns(trained, wanted, f"{key}: the teacher in {checkpoint}")
+    order = "in another order" if len(trained) == len(wanted) else f"{len(wanted)} of {len(trained)}"
+    log.info("%s: the data's classes are %s there; matched by name: %s", checkpoint, order, _pairs(wanted, selected))
+    return {**node, "classes": selected, "outputs": len(trained)}
 
 
 @torch.no_grad()
 def realign(student: nn.Module, node: Mapping[str, Any], data: Any) -> None:
-    """Brings the classifier of a student that starts from a run into the order of the data's classes, by name.
+    """Reorders the classifier of a student that starts from a run to the data's classes, by name.
 
-    It stays as it is where it is a new one, or either side names no classes. Of other classes, which is a warning, it
-    keeps the order.
+    It is unchanged if it is new, or if either side has no class names. With other classes, which cause a warning, it
+    keeps its order.
     """
     wanted, checkpoint = names_of(data), node.get("checkpoint")
-    known = _known_to(checkpoint) if wanted and checkpoint and node.get("head") is None else None
-    if known is None or wanted is None or known == wanted:
+    trained = _classes_of(checkpoint) if wanted and checkpoint and node.get("head") is None else None
+    if trained is None or wanted is None or trained == wanted:
         return
-    if set(known) != set(wanted):
+    if set(trained) != set(wanted):
         text = (
             "student.checkpoint=%s: its classifier was trained on other classes (%s); student.head=new makes a new one"
         )
-        log.warning(text, checkpoint, shown(known))
+        log.warning(text, checkpoint, listed(trained))
         return
-    picked = torch.tensor(columns(known, wanted, f"student: the one in {checkpoint}"))
+    order = torch.tensor(columns(trained, wanted, f"student: the one in {checkpoint}"))
     net = unwrap(student)
     for name in classifier_names(net):
         for rows in net.get_submodule(name).parameters():
-            rows.copy_(rows[picked])
-    told = "student.checkpoint=%s: the data's classes are in another order there; matched by name: %s"
-    log.info(told, checkpoint, _pairs(wanted, picked.tolist()))
+            rows.copy_(rows[order])
+    text = "student.checkpoint=%s: the data's classes are in another order there; matched by name: %s"
+    log.info(text, checkpoint, _pairs(wanted, order.tolist()))
 
 
-def shown(names: Sequence[str], most: int = 8) -> str:
-    """The first of the names, and how many there are."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """The first names and, if there are more, how many in all."""
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
-def _known_to(checkpoint: str) -> tuple[str, ...] | None:
-    """The classes of the run that a checkpoint is, or lies in."""
+def _classes_of(checkpoint: str) -> tuple[str, ...] | None:
+    """The class names of the run whose folder ``checkpoint`` is, or lies in."""
     path = Path(checkpoint)
-    within = path.parent if path.name == STUDENT else path.parent.parent if path.suffix == ".ckpt" else path
+    folder = path.parent if path.name == STUDENT else path.parent.parent if path.suffix == ".ckpt" else path
     try:
-        return names_in(read_summary(path if path.is_dir() else within))
+        return names_in(read_summary(path if path.is_dir() else folder))
     except InputError:
         return None
 
 
-def _pairs(wanted: Sequence[str], picked: Sequence[int], most: int = 4) -> str:
-    more = ", ..." if len(wanted) > most else ""
-    return ", ".join(f"{name} is column {column}" for name, column in zip(wanted[:most], picked)) + more
+def _pairs(wanted: Sequence[str], selected: Sequence[int], limit: int = 4) -> str:
+    more = ", ..." if len(wanted) > limit else ""
+    return ", ".join(f"{name} is column {column}" for name, column in zip(wanted[:limit], selected)) + more

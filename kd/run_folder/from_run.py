@@ -1,4 +1,4 @@
-"""A run folder as teacher: its network and options come out of it, and a choice of another network is refused."""
+"""A run folder as teacher: its network and options are read from it; a different network is refused."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kd.registry import check_registered, current, models, split
 from kd.run_folder.layout import SUMMARY
 from kd.run_folder.summary import read_summary, require
 
-FROM_A_LIBRARY = {"weights": None, "pretrained": False}  # the run folder has weights of its own
+FROM_A_LIBRARY = {"weights": None, "pretrained": False}  # the weights come from the run folder
 
 
 def network_of(run: str, trust: bool = False) -> dict[str, Any]:
-    """The configuration node of a finished run's student, without what fetches weights.
+    """The configuration node of a finished run's student, without options that download weights.
 
     Args:
-        run: the folder. It is data: what it names must be registered with kd.
-        trust: whether it may be any class.
+        run: the folder. It is data: the class that it names must be registered with kd.
+        trust: whether it may name any class.
 
     Raises:
         InputError: no finished run, or a class that is neither registered nor trusted.
@@ -38,33 +38,35 @@ def network_of(run: str, trust: bool = False) -> dict[str, Any]:
     if not trust:
         check_registered(node, "teacher")
     output = summary["student"].get("output")
-    chosen = {"output": output} if output is not None and "output" not in node else {}
-    return {**node, **chosen, **{key: value for key, value in FROM_A_LIBRARY.items() if key in node}}
+    selected = {"output": output} if output is not None and "output" not in node else {}
+    return {**node, **selected, **{key: value for key, value in FROM_A_LIBRARY.items() if key in node}}
 
 
-def check_network(node: Mapping[str, Any], at: str) -> None:
-    """Whether a teacher's node is of the network whose weights the run folder in its ``checkpoint`` holds.
+def check_network(node: Mapping[str, Any], key: str) -> None:
+    """Checks that a teacher's node names the network in the run folder of its ``checkpoint``.
 
-    Only of networks that are registered with kd; files, and networks of the user's own, are known by their weights.
+    Only networks registered with kd are checked; files and custom networks are recognised by their weights.
 
     Raises:
-        InputError: another network, or other options; it is named.
+        InputError: another network, or other options; they are named.
     """
     checkpoint = str(node.get("checkpoint") or "")
     folder = Path(checkpoint).expanduser()
     if not checkpoint or not (folder / SUMMARY).is_file():
         return
     student = read_summary(folder).get("student")
-    there = student.get("config") if isinstance(student, Mapping) else None
-    if not isinstance(there, Mapping) or not all(
-        models.is_registered(str(each.get("_target_"))) for each in (node, there)
+    recorded = student.get("config") if isinstance(student, Mapping) else None
+    if not isinstance(recorded, Mapping) or not all(
+        models.is_registered(str(each.get("_target_"))) for each in (node, recorded)
     ):
         return
-    mine, other = name_of(node), name_of(there)
-    if current(node["_target_"]) != current(there["_target_"]) or mine != other:
-        here = f"teacher={mine}" if at == "teacher" else f"{at} is {mine}"
-        raise InputError(f"{here}, but {checkpoint} holds {other}; teacher={checkpoint} takes the network from there")
-    options = split(node, at, prepare, TeacherOptions)[0]
-    for key in sorted(options.keys() & there.keys() - FROM_A_LIBRARY.keys()):
-        if node[key] != there[key]:
-            raise InputError(f"{at}.{key}={node[key]}, but {checkpoint} holds {other} with {key}={there[key]}")
+    name, other = name_of(node), name_of(recorded)
+    if current(node["_target_"]) != current(recorded["_target_"]) or name != other:
+        setting = f"teacher={name}" if key == "teacher" else f"{key} is {name}"
+        raise InputError(f"{setting}, but {checkpoint} contains {other}; set teacher={checkpoint} to use that network")
+    options = split(node, key, prepare, TeacherOptions)[0]
+    for option in sorted(options.keys() & recorded.keys() - FROM_A_LIBRARY.keys()):
+        if node[option] != recorded[option]:
+            raise InputError(
+                f"{key}.{option}={node[option]}, but {checkpoint} contains {other} with {option}={recorded[option]}"
+            )

@@ -1,4 +1,4 @@
-"""Checkpoints that are what a run wrote: whole to the last bit, and of this run's configuration."""
+"""Integrity of checkpoints: unchanged to the last bit, and of this run's configuration."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ SHA256 = "sha256"
 
 
 class Damaged(InputError):
-    """A checkpoint whose content is not what was written."""
+    """A checkpoint whose content differs from what was written."""
 
 
 def sealed(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint with the sha256 of its content, which takes about a second for each gigabyte."""
+    """The checkpoint with the sha256 of its content; about one second per gigabyte."""
     return {**checkpoint, "kd": {**checkpoint.get("kd", {}), SHA256: sha256_of(checkpoint)}}
 
 
 def read(path: Path, map_location: Any = "cpu") -> Any:
-    """A checkpoint's content: tensors and plain containers, and nothing that could run.
+    """A checkpoint's content: only tensors and plain containers, no code.
 
     Raises:
-        Damaged: it is cut off, or some bits of it are not those that were written.
+        Damaged: it is truncated, or its content has changed.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # torch writes the checksum of each part and does not look at it
+        with zipfile.ZipFile(path) as file:  # torch writes a checksum of each part and does not verify it
             if (part := file.testzip()) is not None:
-                raise Damaged(f"{path} is damaged: {part} is not as it was written")
+                raise Damaged(f"{path} is damaged: {part} has changed since it was written")
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Damaged:
         raise
-    except Exception as error:  # a torn file may trip its reader anywhere
-        raise Damaged(f"{path} is damaged or cut off ({type(error).__name__})") from error
-    about = content.get("kd") if isinstance(content, dict) else None
-    written = about.get(SHA256) if isinstance(about, Mapping) else None  # absent before it was kept
-    if written is not None and written != sha256_of(content):
-        raise Damaged(f"{path} is damaged: the sha256 of its content is not the one that was written with it")
+    except Exception as error:  # a truncated file may fail anywhere in the reader
+        raise Damaged(f"{path} is damaged or truncated ({type(error).__name__})") from error
+    metadata = content.get("kd") if isinstance(content, dict) else None
+    recorded = metadata.get(SHA256) if isinstance(metadata, Mapping) else None  # absent in early checkpoints
+    if recorded is not None and recorded != sha256_of(content):
+        raise Damaged(f"{path} is damaged: the sha256 of its content differs from the recorded one")
     return content
 
 
 def check(path: Path, content: Any, config: Config, files: Mapping[str, str]) -> None:
-    """Whether a checkpoint is of a run of this configuration.
+    """Checks that a checkpoint belongs to a run of this configuration.
 
     Args:
-        path: for messages.
-        content: what it holds.
-        config: the run's.
-        files: the weights that the run begins from, as :func:`kd.distill.identity.files_of` has them.
+        path: the file, for messages.
+        content: its content.
+        config: the configuration of the run.
+        files: the digests of the initial weights, as returned by :func:`kd.distill.identity.files_of`.
 
     Raises:
-        InputError: it is of another run; what differs is named.
+        InputError: it belongs to another run; the difference is named.
     """
-    known = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    known = known if isinstance(known, Mapping) else {}
-    check_run(config, known.get("config"), path)
-    before, now = ((each or {}).get("student.checkpoint") for each in (known.get("files"), files))
+    recorded = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    recorded = recorded if isinstance(recorded, Mapping) else {}
+    check_run(config, recorded.get("config"), path)
+    before, now = ((each or {}).get("student.checkpoint") for each in (recorded.get("files"), files))
     if before is not None and before != now:
-        raise InputError(f"{path} is of a run that began from other weights than student.checkpoint holds now")
+        raise InputError(f"{path} belongs to a run whose initial weights differ from those in student.checkpoint now")
 
 
 def sha256_of(checkpoint: Mapping[str, Any]) -> str:
-    """sha256 of a checkpoint's tensors, numbers and words, but for what kd says of it."""
+    """sha256 of a checkpoint's tensors, numbers and strings, without the entry ``kd``."""
     digest = hashlib.sha256()
     for part in _parts({key: value for key, value in checkpoint.items() if key != "kd"}):
         digest.update(part)

@@ -17,7 +17,7 @@ from kd.registry import build
 
 def network_of(
     node: Mapping[str, Any],
-    at: str,
+    key: str,
     classes: int,
     shape: list[int],
     data_mean: Any,
@@ -25,14 +25,14 @@ def network_of(
     trust: bool = True,
     **options: Any,
 ) -> Normalized:
-    """A network from its own configuration node, with its normalisation in front.
+    """A network from its configuration node, with its normalisation in front.
 
-    ``options`` are those of :func:`kd.models.weights.prepare`: its weights, say.
+    ``options`` are those of :func:`kd.models.weights.prepare`, for example its weights.
     """
-    network = build(node, at, trust=trust, **standard_arguments(classes, shape))
+    network = build(node, key, trust=trust, **standard_arguments(classes, shape))
     if not isinstance(network, nn.Module):
-        raise InputError(f"{at} gave a {type(network).__name__}, not an nn.Module")
+        raise InputError(f"{key} returned a {type(network).__name__}, not an nn.Module")
     side = options.get("size")
-    network = usable(network, at, (shape[0], side, side) if side else shape)
-    with located(at):
+    network = usable(network, key, (shape[0], side, side) if side else shape)
+    with located(key):
         return prepare(network, data_mean, data_std, **options)

@@ -1,4 +1,4 @@
-"""Students that answer through a part of their objective: SimKD keeps its projector and the teacher's classifier."""
+"""Students that predict through a part of their objective: SimKD uses its projector and the teacher's classifier."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FILE = "predictor.safetensors"
 
 
 class StudentWithPredictor(nn.Module):
-    """Images [B, C, H, W] to the logits that ``loss.predict`` reads off one layer of the student."""
+    """Images [B, C, H, W] to the logits that ``loss.predict`` computes from one layer of the student."""
 
     def __init__(self, student: Normalized, loss: nn.Module, layer: str) -> None:
         super().__init__()
         self.student, self.loss = student, loss
         self.layer, self.taps = layer, Taps(student, [layer])
-        self.classes: tuple[str, ...] | None = None  # their names, where a run folder says them
+        self.classes: tuple[str, ...] | None = None  # their names, if recorded in a run folder
 
     @property
     def net(self) -> nn.Module:
@@ -38,11 +38,11 @@ class StudentWithPredictor(nn.Module):
 
 
 def describe(objective: Objective, nodes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is needed to rebuild the predictor of an objective: its term, layer, and the shapes it was built with."""
+    """The metadata to rebuild an objective's predictor: its term, its layer, and the shapes it was built with."""
     term = objective.predictor
     if term is None:
         return None
-    name = next(name for name, known in objective.named_terms() if known is term)
+    name = next(name for name, each in objective.named_terms() if each is term)
     loss: Any = term.loss
     classes, width = loss.weight.shape
     return {
@@ -62,20 +62,20 @@ def keep(term: Term, folder: Path) -> None:
 
 
 def restore(
-    student: Normalized, about: Mapping[str, Any], shape: list[int], folder: Path, trust: bool
+    student: Normalized, metadata: Mapping[str, Any], shape: list[int], folder: Path, trust: bool
 ) -> StudentWithPredictor:
-    """The student of a run folder together with its predictor.
+    """A run folder's student together with its predictor.
 
     Raises:
-        InputError: the predictor's weights are absent or do not fit.
+        InputError: the predictor's weights are missing or do not fit.
     """
-    loss = build(about["config"], f"objective.{about['term']}", trust=trust)
+    loss = build(metadata["config"], f"objective.{metadata['term']}", trust=trust)
     if not hasattr(loss, "predict"):
-        raise InputError(f"{folder}: {type(loss).__name__} cannot answer for a student")
-    answering = StudentWithPredictor(student, loss, about["layer"])
+        raise InputError(f"{folder}: {type(loss).__name__} cannot predict for a student")
+    predicting = StudentWithPredictor(student, loss, metadata["layer"])
     with torch.no_grad():
-        features = answering.taps(torch.zeros(2, *shape))[about["layer"]].float()
-        loss.attach(student.net, nn.Linear(about["width"], about["classes"]))
-        loss.build(features, features.new_zeros(2, about["width"], *about["size"]))
+        features = predicting.taps(torch.zeros(2, *shape))[metadata["layer"]].float()
+        loss.attach(student.net, nn.Linear(metadata["width"], metadata["classes"]))
+        loss.build(features, features.new_zeros(2, metadata["width"], *metadata["size"]))
     load_into(loss.to(student.mean.dtype), folder / FILE)
-    return answering
+    return predicting

@@ -20,11 +20,11 @@ from kd.run_folder.summary import names_in, read_summary, require
 
 
 def _check_described(student: Mapping[str, Any], written: Mapping[str, Any], folder: Path) -> None:
-    """Refuses a summary that does not describe the student as its file of weights does."""
+    """Refuses a summary whose description of the student differs from its weight file's."""
     for key in ("config", "mean", "std", "size"):
         if key in written and written[key] != student.get(key):
             raise InputError(
-                f"{folder / SUMMARY} was edited: it says student.{key}={student.get(key)}, but {STUDENT} was written "
+                f"{folder / SUMMARY} was edited: it has student.{key}={student.get(key)}, but {STUDENT} was written "
                 f"with {written[key]}"
             )
 
@@ -32,15 +32,15 @@ def _check_described(student: Mapping[str, Any], written: Mapping[str, Any], fol
 def load_student(folder: str | Path, trust: bool = False) -> nn.Module:
     """The student of a finished run, in eval mode: images (uint8, or float in [0, 1]) to logits.
 
-    Its attribute ``net`` is the bare network, and ``classes`` the names of the classes, None where the run's data
-    named none. It is in the precision in which the run kept it: float32, or float64.
+    Its attribute ``net`` is the bare network, and ``classes`` the names of the classes, None if the run's data
+    has none. Its precision is the one in which the run saved it: float32 or float64.
 
     Args:
         folder: a run folder.
         trust: whether a class that is not registered with kd may be imported, as the run folder names it.
 
     Raises:
-        InputError: no finished run, or a student that is not registered and not trusted.
+        InputError: no finished run, or a student that is neither registered nor trusted.
     """
     folder = Path(folder)
     summary = read_summary(folder)
@@ -49,16 +49,16 @@ def load_student(folder: str | Path, trust: bool = False) -> nn.Module:
     student, data = summary["student"], summary["data"]
     options = {key: student[key] for key in ("mean", "std", "size", "output") if key in student}
     options["checkpoint"] = str(folder / STUDENT)
-    front = (student["mean"], student["std"])
-    network = network_of(student["config"], "student", data["classes"], data["shape"], *front, trust, **options)
+    normalisation = (student["mean"], student["std"])
+    network = network_of(student["config"], "student", data["classes"], data["shape"], *normalisation, trust, **options)
     weights = without_prefix(read(folder / STUDENT), network.net.state_dict())
     _check_described(student, weights.metadata, folder)
     state = weights.state
-    if any(tensor.dtype == torch.float64 for tensor in state.values()):  # of a run in trainer.precision=64-true
+    if any(tensor.dtype == torch.float64 for tensor in state.values()):  # trained with trainer.precision=64-true
         network.double().net.load_state_dict(state)
     if student.get("sha256", recorded := fingerprint(network.net)) != recorded:
         raise InputError(f"{folder / STUDENT} is not what the run wrote: its sha256 differs from {SUMMARY}'s")
-    about = student.get("predictor")
-    answering = predictor.restore(network.eval(), about, data["shape"], folder, trust) if about else network
-    answering.classes = names_in(summary)
-    return answering.eval()
+    metadata = student.get("predictor")
+    predicting = predictor.restore(network.eval(), metadata, data["shape"], folder, trust) if metadata else network
+    predicting.classes = names_in(summary)
+    return predicting.eval()

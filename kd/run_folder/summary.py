@@ -1,4 +1,4 @@
-"""``summary.json`` and ``config.yaml`` of a run folder: written, read, and checked for the keys that a reader needs."""
+"""``summary.json`` and ``config.yaml``: writing them, reading them, and checking for required keys."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged") from error
+        raise InputError(f"{folder} is not a finished run: {path.name} is missing or damaged") from error
     number = summary.get("format_version") if isinstance(summary, dict) else None
     if not isinstance(number, int):
-        raise InputError(f"{folder} is no finished run: {path.name} is absent or damaged")
+        raise InputError(f"{folder} is not a finished run: {path.name} is missing or damaged")
     if number > FORMAT:
         raise InputError(f"{path} was written by a later version of kd")
     return summary
@@ -58,20 +58,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_tested(summary: Mapping[str, Any]) -> bool:
-    """Whether a run's test part has been measured, or there is none."""
+    """Whether a run has its test metrics, or no test set."""
     return summary["metrics"].get("test") is not None
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run folder's run was trained and tested to its end, by a summary that is there."""
+    """Whether the run in a folder has been trained and tested, according to its summary."""
     try:
         return (folder / SUMMARY).is_file() and is_tested(read_summary(folder))
-    except (InputError, KeyError, TypeError, AttributeError):  # whoever reads it says what is wrong with it
+    except (InputError, KeyError, TypeError, AttributeError):  # whatever reads it reports the error
         return True
 
 
 def names_in(summary: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes that a run was trained on; None if its summary names none, as before there were any."""
+    """The class names that a run was trained on; None if its summary has none, as in early versions."""
     data = summary.get("data")
     names = data.get("names") if isinstance(data, Mapping) else None
     if not isinstance(data, Mapping) or not isinstance(names, list) or len(names) != data.get("classes"):
@@ -80,12 +80,12 @@ def names_in(summary: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def require(summary: Mapping[str, Any], folder: Path, *keys: str) -> None:
-    """Checks that a summary, which anyone may have written, says ``part.key`` for each of ``keys``.
+    """Checks that a summary, which anyone may have written, has ``part.key`` for each of ``keys``.
 
     Raises:
-        InputError: a key is absent; it is named.
+        InputError: a key is missing; it is named.
     """
     for key in keys:
         part, _, name = key.partition(".")
         if part not in summary or (name and not (isinstance(summary[part], dict) and name in summary[part])):
-            raise InputError(f"{folder / SUMMARY} is damaged: it does not say {key}")
+            raise InputError(f"{folder / SUMMARY} is damaged: it has no {key}")

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from kd.callbacks.checkpoint import AtomicCheckpointIO
-from kd.callbacks.curves import continued
+from kd.callbacks.curves import keep_rows
 from kd.callbacks.modes import mode_of
 from kd.callbacks.position import Position
 from kd.callbacks.speed import ApplySpeed, Speed
@@ -168,7 +168,7 @@ def trainer(config: Config, folder: Path, first_callbacks: Sequence[Callback], s
     loggers = [build(node, f"logger.{key}", **places) for key, node in config["logger"].items() if node]
     for logger in loggers:
         if isinstance(logger, CSVLogger) and step:
-            continued(logger, step)
+            keep_rows(logger, step)
     bar = config["trainer"].get("enable_progress_bar", True)
     useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
     callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]

@@ -21,7 +21,7 @@ from kd.distill.cached import CacheOptions
 from kd.distill.metrics import Scores
 from kd.distill.mutual import nodes_of
 from kd.distill.ressl import MomentumTeacher
-from kd.errors import InputError, located, too_seldom, unknown
+from kd.errors import InputError, interval_too_long, located, unknown
 from kd.registry import defaults_of, is_node_of, locate
 from kd.run_folder.checkpoints import LAST, PREVIOUS
 
@@ -94,7 +94,7 @@ def check_batches(config: Config, data: ImageData, processes: int) -> None:
     interval = config["trainer"].get("val_check_interval")
     whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
     if whole and interval > batches:
-        raise InputError(too_seldom(interval, batches))
+        raise InputError(interval_too_long(interval, batches))
     _check_starts(config, batches)
 
 

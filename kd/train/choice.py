@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
+from kd.callbacks._lightning import averaged_models, load_average, updates_statistics
 from kd.callbacks.history import History
 from kd.callbacks.modes import validated
 from kd.data.datamodule import ImageData
@@ -34,8 +35,8 @@ def choose(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, rec
     average are what it keeps; the average of ``StochasticWeightAveraging`` is made at the end, so it is validated here.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            callback._copy_average_to_current(module)  # which a run that is resumed at its end has not done
+        if isinstance(callback, WeightAveraging):
+            load_average(callback, module)  # which a run that is resumed at its end has not done
         if isinstance(callback, StochasticWeightAveraging) and _is_averaged(trainer, callback):
             return Choice(None, _averaged(trainer, module, data, record, callback), _words_of_average(callback))
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
@@ -78,9 +79,8 @@ def _words_of_best(
 
 def _is_averaged(trainer: pl.Trainer, callback: StochasticWeightAveraging) -> bool:
     """Whether training went on to the end of the average, and not only to where it stopped early."""
-    count = callback._init_n_averaged if callback.n_averaged is None else int(callback.n_averaged)
-    pass_of_statistics = bool(callback._model_contains_batch_norm)
-    return count > 0 and trainer.current_epoch > callback.swa_end + pass_of_statistics
+    last = callback.swa_end + updates_statistics(callback)
+    return averaged_models(callback) > 0 and trainer.current_epoch > last
 
 
 def _averaged(
@@ -91,9 +91,8 @@ def _averaged(
     callback: StochasticWeightAveraging,
 ) -> dict[str, float]:
     """The validation scores of the averaged weights, which the module then has."""
-    if not callback._model_contains_batch_norm:  # else a last pass has measured its statistics and validated them
-        assert callback._average_model is not None
-        callback.transfer_weights(callback._average_model, module)
+    if not updates_statistics(callback):  # else a last pass has measured its statistics and validated them
+        load_average(callback, module)
         trainer.validate(module, datamodule=data.lightning, verbose=False)
     return record.last()
 
