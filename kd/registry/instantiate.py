@@ -152,7 +152,7 @@ def check_registered(node: Any, key: str, trusted: Collection[str] = ()) -> None
         for value in node:
             check_registered(value, key, trusted)
     elif isinstance(node, str) and "${" in node:
-        raise InputError(f"{key} contains the interpolation {node!r}, which is not evaluated")
+        raise InputError(f"{key} contains the interpolation {node!r}; it is not run")
 
 
 def _within(error: BaseException, wrapper: type[BaseException]) -> BaseException:
