@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import yaml
-from forked import kd_train_in
+from command_runs import launched
+from fork import kd_train_in
 from hypothesis import settings
-from stopping import launched
 from torch import nn
 
 # the same examples every time; --hypothesis-profile=thorough draws new ones
