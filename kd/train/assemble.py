@@ -77,6 +77,7 @@ def network(node: Config, at: str, data: ImageData, classes: int | None = None, 
 
 def untried(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
     """The same as :func:`network`, before it is tried."""
+    data = image_data(data)
     mean = data.mean or [0.0] * data.shape[0]
     std = data.std or [1.0] * data.shape[0]
     network_node, extra = split(node, at, prepare, *wrappers)

@@ -503,7 +503,7 @@ class Module(pl.LightningDataModule):
     test_dataloader = val_dataloader
 """
 DATA = {
-    "missing-folder": ("data=folder data.root=/nowhere", 2, "data.root=/nowhere is no folder"),
+    "missing-folder": ("data=folder data.root=/nowhere", 2, "data.root=/nowhere is not a folder"),
     "empty-folder": ("data=folder data.root=empty", 2, "empty"),
     "cifar-files-missing": ("data=cifar10 data.root=empty", 2, "no cifar-10-batches-py"),
     "idx-file-cut-off": ("data=mnist data.root=idx", 2, "train-images-idx3-ubyte"),
