@@ -60,7 +60,7 @@ def test_class_folders_without_parts_are_tested_as_a_whole_by_a_relative_path_to
     monkeypatch.chdir(tmp_path)
     result = evaluate(str(run), {"root": "photos"}, out="out")
     assert result["data"]["images"] == 10
-    assert any("all is tested" in note for note in result["data"]["notes"])
+    assert any("all images are evaluated" in note for note in result["data"]["notes"])
 
 
 def test_pictures_that_are_read_otherwise_than_in_the_run_are_a_warning(
