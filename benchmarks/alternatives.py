@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import summed, turns
 from machine import has_bf16
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ BATCH = 64
 TEACHERS = ("resnet56", "wrn_40_2", "resnet32x4")
 
 
-def forwards(device: torch.device, turns: Any, summed: Any, rounds: int = 25) -> dict[str, Any]:
+def forwards(device: torch.device, rounds: int = 25) -> dict[str, Any]:
     """Each teacher's forward pass alone; the ratio to the network as written, under ``no_grad``."""
     images = torch.rand(BATCH, 3, 32, 32, device=device)
     lower = torch.autocast(device.type, torch.bfloat16)
@@ -60,7 +61,7 @@ def _way(network: nn.Module, images: Tensor, *contexts: AbstractContextManager[A
     return run
 
 
-def updates(device: torch.device, turns: Any, summed: Any) -> dict[str, Any]:
+def updates(device: torch.device) -> dict[str, Any]:
     """One update of resnet20 by SGD with momentum; the ratio to one parameter after the other."""
     ways: dict[str, Callable[[], None]] = {}
     for title, option in (

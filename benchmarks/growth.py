@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from harness import OFF, configured, data_of, summed, turns
 from machine import conv_peak, has_bf16, matmul_peak, peak_bytes
 from paced import Bare, Fit
 from torch import Tensor
@@ -21,7 +22,6 @@ from torch import Tensor
 from kd.losses._fused_kl import fused_kl
 
 PAIR = "resnet20->resnet8"
-OFF = "teacher.cache=off"
 BASE = {"batch": 64, "classes": 100, "pixels": 32, "objective": "kd"}
 AXES: dict[str, tuple[Any, ...]] = {
     "batch": (16, 64, 256),
@@ -38,7 +38,7 @@ class Stamp(Callback):
 """
 
 
-def growth(device: torch.device, data_of: Any, configured: Any, turns: Any, summed: Any) -> dict[str, Any]:
+def growth(device: torch.device) -> dict[str, Any]:
     """Bare loop and kd's default live step, one thing changed at a time."""
     found: dict[str, Any] = {"pair": PAIR}
     accelerator = "gpu" if device.type == "cuda" else "cpu"
@@ -47,8 +47,8 @@ def growth(device: torch.device, data_of: Any, configured: Any, turns: Any, summ
             given = {**BASE, axis: value}
             data = data_of(given["pixels"], given["classes"], given["batch"], 20)
             with tempfile.TemporaryDirectory() as root:
-                bare = Bare(configured(PAIR, root, accelerator, OFF), data, device)
-                config = configured(PAIR, root, accelerator, OFF, f"objective={given['objective']}")
+                bare = Bare(configured(PAIR, root, accelerator, *OFF), data, device)
+                config = configured(PAIR, root, accelerator, *OFF, f"objective={given['objective']}")
                 fit = Fit(config, data, root, bare)
                 rows = summed(turns({"bare": bare.step, "kd": fit.step}, 12))
                 fit.stop()

@@ -33,7 +33,7 @@ def step_of(name: str, data: Data, batch: Batch, pair: tuple[str, str]) -> tuple
     student = assemble.network(config["student"], "student", data)
     objective = assemble.objective(config["objective"])
     labels = data.memory.parts["train"][1]
-    objective.tell("attach_data", len(labels), labels)
+    objective.attach_data(len(labels), labels)
     teacher = assemble.teacher(config, data)
     distiller = Distiller(student, teacher, objective, None, data.shape, data.classes).train()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3, momentum=0.9)

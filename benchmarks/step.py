@@ -19,7 +19,6 @@ import json
 import logging
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,20 +27,16 @@ from typing import Any
 import torch
 from alternatives import forwards, processes, updates
 from growth import costs_of_kl, growth, peaks, startup
+from harness import LARGE, OFF, configured, data_of, summed, turns
 from machine import about, conv_peak, has_bf16, matmul_peak, peak_bytes
 from paced import Bare, Fit, Own
 from page import write_page
 from rival import INSTALLED, Torchdistill
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd import Arrays, Data, Memory
-from kd.cli import compose
-
 PAIRS = ("resnet56->resnet20", "wrn_40_2->wrn_16_2", "resnet32x4->resnet8x4")
-LARGE = "resnet34->resnet18"
 ALONE = ("teacher=none", "objective=ce")
 MIXED = ("trainer.precision=bf16-mixed",)
-OFF = ("teacher.cache=off",)
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "live": {
         "as written": (*OFF, "speed=plain"),
@@ -65,61 +60,6 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 OWN = ("default", "cached", "bf16-mixed", "cached, bf16-mixed")  # also measured without Lightning
-
-
-def data_of(pixels: int, classes: int, batch: int, batches: int) -> Data:
-    """Random images, cropped and flipped; one view of each, so that a cache is full after an epoch."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch * batches, 3, pixels, pixels), generator=generator).to(torch.uint8)
-    labels = torch.arange(len(images)) % classes
-    few = min(64, len(images))
-    arrays = Arrays((images, labels), (images[:few], labels[:few]), tuple(map(str, range(classes))))
-    return Data(Memory(arrays, batch_size=batch, val="test", pad=4, flip=True, views=1))
-
-
-def networks(pair: str) -> tuple[str, ...]:
-    """A pair as overrides; the pair of ImageNet's size comes from torchvision."""
-    teacher, student = pair.split("->")
-    if pair == LARGE:
-        return ("teacher=torchvision", f"teacher.name={teacher}", "student=torchvision", f"student.name={student}")
-    return (f"teacher={teacher}", f"student={student}")
-
-
-def configured(pair: str, root: str, accelerator: str, *overrides: str) -> dict[str, Any]:
-    """A configuration of kd-train; a variant's own words come last."""
-    chosen = {word.partition("=")[0] for word in overrides}
-    given = [word for word in networks(pair) if word.partition("=")[0] not in chosen]
-    if "teacher=none" in overrides:
-        given = [word for word in given if not word.startswith("teacher.")]
-    if "teacher=none" not in overrides:
-        given += ["speed.min_agreement=0"]
-    quiet = ("trainer.enable_progress_bar=false", f"cache.root={root}/cache", "epochs=1000", "callbacks.pictures=null")
-    return compose(*given, *quiet, f"trainer.accelerator={accelerator}", *overrides)
-
-
-def turns(steps: dict[str, Callable[[], None]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
-    """Seconds of each step in each round; the first rounds warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + warm):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= warm:
-                taken[name].append(time.perf_counter() - started)
-    return taken
-
-
-def summed(taken: dict[str, list[float]], base: str = "bare") -> dict[str, dict[str, float]]:
-    """The median time in milliseconds, and the median and quartiles of the ratio to the base within a round."""
-    found = {}
-    for name, values in taken.items():
-        ratios = [own / other for own, other in zip(values, taken[base])]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        ms = 1000 * statistics.median(values)
-        found[name] = {"ms": round(ms, 2), "ratio": round(median, 3), "low": round(low, 3), "high": round(high, 3)}
-    return found
 
 
 def variants(group: str, device: torch.device) -> dict[str, tuple[str, ...]]:
@@ -187,6 +127,18 @@ def floor(bare: Bare, batch: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+OTHERS: dict[str, Callable[[torch.device], Any]] = {
+    "lightning": lightning,
+    "growth": growth,
+    "forwards": forwards,
+    "updates": updates,
+    "processes": processes,
+    "kl": costs_of_kl,
+    "peaks": peaks,
+    "startup": startup,
+}
+
+
 def show(title: str, found: dict[str, Any]) -> None:
     print(f"\n{title}, batch {found['batch']}, {found['rounds']} rounds")
     for name, row in found["steps"].items():
@@ -236,17 +188,6 @@ def main() -> None:
     if asked.page:
         write_page(known, asked.page)
 
-
-OTHERS: dict[str, Callable[[torch.device], Any]] = {
-    "lightning": lightning,
-    "growth": lambda device: growth(device, data_of, configured, turns, summed),
-    "forwards": lambda device: forwards(device, turns, summed),
-    "updates": lambda device: updates(device, turns, summed),
-    "processes": processes,
-    "kl": costs_of_kl,
-    "peaks": peaks,
-    "startup": startup,
-}
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,10 @@
-"""Files: atomic writes, and paths as the user would type them."""
+"""Atomic writes, and paths as the user would type them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kd.errors import NO_SPACE, TrainingFailed
@@ -13,18 +15,33 @@ def relative(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically.
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` to write to, which replaces ``path`` at the end of the block.
+
+    If the block raises, ``path`` is left as it was and the temporary file is deleted.
 
     Raises:
         TrainingFailed: no space left on the disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text)
+        yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno not in NO_SPACE:
+        if not isinstance(error, OSError) or error.errno not in NO_SPACE:
             raise
         raise TrainingFailed(f"{path} cannot be written: {os.strerror(error.errno)}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically; see :func:`atomic`."""
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically; see :func:`atomic`."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: the schedule is a pure function of the share of the run that is done."""
+"""Optimisers and schedules; the schedule is a pure function of the progress of the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from kd.errors import InputError, unknown
 from kd.registry import optimisers
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
 # by the last two parts of a parameter's name, as a table of positions may be an nn.Embedding
 NAMES = re.compile(
     r"(^|[._])(\w*tokens?|pos(ition)?_?emb(ed|eddings?)?|position_bias_table|temperature|logit_scale)(\.|$)"
@@ -26,7 +24,7 @@ NAMES = re.compile(
 
 
 def parameter_groups(module: nn.Module, decay_norm_bias: bool) -> list[dict[str, Any]]:
-    """The trained parameters as an optimiser's groups: one, or a second one whose weight decay is 0."""
+    """The trained parameters as groups of an optimiser, with a second one of weight decay 0 if needed."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     bare = set() if decay_norm_bias else undecayed(module) & trained.keys()
     groups: list[dict[str, Any]] = [{"params": [p for name, p in trained.items() if name not in bare]}]
@@ -37,40 +35,40 @@ def parameter_groups(module: nn.Module, decay_norm_bias: bool) -> list[dict[str,
 
 
 def undecayed(module: nn.Module) -> set[str]:
-    """The names of parameters of one dimension or none, of norms, tokens and position embeddings, and of those that a
-    network of timm names by ``no_weight_decay()``."""
-    found = set()
+    """The names of parameters of at most one dimension, of norms, tokens and position embeddings, and of those in
+    ``no_weight_decay()`` of a timm network."""
+    names = set()
     for prefix, inner in module.named_modules():
         start = f"{prefix}." if prefix else ""
         stated: Any = getattr(inner, "no_weight_decay", None)
-        found |= {f"{start}{name}" for name in (stated() if callable(stated) else ())}
+        names |= {f"{start}{name}" for name in (stated() if callable(stated) else ())}
         for name, parameter in inner.named_parameters(recurse=False):
             path = ".".join(f"{start}{name}".split(".")[-2:])
             if parameter.ndim <= 1 or isinstance(inner, NORMS) or name == "bias" or NAMES.search(path):
-                found.add(f"{start}{name}")
-    return found
+                names.add(f"{start}{name}")
+    return names
 
 
 SCHEDULES = ("cosine", "multistep", "constant")
 
 
 class Optim:
-    """An optimiser and the course of its learning rate.
+    """An optimiser and its learning rate schedule.
 
     Args:
         make: from parameters, or groups of them, to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
         schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
             ``multistep`` or ``constant``.
-        init: the share of the run, at its start, that is a stage of pre-training: the rate stays as it is, the
-            schedule runs over the rest, and the optimiser begins it anew. By default the objective's: the epochs before
-            any of its terms with labels counts.
-        warmup: the share of that rest over which the rate rises linearly from 0.
+        init: the share of the run, at its start, that is a stage of pre-training: the rate is constant, and schedule
+            and optimiser start after it. By default the objective's: the epochs before any
+            of its terms with labels counts.
+        warmup: the share of the remaining run over which the rate rises linearly from 0.
         milestones: for ``multistep``, the shares of the run after which the rate is multiplied by ``gamma``;
             150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
         gamma: that factor.
-        init_lr: the rate of that stage; by default that of the optimiser, times what the objective's losses ask for.
-        decay_norm_bias: whether weight decay is also for biases, norms, tokens and position embeddings; see
-            :func:`~kd.decay.undecayed`.
+        init_lr: the rate of the pre-training stage; by default the optimiser's times the losses' ``init_rate``.
+        decay_norm_bias: whether weight decay also applies to biases, norms, tokens and position embeddings; see
+            :func:`undecayed`.
 
     Raises:
         InputError: an unknown schedule, shares outside [0, 1], or a decay_norm_bias that is not true or false.
@@ -104,10 +102,10 @@ class Optim:
         begin = round((self.init or 0) * total) if begin is None else begin
         if step < begin:
             return 1.0
-        rest = max(total - begin, 1)
-        done = (step - begin) / rest  # of whole steps, so that a milestone is met exactly
+        remaining = max(total - begin, 1)
+        done = (step - begin) / remaining  # in whole steps, so that milestones are exact
         if done < self.warmup:
-            return min((done + 1 / rest) / self.warmup, 1.0)
+            return min((done + 1 / remaining) / self.warmup, 1.0)
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1))) / 2
         if self.schedule == "multistep":
@@ -117,10 +115,10 @@ class Optim:
     def configure(
         self, module: nn.Module, total: int, begin: int | None = None, init_rate: float = 1.0
     ) -> dict[str, Any]:
-        """Lightning's answer for ``configure_optimizers``: trains every parameter of ``module``.
+        """The return value of Lightning's ``configure_optimizers``; trains every parameter of ``module``.
 
         ``begin`` is the number of steps of pre-training, in which the rate is multiplied by ``init_rate`` unless
-        ``init_lr`` is given.
+        ``init_lr`` is set.
         """
         optimizer = self.make(parameter_groups(module, self.decay_norm_bias))
         begin = round((self.init or 0) * total) if begin is None else begin
@@ -133,7 +131,7 @@ class Optim:
         }
 
     def describe(self, module: nn.Module) -> str:
-        """What weight decay is for."""
+        """Which parameters have weight decay, as a message."""
         if self.decay_norm_bias:
             return "weight decay on all parameters (decay_norm_bias=true)"
         bare = sum(len(group["params"]) for group in parameter_groups(module, False) if "weight_decay" in group)
@@ -159,7 +157,7 @@ def sgd(
     _check_rate(lr, weight_decay)
     return torch.optim.SGD(
         parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=True
-    )  # foreach: bit for bit as one by one, in fewer calls
+    )  # foreach: bitwise equal, in fewer calls
 
 
 @optimisers.register("adamw", decay_norm_bias=False)  # as DeiT and timm train
@@ -179,7 +177,7 @@ class DOT(Optimizer):
     """SGD whose momentum is ``momentum - delta`` for the task and ``momentum + delta`` for distillation.
 
     v_task = (m - d) v_task + g_task + weight_decay * p, v_kd = (m + d) v_kd + g_kd, p = p - lr (v_task + v_kd). As in
-    the authors' code, a parameter that only one of the two reaches has the momentum m, and weight decay; so without a
+    the authors' code, a parameter with only one of the two gradients has the momentum m, and weight decay; so without a
     teacher it is SGD. Published: delta 0.075 on CIFAR-100, 0.09 on ImageNet.
 
     Args:
@@ -208,7 +206,7 @@ class DOT(Optimizer):
         self.apart: dict[nn.Parameter, list[Tensor | None]] = {}
 
     def take(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Sequence[Tensor | None]]) -> None:
-        """Adds the gradients of task and distillation, None where one does not reach; ``grad`` becomes their sum."""
+        """Adds the gradients of task and distillation, None where there is none; ``grad`` becomes their sum."""
         for parameter, *pair in zip(parameters, *gradients, strict=True):
             before = self.apart.get(parameter, [None, None])
             self.apart[parameter] = [_sum(old, new) for old, new in zip(before, pair)]

@@ -57,7 +57,7 @@ def built(name: str) -> Objective:
     student = assemble.network(config["student"], "student", data)
     teacher = assemble.teacher(config, data)
     objective = assemble.objective(config["objective"])
-    objective.tell("attach_data", len(labels), labels)
+    objective.attach_data(len(labels), labels)
     return Distiller(student, teacher, objective, None, data.shape, data.classes).objective
 
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 import yaml
 from forked import kd_train_in
 from hypothesis import settings
 from stopping import launched
+from torch import nn
 
 # the same examples every time; --hypothesis-profile=thorough draws new ones
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, database=None)
@@ -20,6 +22,7 @@ settings.register_profile("thorough", deadline=None, max_examples=400, derandomi
 settings.load_profile("default")
 
 HERE = Path(__file__).parent
+SHA256: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,6 +83,20 @@ def complain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers of the tests that ask for this do not change: the sha256 of each is computed once, as it takes long."""
+    from kd.distill.teacher import Frozen
+    from kd.models.weights import fingerprint
+
+    def once(network: nn.Module) -> str:
+        if network not in SHA256:
+            SHA256[network] = fingerprint(network)
+        return SHA256[network]
+
+    monkeypatch.setattr(sys.modules[Frozen.__module__], "fingerprint", once)
 
 
 @pytest.fixture(scope="session")

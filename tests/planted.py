@@ -29,15 +29,15 @@ def plant(
     student: str = "cnn",
     data: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
-    about: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """One finished run: ``val`` is best and last accuracy, ``about`` adds to its student, ``more`` to its summary."""
+    """One finished run: ``val`` is best and last accuracy, ``extra`` adds to its student, ``more`` to its summary."""
     node = {"_target_": "kd.data.sources.digits", "val": 0.1, "split_seed": 0, **((data or {}).get("config") or {})}
     images = {"classes": 10, "shape": [1, 8, 8], "train": 1296, "val": 142, "test": 359, "sha256": "d" * 64}
     scores = {"acc": test, "nll": 0.4, "ece": 0.05}
-    taught = teacher is not None
-    scores |= {"teacher_acc": teacher_test, "teacher_nll": 0.1, "agreement": 0.91, "kl": 0.2} if taught else {}
+    distilled = teacher is not None
+    scores |= {"teacher_acc": teacher_test, "teacher_nll": 0.1, "agreement": 0.91, "kl": 0.2} if distilled else {}
     summary = {
         "format_version": 1,
         "task": "train",
@@ -49,14 +49,14 @@ def plant(
             "config": {"_target_": f"kd.models.{student}"},
             "parameters": 5178,
             "macs": 83264,
-            **(about or {}),
+            **(extra or {}),
         },
         "teacher": teacher,
         "objective": {"T": T, "alpha": alpha, "terms": ["total = 1 * x"], "name": objective},
         "training": {"epochs": 3, "steps": 60, "seconds": 2.5, "images_per_s": 1000.0},
         "metrics": {
             "monitor": "val/acc",
-            "best": {"epoch": 1, "step": 40, "val/acc": val[0], **({"teacher/acc": 0.99} if taught else {})},
+            "best": {"epoch": 1, "step": 40, "val/acc": val[0], **({"teacher/acc": 0.99} if distilled else {})},
             "last": {"epoch": 2, "step": 60, "val/acc": val[1]},
             "test": scores,
         },
@@ -73,7 +73,7 @@ def plant(
         "data": node,
         "student": {"_target_": f"kd.models.{student}"},
         "teacher": None,
-        "objective": {"kd": {"T": T, "weight": alpha}} if taught else {"ce": {"weight": 1.0}},
+        "objective": {"kd": {"T": T, "weight": alpha}} if distilled else {"ce": {"weight": 1.0}},
         "optim": {"_target_": "kd.optim.sgd", "lr": 0.05},
         "trainer": {"max_epochs": 3},
         **(config or {}),
@@ -102,10 +102,10 @@ def history(folder: Path, scores: Sequence[float]) -> None:
 
 def predictions(folder: Path, labels: NDArray[Any], student: NDArray[Any], teacher: NDArray[Any] | None = None) -> None:
     """Logits on the test set."""
-    kept = {"labels": labels.astype(np.int64), "student": student.astype(np.float16)}
+    tensors = {"labels": labels.astype(np.int64), "student": student.astype(np.float16)}
     if teacher is not None:
-        kept["teacher"] = teacher.astype(np.float16)
-    save_file(kept, folder / "predictions.safetensors")
+        tensors["teacher"] = teacher.astype(np.float16)
+    save_file(tensors, folder / "predictions.safetensors")
 
 
 def typed(folder: Path, *words: str) -> None:

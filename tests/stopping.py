@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ WORDS = (
 POISON = "+callbacks.poison._target_=saboteur.Poison"
 
 
-def launched(folder: Path, *words: str, fresh: bool = False, **given: Any) -> subprocess.CompletedProcess[str]:
-    """``kd-train`` with callbacks for tests at hand; in a ``fresh`` interpreter, or one started as ``given``."""
+def launched(
+    folder: Path, *words: str, fresh: bool = False, before: Callable[[], object] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``kd-train`` with callbacks for tests at hand; ``before`` is called first, or the interpreter is ``fresh``."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    if not given and not fresh:
-        return kd_train_in(folder, [*WORDS, *words], environment)
-    command = [sys.executable, "-m", "kd.cli", *WORDS, *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, **given)
+    return kd_train_in(folder, [*WORDS, *words], environment, fresh=fresh, timeout=120, before=before)
 
 
 def torn(run: Path) -> None:

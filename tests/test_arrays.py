@@ -1,4 +1,4 @@
-"""Images and labels of one's own: converted where they are clear, refused in one line elsewhere."""
+"""Images and labels of the user: converted where they are unambiguous, refused with a one-line error elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SAME_LABELS = {
 
 
 @pytest.mark.parametrize("kind", SAME_LABELS)
-def test_labels_of_every_clear_kind_are_class_numbers(kind: str) -> None:
+def test_every_unambiguous_kind_of_labels_is_converted(kind: str) -> None:
     labels = given(labels=SAME_LABELS[kind]).train[1]
     assert labels.dtype == torch.int64
     assert torch.equal(labels, LABELS)
@@ -74,13 +74,13 @@ SAME_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", SAME_IMAGES)
-def test_images_of_every_clear_kind_are_the_same_bytes(kind: str) -> None:
+def test_every_unambiguous_kind_of_images_is_converted(kind: str) -> None:
     images = given(images=SAME_IMAGES[kind]).train[0]
     assert images.dtype == torch.uint8
     assert torch.equal(images, IMAGES)
 
 
-def test_images_without_channels_have_one() -> None:
+def test_images_without_channels_get_one() -> None:
     assert torch.equal(given(IMAGES[:, 0]).train[0], IMAGES[:, :1])
     assert torch.equal(given(IMAGES[:, 0] > 100).train[0], (IMAGES[:, :1] > 100) * torch.tensor(255, dtype=torch.uint8))
 
@@ -88,13 +88,13 @@ def test_images_without_channels_have_one() -> None:
 BAD_LABELS = {
     "multi-hot": (torch.tensor([[1, 1, 0]] * N), "are multi-hot: a row has 2 classes"),
     "multi-hot floats": (torch.tensor([[1.0, 1, 0]] * N), "are multi-hot"),
-    "logits": (torch.randn(N, 3), "are no class probabilities"),
-    "probabilities": (torch.full((N, 3), 1 / 3), "takes one class number an image"),
+    "logits": (torch.randn(N, 3), "are not class probabilities"),
+    "probabilities": (torch.full((N, 3), 1 / 3), "needs one class number per image"),
     "other width": (torch.ones(N, 5), "are [12, 5], not class numbers [B] or probabilities [B, 3]"),
-    "fractions": (LABELS + 0.5, "that are not whole"),
-    "nan": (LABELS * torch.nan, "that are not whole"),
-    "too high": (LABELS + 1, "the data has the label 3, which is none of its classes, counted from 0; they seem to be"),
-    "too low": (LABELS - 2, "the data has the label -2, which is none of its classes, counted from 0; a label that is"),
+    "fractions": (LABELS + 0.5, "that are not integers"),
+    "nan": (LABELS * torch.nan, "that are not integers"),
+    "too high": (LABELS + 1, "the data has the label 3, expected 0 to 2; they seem to count from 1"),
+    "too low": (LABELS - 2, "the data has the label -2, expected 0 to 2; an unknown label is -1"),
     "ignored": (LABELS * 0 - 100, "the data has the label -100"),
     "unknown name": (["ant", "bee", "cwo"] * 4, "'cwo'; did you mean 'cow'?"),
     "masks": (torch.zeros(N, 8, 8, dtype=torch.long), "are [12, 8, 8], not class numbers [B]"),
@@ -104,49 +104,49 @@ BAD_LABELS = {
 
 
 @pytest.mark.parametrize("kind", BAD_LABELS)
-def test_labels_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
+def test_ambiguous_labels_are_refused(kind: str) -> None:
     labels, said = BAD_LABELS[kind]
     assert said in refusal(labels=labels)
 
 
 BAD_IMAGES = {
     "float 0..255": (IMAGES.float(), "divide them by their largest possible value (255 for bytes)"),
-    "normalised": (IMAGES.float() / 255 * 4 - 2, "as if normalised already"),
-    "int64 beyond bytes": (IMAGES.long() * 5, "kd takes 0 to 255"),
-    "negative": (IMAGES.long() - 300, "kd takes 0 to 255"),
-    "nan": (IMAGES.float() * torch.nan, "hold numbers that are not finite"),
+    "normalised": (IMAGES.float() / 255 * 4 - 2, "which looks normalised"),
+    "int64 beyond bytes": (IMAGES.long() * 5, "expected 0 to 255"),
+    "negative": (IMAGES.long() - 300, "expected 0 to 255"),
+    "nan": (IMAGES.float() * torch.nan, "have values that are not finite"),
     "complex": (IMAGES.to(torch.complex64), "complex"),
     "flat": (IMAGES.flatten(1), "are [12, 192], not [B, C, H, W]"),
-    "several sizes": ([torch.zeros(3, 8, 8)] * 11 + [torch.zeros(3, 9, 9)], "are of several shapes"),
+    "several sizes": ([torch.zeros(3, 8, 8)] * 11 + [torch.zeros(3, 9, 9)], "have several shapes"),
     "words": (["a.png"] * N, "the training images are a list of str, not a tensor"),
     "none": (torch.zeros(0, 3, 8, 8), "the training set has 0 images and 12 labels"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_images_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
+def test_ambiguous_images_are_refused(kind: str) -> None:
     images, said = BAD_IMAGES[kind]
     assert said in refusal(images)
 
 
-def test_names_come_from_the_labels_where_nobody_says_them() -> None:
+def test_class_names_default_to_the_labels() -> None:
     assert given(labels=["cow", "ant", "bee"] * 4, names=()).names == NAMES
     assert given(names=()).names == ("0", "1", "2")
     assert given(names=list(NAMES)).names == NAMES
 
 
-def test_names_that_come_twice_or_are_too_few_are_refused() -> None:
+def test_repeated_or_too_few_names_are_refused() -> None:
     assert "names has 'ant' twice" in refusal(names=("ant", "bee", "ant"))
-    assert "leave the range of the 2 classes" in refusal(names=("ant", "bee"))
+    assert "are out of range for 2 classes" in refusal(names=("ant", "bee"))
     with pytest.raises(InputError, match="the test set has 12 images without a label"):
         adapted(Arrays((IMAGES, LABELS), (IMAGES, LABELS * 0 - 1), NAMES))
     with pytest.raises(InputError, match="mean has 1 numbers for images of 3 channels"):
         adapted(Arrays((IMAGES, LABELS), (IMAGES, LABELS), NAMES, (0.5,), (0.5,)))
-    with pytest.raises(InputError, match=r"a data set is kd\.Arrays.* not a tuple of Tensor"):
+    with pytest.raises(InputError, match=r"a data set must be kd\.Arrays.* not a tuple of Tensor"):
         adapted((IMAGES, LABELS))
 
 
-def test_one_class_is_refused_in_one_line() -> None:
+def test_one_class_is_refused() -> None:
     with pytest.raises(InputError, match="the data has 1 class; there must be two at least"):
         Scores(Memory(given(labels=LABELS * 0, names=("ant",)), batch_size=4).classes, False)
 
@@ -221,7 +221,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_batches_of_every_clear_structure_are_read(kind: str) -> None:
+def test_batches_of_every_unambiguous_structure_are_read(kind: str) -> None:
     batch = Adapter(3, SHAPE, NAMES)(BATCHES[kind])
     pixels = batch.images.float() / (255 if batch.images.dtype == torch.uint8 else 1)
     torch.testing.assert_close(pixels, PIXELS)
@@ -230,7 +230,7 @@ def test_batches_of_every_clear_structure_are_read(kind: str) -> None:
     assert batch.index is None
 
 
-def test_a_third_part_is_a_position_only_if_it_can_be_one() -> None:
+def test_third_element_is_an_index_only_where_it_can_be_one() -> None:
     adapt, index = Adapter(3, SHAPE), torch.tensor([7, 3, 1, 2])
     assert torch.equal(adapt((PIXELS, LABELS[:4], index)).index, index)
     assert torch.equal(adapt({"image": PIXELS, "label": LABELS[:4], "index": index}).index, index)
@@ -239,25 +239,25 @@ def test_a_third_part_is_a_position_only_if_it_can_be_one() -> None:
 
 
 BAD_BATCHES = {
-    "normalised": ((PIXELS * 4 - 2, LABELS[:4]), "as if normalised already; kd takes uint8, or float in [0, 1]"),
+    "normalised": ((PIXELS * 4 - 2, LABELS[:4]), "which looks normalised; expected uint8, or float in [0, 1]"),
     "float 0..255": ((PIXELS * 255, LABELS[:4]), "divide them by their largest possible value"),
-    "other shape": ((PIXELS[:, :, :4], LABELS[:4]), "was said to be [3, 8, 8]; set shape=[3, 4, 8]"),
-    "other channels": ((PIXELS[:, :1], LABELS[:4]), "was said to be [3, 8, 8]"),
-    "stray label": ((PIXELS, LABELS[:4] + 5), "the data has the label 7, which is none of its classes"),
+    "other shape": ((PIXELS[:, :, :4], LABELS[:4]), "declared shape [C, H, W] is [3, 8, 8]; set shape=[3, 4, 8]"),
+    "other channels": ((PIXELS[:, :1], LABELS[:4]), "but the declared shape [C, H, W] is [3, 8, 8]"),
+    "stray label": ((PIXELS, LABELS[:4] + 5), "the data has the label 7, expected 0 to 2"),
     "-100": ((PIXELS, LABELS[:4] * 0 - 100), "the data has the label -100"),
     "multi-hot": ((PIXELS, torch.ones(4, 3)), "are multi-hot"),
     "unequal": ((PIXELS, LABELS[:3]), "has 4 images and 3 labels"),
-    "no images": ({"picture": PIXELS, "label": LABELS[:4]}, "its keys are picture, label; known are images, image"),
+    "no images": ({"picture": PIXELS, "label": LABELS[:4]}, "its keys are picture, label; accepted: images, image"),
     "two images": ({"image": PIXELS, "x": PIXELS}, "a batch has several images: image, x"),
-    "varying sizes": (([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], [0, 1]), "are of several shapes"),
+    "varying sizes": (([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], [0, 1]), "have several shapes"),
     "nothing": (None, "a batch must be (images, labels) or a dict of them, got a NoneType"),
-    "single": ((PIXELS[0], LABELS[0]), "a single image needs a first dimension"),
-    "words without names": ((PIXELS, ["a"] * 4), "give `names`"),
+    "single": ((PIXELS[0], LABELS[0]), "add a batch dimension to a single image"),
+    "words without names": ((PIXELS, ["a"] * 4), "set `names`"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_BATCHES)
-def test_batches_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
+def test_ambiguous_batches_are_refused(kind: str) -> None:
     raw, said = BAD_BATCHES[kind]
     with pytest.raises(InputError) as refused:
         Adapter(3, SHAPE)(raw)
@@ -268,11 +268,11 @@ def test_batches_that_are_not_clear_are_refused_in_one_line(kind: str) -> None:
 def test_images_of_validation_that_are_not_finite_are_refused() -> None:
     adapt = Adapter(3, SHAPE)
     adapt((PIXELS, LABELS[:4]), "val")
-    with pytest.raises(InputError, match="the val images hold numbers that are not finite"):
+    with pytest.raises(InputError, match="the val images have values that are not finite"):
         adapt((PIXELS * torch.nan, LABELS[:4]), "val")
 
 
-def test_batches_without_labels_have_unknown_ones() -> None:
+def test_batches_without_labels_get_unknown_labels() -> None:
     adapt = Adapter(3, SHAPE)
     for raw in (PIXELS, {"image": PIXELS}, (PIXELS,)):
         assert (adapt(raw).labels == -1).all()
@@ -280,7 +280,7 @@ def test_batches_without_labels_have_unknown_ones() -> None:
     assert adapt.without_labels
 
 
-def test_scores_count_labelled_samples_only_and_are_not_0_without() -> None:
+def test_scores_count_labelled_samples_only() -> None:
     torch.manual_seed(0)
     student, teacher, labels = torch.randn(20, 12), torch.randn(20, 12), torch.randint(0, 12, (20,))
     labels[::3] = -1

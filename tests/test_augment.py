@@ -58,7 +58,7 @@ EVERY = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 @EVERY
 @pytest.mark.parametrize("keep", [0, 3])
-def test_a_sample_becomes_the_same_in_any_company(options: dict[str, Any], keep: int) -> None:
+def test_a_sample_does_not_depend_on_its_batch(options: dict[str, Any], keep: int) -> None:
     of = memory(**options, views=keep)
     index = torch.tensor([5, 90, 7, 33])
     together = augmented(of, index, seed=3, epoch=4)
@@ -94,13 +94,13 @@ def test_pixels_are_a_function_of_index_and_view_where_views_are_counted(options
 
 
 @EVERY
-def test_what_decides_the_pixels_is_told_in_plain_containers(options: dict[str, Any]) -> None:
+def test_description_of_augmentations_is_plain_containers(options: dict[str, Any]) -> None:
     told = [json.dumps(memory(**given, views=k).augmentation()) for given in OPTIONS.values() for k in (0, 5)]
     assert len(set(told)) == len(told)
     assert json.dumps(memory(**options).augmentation()) == json.dumps(memory(**options).augmentation())
 
 
-def test_options_of_a_transform_are_told() -> None:
+def test_description_includes_the_options_of_a_transform() -> None:
     node = {"_target_": "torchvision.transforms.v2.RandAugment", "magnitude": 3}
     told = memory(transform=node).augmentation()["transform"]
     assert told != memory(transform={**node, "magnitude": 4}).augmentation()["transform"]
@@ -119,7 +119,7 @@ def test_the_training_images_have_a_fingerprint_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("border", ["edge", "reflect"])
-def test_a_border_may_continue_the_image(border: str) -> None:
+def test_border_may_repeat_the_edge_of_the_image(border: str) -> None:
     pad = 3
     images = torch.rand(view_count(pad, True), 2, 7, 5)
     found = crop_flip(images, torch.arange(len(images)), pad, True, border)
@@ -190,7 +190,7 @@ def test_cutout_takes_a_square_whose_centre_is_any_pixel() -> None:
     assert abs(centre.mean() - 64 / 1024) < 0.003
 
 
-def test_what_is_erased_has_the_mean_colour() -> None:
+def test_erased_area_has_the_mean_colour() -> None:
     data = arrays()
     of = memory(Arrays(data.train, data.test, data.names, (0.2, 0.4, 0.6), (1.0, 1.0, 1.0)), cutout=6)
     images = augmented(of, torch.arange(COUNT)).images
@@ -244,14 +244,14 @@ def test_shares_follow_the_beta_distribution_and_partners_are_uniform() -> None:
     assert 0.66 < own[other].mean() < 0.72  # not a half: boxes are cut off at the border, E = 0.68, and rounded down
 
 
-def test_with_both_each_sample_gets_one_of_them() -> None:
+def test_mixup_and_cutmix_together_alternate_by_sample() -> None:
     batch, own = mixed(mixup=1.0, cutmix=1.0)
     flat = torch.tensor([len(image.unique()) == 1 for image in batch.images])
     between = flat & (own < 0.99)
     assert 0.38 < between.float().mean() < 0.5  # half, less those whose partner is of their own class
 
 
-def test_a_partner_is_seen_as_it_is_seen_itself() -> None:
+def test_mixing_partner_has_its_own_augmentation() -> None:
     data = arrays(count=2)
     of = memory(data, batch_size=1, pad=2, flip=True, mixup=1.0)
     plain = memory(data, batch_size=1, pad=2, flip=True)
@@ -274,7 +274,7 @@ def test_unlabelled_samples_have_no_mixed_label() -> None:
     assert (batch.images[~known].float().mean((1, 2, 3)) % 20 != 0).any()  # their pixels are mixed all the same
 
 
-def test_a_transform_leaves_other_randomness_alone() -> None:
+def test_transform_does_not_change_global_random_state() -> None:
     of = memory(transform=["randaugment", "randomhorizontalflip"])
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -320,7 +320,7 @@ def test_compiling_changes_no_pixel(backend: str, options: dict[str, Any]) -> No
 @pytest.mark.gpu
 @EVERY
 @pytest.mark.parametrize("keep", [0, 3])
-def test_a_gpu_shows_the_same_pixels(options: dict[str, Any], keep: int) -> None:
+def test_gpu_gives_the_same_pixels(options: dict[str, Any], keep: int) -> None:
     of = memory(**options, views=keep)
     index = torch.arange(COUNT)
     here = augmented(of, index, 1, 2)
@@ -330,12 +330,12 @@ def test_a_gpu_shows_the_same_pixels(options: dict[str, Any], keep: int) -> None
 
 
 WRONG = {
-    "pad": ({"pad": 10}, r"pad must lie between 0 and the image size, got 10"),
+    "pad": ({"pad": 10}, r"pad must be at least 0 and less than the image size, got 10"),
     "border": ({"pad": 1, "border": "reflct"}, r"unknown border 'reflct'; did you mean 'reflect'\?"),
-    "erase": ({"erase": 1.5}, r"erase must be a share in \[0, 1\], got 1.5"),
-    "area": ({"erase": 0.5, "erase_area": [0.5, 0.1]}, r"erase_area must be two shares"),
-    "scale": ({"scale": [0.5, 0.2]}, r"scale must be two shares 0 < least <= largest <= 1, got \[0.5, 0.2\]"),
-    "no box": ({"scale": [0.0001, 0.0001]}, r"scale=\[0.0001, 0.0001\] gives no box inside images of 12x10"),
+    "erase": ({"erase": 1.5}, r"erase must be a fraction in \[0, 1\], got 1.5"),
+    "area": ({"erase": 0.5, "erase_area": [0.5, 0.1]}, r"erase_area must be two fractions"),
+    "scale": ({"scale": [0.5, 0.2]}, r"scale must be two fractions 0 < minimum <= maximum <= 1, got \[0.5, 0.2\]"),
+    "no box": ({"scale": [0.0001, 0.0001]}, r"scale=\[0.0001, 0.0001\] gives no box that fits into images of 12x10"),
     "jitter": ({"jitter": 1.5}, r"jitter must lie in \[0, 1\], got 1.5"),
     "cutout": ({"cutout": 99}, r"cutout must lie between 0 and twice the image size, got 99"),
     "negative cutout": ({"cutout": -1}, r"cutout must lie"),
@@ -353,7 +353,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
-def test_what_cannot_be_is_refused_in_one_line(case: tuple[dict[str, Any], str]) -> None:
+def test_invalid_options_are_refused(case: tuple[dict[str, Any], str]) -> None:
     with pytest.raises(InputError, match=case[1]) as caught:
         memory(**case[0])
     assert "\n" not in str(caught.value)

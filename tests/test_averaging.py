@@ -1,4 +1,4 @@
-"""callbacks=ema: what is validated, tested, kept and left behind is the moving average of the weights."""
+"""callbacks=ema: the moving average of the weights is validated, tested and saved."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_average_is_that_of_its_formula(run: Path) -> None:
         assert torch.equal(last["current_model_state"][f"student.net.{key}"], SEEN[-1][key])
 
 
-def test_validation_test_and_student_have_the_average(run: Path) -> None:
+def test_validation_test_and_saved_student_use_the_average(run: Path) -> None:
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     left = load_file(run / "student.safetensors")
     assert all(torch.equal(left[key], best[f"student.net.{key}"]) for key in left)

@@ -1,8 +1,7 @@
-"""Bad input, row by row: one line that names it, the right exit code, before any training, nothing left half-written.
+"""Bad input at the command line: one line that names the fault, the right exit code, before training, no partial files.
 
-The numbers are those of a list of fifty-five things that go wrong. Files of data in every format are damaged in
-test_formats.py and test_data.py, containers of weights in test_containers.py, disks that fill up in test_keeping.py,
-and row 54, processes that are lost, is in test_processes.py; here every other row stands, at the command line.
+Damaged data files of every format are in test_formats.py and test_data.py, containers of weights in test_containers.py,
+full disks in test_run_folder_safety.py, and lost processes in test_processes.py.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ IN_MEMORY = ("data.shape", "data.classes", "data.train", "data.test", "data.batc
 
 
 def given(words: str) -> list[str]:
-    """The words of a row, and those that make a small run of the rest."""
+    """The given overrides, and those that make the rest a small run."""
     typed = words.split()
     said = {word.lstrip("+").partition("=")[0] for word in typed}
     left = IN_MEMORY if "data" in said else ()
@@ -57,14 +56,14 @@ def given(words: str) -> list[str]:
 
 
 def small(*but: str) -> list[str]:
-    """The words of a small run in this process, but for some keys."""
+    """The overrides of a small run in this process, without some keys."""
     left = ("hydra.run.dir", "logger", "trainer.enable_progress_bar", *but)
     return [f"{key}={value}" for key, value in BASE.items() if key not in left]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder, of which no code stays imported."""
+    """An empty working folder; code imported from it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     logging.getLogger().handlers.clear()  # an earlier run's, whose stream is gone
     before, paths = set(sys.modules), list(sys.path)
@@ -76,22 +75,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def nothing_half_written(folder: Path) -> bool:
-    """Whether no run has left anything but Hydra's record of what was asked, the log, and the lock."""
+    """Whether runs have written nothing but Hydra's record of the overrides, the log, and the lock."""
     left = {path.name for path in folder.rglob("*") if path.is_file() and ".hydra" not in path.parts}
     return left <= {"train.log", "teacher.log", ".lock"}
 
 
 # ---------------------------------------------------------------- configuration
 
-CONFIGURATION: dict[int, dict[str, str]] = {
-    1: {"trainer.max_epoch=3": "unknown key trainer.max_epoch; did you mean trainer.max_epochs?"},
-    2: {"+trainer.max_epoch=3": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"},
-    3: {
+CONFIGURATION: dict[str, dict[str, str]] = {
+    "misspelt-option": {"trainer.max_epoch=3": "unknown key trainer.max_epoch; did you mean trainer.max_epochs?"},
+    "misspelt-option-that-is-added": {
+        "+trainer.max_epoch=3": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"
+    },
+    "unknown-choice": {
         "objective=dkdd": "unknown choice objective=dkdd; did you mean objective=dkd?",
         "+loss@objective.x=dkdd": "unknown choice loss=dkdd; did you mean loss=dkd?",
         "callbacks=none": "unknown choice callbacks=none",
     },
-    5: {
+    "wrong-type": {
         "T=abc": "T=abc: Value 'abc' of type 'str' could not be converted to Float; for example T=4.0",
         "objective.ce.weight=abc": "objective.ce.weight=abc: Value 'abc' of type 'str'",
         "trainer.enable_progress_bar=perhaps": "trainer.enable_progress_bar=perhaps must be true or false or null",
@@ -100,12 +101,12 @@ CONFIGURATION: dict[int, dict[str, str]] = {
         "cache=3": "cache=3 must be a group of keys",
         "+objective.x._target_=os.getcwd": "objective.x: a loss is an nn.Module, not a str",
     },
-    6: {
+    "epochs-that-are-no-whole-number": {
         "trainer.max_epochs=three": "trainer.max_epochs=three must be a whole number of at least 1",
         "trainer.max_epochs=2.5": "trainer.max_epochs=2.5 must be a whole number of at least 1",
         "epochs=2.5": "epochs=2.5: Value '2.5'",
     },
-    7: {
+    "empty-or-missing-value": {
         "seed=": "seed=: Value '' of type 'str' could not be converted to Integer",
         "student=": "student=: student takes the name of a choice",
         "data=null": "data=null: data takes the name of a choice",
@@ -113,27 +114,30 @@ CONFIGURATION: dict[int, dict[str, str]] = {
         "~T": "T must be given",
         "teacher=[]": "teacher=[] names no teacher",
     },
-    8: {"student=torchvision": "student.name must be given", "student=timm": "student.name must be given"},
-    9: {
+    "missing-option-of-a-library-network": {
+        "student=torchvision": "student.name must be given",
+        "student=timm": "student.name must be given",
+    },
+    "one-choice-made-twice": {
         "student=cnn student=mlp": "student is chosen 2 times: student=cnn and student=mlp; give one of them",
         "+loss@objective.x=ce +loss@objective.x=kl": "loss@objective.x is chosen 2 times",
     },
-    10: {
+    "learning-rate-out-of-range": {
         "optim.lr=-1": "optim: lr must be a finite number above 0, got -1.0",
         "optim.lr=nan": "optim: lr must be a finite number above 0, got nan",
         "optim.lr=1e-3x": "optim.lr=1e-3x: Value '1e-3x' of type 'str' could not be converted to Float",
     },
-    11: {
+    "temperature-out-of-range": {
         "T=0": "T=0 must be a finite number above 0",
         "T=-1": "T=-1 must be a finite number above 0",
         "objective=kd teacher=mlp objective.kd.T=0": "objective.kd: T must be",
     },
-    12: {
+    "alpha-out-of-range": {
         "alpha=-0.1": "alpha=-0.1 must lie in [0, 1]; the nearest that does is alpha=0",
         "alpha=2": "alpha=2 must lie in [0, 1]; the nearest that does is alpha=1",
         "alpha=nan": "alpha=nan must lie in [0, 1]",
     },
-    13: {
+    "length-out-of-range": {
         "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number of at least 1",
         "trainer.max_epochs=-3": "trainer.max_epochs=-3 must be a whole number of at least 1",
         "trainer.limit_train_batches=0": "trainer.limit_train_batches=0 must be a whole number of at least 1, or",
@@ -141,49 +145,52 @@ CONFIGURATION: dict[int, dict[str, str]] = {
         "trainer.limit_val_batches=0": "trainer.limit_val_batches=0 must be a whole number of at least 1, or a share",
         "+trainer.max_steps=0": "trainer.max_steps=0 must be a whole number of at least 1, or -1 for all",
     },
-    14: {
+    "interval-out-of-range": {
         "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be a whole number of at least 1",
         "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0 must be a whole number of at least 1",
         "trainer.check_val_every_n_epoch=5": "trainer.check_val_every_n_epoch=5 must be at most the run's 1 epochs",
         "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0 must be a whole number of at least 1",
     },
-    15: {"trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be a finite number from 0 up"},
-    16: {
+    "negative-gradient-clipping": {
+        "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be a finite number from 0 up"
+    },
+    "seed-out-of-range": {
         "seed=-1": "seed=-1 must lie in [0, 2**32)",
         "seed=1099511627776": "seed=1099511627776 must lie in [0, 2**32)",
         "seed=abc": "seed=abc: Value 'abc'",
     },
-    17: {"teachers=${oc.env:KD_NO_SUCH}": "teachers: KeyError raised while resolving interpolation"},
-    18: {
+    "absent-environment-variable": {
+        "teachers=${oc.env:KD_NO_SUCH}": "teachers: KeyError raised while resolving interpolation"
+    },
+    "override-that-cannot-be-parsed": {
         "foo": "Error parsing override 'foo': missing EQUAL",
         "objective.ce.weight=[1,": "Error parsing override 'objective.ce.weight=[1,': no viable alternative",
         "--max_epochs 3": "unrecognized arguments: --max_epochs 3; options are written key=value",
     },
-    19: {
+    "unknown-metric-or-mode": {
         "callbacks.best.monitor=val/accc": "callbacks.best.monitor=val/accc: unknown metric 'val/accc'; did you mean",
         "callbacks.best.monitor=teacher/acc": "callbacks.best.monitor=teacher/acc: unknown metric 'teacher/acc'",
         "callbacks.best.mode=maxx": "callbacks.best.mode=maxx: unknown mode 'maxx'; did you mean 'max'?",
     },
-    20: {"--experimental-rerun job.pickle": "--experimental-rerun runs a pickle"},
-    38: {},
-    46: {
+    "pickled-job": {"--experimental-rerun job.pickle": "--experimental-rerun runs a pickle"},
+    "batch-size-or-workers-out-of-range": {
         "data.batch_size=0": "batch_size and eval_batch_size must be at least 1, got 0, 500",
         "data=folder data.root=pets data.workers=-1": "workers at least 0",
     },
-    48: {
+    "device-that-is-not-there": {
         "trainer.devices=0": "trainer.devices=0 must be a whole number from 1",
         "trainer.devices=two": "trainer.devices=two must be a whole number from 1",
         "trainer.devices=99": "trainer.devices=99 must be a whole number from 1",
         "trainer.accelerator=gpuu": "trainer.accelerator=gpuu: unknown accelerator 'gpuu'; did you mean 'gpu'?",
-        "trainer.accelerator=tpu": "trainer.accelerator=tpu: torch finds no such device here",
+        "trainer.accelerator=tpu": "trainer.accelerator=tpu: torch finds no such device",
     },
-    49: {
+    "strategy-or-precision-that-is-not-there": {
         "trainer.strategy=dpp": "trainer.strategy=dpp: unknown strategy 'dpp'; did you mean 'ddp'?",
         "trainer.precision=fp17": "trainer.precision=fp17: unknown precision 'fp17'",
-        "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU; here there are bf16-mixed",
+        "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU; available: bf16-mixed",
         "trainer.precision=transformer-engine": "trainer: Requirement 'transformer_engine",
     },
-    53: {
+    "run-folder-that-cannot-be-used": {
         "hydra.run.dir=file": "the run folder cannot be made: ",
         "hydra.run.dir=file/below": "the run folder cannot be made: ",
         "hydra.run.dir=/proc/none": "the run folder cannot be made: /proc/none: ",
@@ -191,12 +198,14 @@ CONFIGURATION: dict[int, dict[str, str]] = {
     },
 }
 CASES = [
-    pytest.param(words, said, id=f"{row}-{words}") for row, r in CONFIGURATION.items() for words, said in r.items()
+    pytest.param(words, said, id=f"{fault}: {words}")
+    for fault, lines in CONFIGURATION.items()
+    for words, said in lines.items()
 ]
 
 
 @pytest.mark.parametrize(("words", "said"), CASES)
-def test_rows_of_the_command_line(words: str, said: str, complain: Complain, here: Path) -> None:
+def test_bad_command_lines(words: str, said: str, complain: Complain, here: Path) -> None:
     (here / "file").touch()
     (here / "before").mkdir()
     (here / "before/summary.json").touch()
@@ -213,8 +222,8 @@ def test_rows_of_the_command_line(words: str, said: str, complain: Complain, her
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("words", ["trainer=gpu", "trainer.accelerator=gpu", "trainer.accelerator=cuda"])
-def test_row_48_a_gpu_that_is_not_there(words: str, complain: Complain, here: Path) -> None:
-    assert "torch finds no such device here; there is trainer=cpu" in complain(*given(words))
+def test_missing_gpu(words: str, complain: Complain, here: Path) -> None:
+    assert "torch finds no such device; use trainer=cpu" in complain(*given(words))
 
 
 EXPERIMENT = {
@@ -227,14 +236,14 @@ EXPERIMENT = {
 
 
 @pytest.mark.parametrize("text", EXPERIMENT)
-def test_row_4_an_unknown_key_in_a_recipe_of_one_s_own(text: str, complain: Complain, here: Path) -> None:
+def test_unknown_key_in_a_users_experiment_file(text: str, complain: Complain, here: Path) -> None:
     (here / "conf/experiment").mkdir(parents=True)
     (here / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
     assert EXPERIMENT[text] in complain("--config-dir", "conf", *given("experiment=mine"))
     assert not list(here.rglob("summary.json"))
 
 
-def test_row_20_what_the_user_types_stays_free(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_typed_by_the_user_are_allowed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["kd-train", *given("+callbacks.own._target_=pytorch_lightning.callbacks.Timer")])
     kd.cli.train()
     assert (here / "run/summary.json").exists()
@@ -243,18 +252,24 @@ def test_row_20_what_the_user_types_stays_free(here: Path, monkeypatch: pytest.M
 # ---------------------------------------------------------------- teachers and checkpoints
 
 TEACHERS = {
-    21: ("absent.pth", "no weights at absent.pth"),
-    22: ("folder", "folder is a folder without student.safetensors"),
-    23: ("empty.pth", "empty.pth is empty"),
-    24: ("cut.safetensors", "cut.safetensors is damaged, cut off"),
-    25: ("page.pth", "page.pth is a web page, not a file of weights"),
-    26: ("module.pth", "module.pth holds Python objects beside tensors, which could run code, so it is not opened"),
-    27: ("nested.pth", "nested.pth holds no state dict of tensors, but 'weights', 'epoch'"),
-    28: ("less.pth", "1 missing, first layer1.0.conv1.weight"),
-    29: ("other.pth", "other.pth does not fit ResNet: 72 unexpected"),
-    30: ("seven.pth", "2 of another shape, first fc.weight [7, 64] for [10, 64]"),
-    31: ("nan.pth", "nan.pth: fc.weight holds numbers that are not finite"),
-    37: ("https://example.org/teacher.pth", "is a URL; weights are read from local files only"),
+    "absent-file": ("absent.pth", "no weights at absent.pth"),
+    "folder-without-weights": ("folder", "folder is a folder without student.safetensors"),
+    "empty-file": ("empty.pth", "empty.pth is empty"),
+    "file-cut-off": ("cut.safetensors", "cut.safetensors is damaged, truncated"),
+    "web-page": ("page.pth", "page.pth is a web page, not a weights file"),
+    "pickled-module": (
+        "module.pth",
+        "module.pth contains Python objects besides tensors, which could run code, so it is not loaded",
+    ),
+    "nested-under-an-unknown-key": (
+        "nested.pth",
+        "nested.pth contains no state dict of tensors, but 'weights', 'epoch'",
+    ),
+    "too-few-weights": ("less.pth", "1 missing, first layer1.0.conv1.weight"),
+    "weights-of-another-network": ("other.pth", "other.pth does not fit ResNet: 72 unexpected"),
+    "teacher-of-other-classes": ("seven.pth", "2 of another shape, first fc.weight [7, 64] for [10, 64]"),
+    "weights-that-are-not-finite": ("nan.pth", "nan.pth: fc.weight contains values that are not finite"),
+    "URL": ("https://example.org/teacher.pth", "is a URL; weights are read from local files only"),
 }
 
 
@@ -265,15 +280,23 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("row", TEACHERS)
-def test_rows_of_a_teacher(row: int, files: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, said = TEACHERS[row]
+@pytest.mark.parametrize("fault", TEACHERS)
+def test_unusable_teacher_weights(fault: str, files: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, said = TEACHERS[fault]
     monkeypatch.chdir(files)
-    assert said in complain("teacher=resnet8", f"teacher.checkpoint={file}", f"hydra.run.dir=run{row}")
+    small = (
+        "data=synthetic",
+        "data.shape=[1,8,8]",
+        "data.classes=10",
+        "data.train=60",
+        "data.test=20",
+        "data.batch_size=20",
+    )
+    assert said in complain(*small, "teacher=resnet8", f"teacher.checkpoint={file}", f"hydra.run.dir=run-{fault}")
     assert not list(files.rglob("summary.json"))
 
 
-def test_row_30_a_teacher_with_one_column(complain: Complain, here: Path) -> None:
+def test_teacher_with_a_single_logit(complain: Complain, here: Path) -> None:
     (here / "one.py").write_text(
         "from torch import nn\n\ndef net(shape):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))\n"
     )
@@ -288,7 +311,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("finished"), *small())
 
 
-def test_row_32_a_teacher_that_was_swapped(finished: Path, complain: Complain, here: Path) -> None:
+def test_teacher_weights_replaced_after_the_run(finished: Path, complain: Complain, here: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(finished, here / "teacher")
@@ -301,9 +324,7 @@ def test_row_32_a_teacher_that_was_swapped(finished: Path, complain: Complain, h
     assert nothing_half_written(here / "run")
 
 
-def test_row_33_weights_of_a_library_that_cannot_be_had(
-    complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_weights_without_network(complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
     import time
 
@@ -317,13 +338,13 @@ def test_row_33_weights_of_a_library_that_cannot_be_had(
     assert "unknown timm model 'resnett10'; did you mean" in complain(*given("student=timm student.name=resnett10"))
     started = time.monotonic()
     line = complain(*given("student=timm student.name=resnet10t student.pretrained=true"))
-    assert line.startswith("error: student: timm cannot make resnet10t: ")
+    assert line.startswith("error: student: timm cannot build resnet10t: ")
     line = complain(*given("student=torchvision student.name=resnet18 student.weights=DEFAULT"))
     assert "resnet18-f37072fd.pth cannot be fetched" in line
     assert time.monotonic() - started < 15
 
 
-# ---------------------------------------------------------------- going on with a run
+# ---------------------------------------------------------------- resuming a run
 
 OTHERS = {
     "T=2": "T (4.0 there, 2.0 here)",
@@ -337,7 +358,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("word", OTHERS)
-def test_row_34_another_experiment(copy: Path, complain: Complain, word: str) -> None:
+def test_resume_with_other_options_is_refused(copy: Path, complain: Complain, word: str) -> None:
     before = (copy / "run/config.yaml").read_text()
     line = complain("resume=run", word)
     assert line.startswith("error: resume=run is another experiment: ")
@@ -351,29 +372,32 @@ def _both_torn(run: Path) -> None:
 
 
 SPOILED = {
-    "a newer format": (
+    "newer-format": (
         lambda run: edited(run / "checkpoints/last.ckpt", format_version=99),
         "last.ckpt has format 99, written by a later version of kd",
     ),
-    "weights only": (
+    "weights-without-a-run": (
         lambda run: torch.save({"fc.weight": torch.zeros(2)}, run / "checkpoints/last.ckpt"),
         "last.ckpt is not a checkpoint of a run of kd, so training cannot be resumed from it",
     ),
-    "other data": (
+    "other-data": (
         lambda run: edited(run / "checkpoints/last.ckpt", data_sha256="0" * 64),
         "last.ckpt was trained with another data: sha256 " + "0" * 64,
     ),
-    "another teacher": (
+    "another-teacher": (
         lambda run: edited(run / "checkpoints/last.ckpt", teacher_sha256="0" * 64),
         "last.ckpt was trained with another teacher: sha256",
     ),
-    "both torn": (_both_torn, "is damaged or truncated, and there is no other intact checkpoint beside it"),
-    "no configuration": (lambda run: (run / "config.yaml").unlink(), "no training has begun there"),
-    "half a configuration": (lambda run: (run / "config.yaml").write_text("T: 4\n"), "config.yaml is damaged"),
-    "no yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
-    "foreign code": (
+    "both-checkpoints-cut-off": (
+        _both_torn,
+        "is damaged or truncated, and there is no other intact checkpoint beside it",
+    ),
+    "no-configuration": (lambda run: (run / "config.yaml").unlink(), "no training has begun there"),
+    "half-a-configuration": (lambda run: (run / "config.yaml").write_text("T: 4\n"), "config.yaml is damaged"),
+    "configuration-that-is-no-yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
+    "foreign-code": (
         lambda run: _foreign(run / "config.yaml"),
-        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless you say trust=true",
+        "callbacks.evil names 'os.system', which is not registered with kd; it is not run unless trust=true is set",
     ),
 }
 
@@ -385,7 +409,7 @@ def _foreign(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_rows_34_to_36_what_cannot_be_gone_on_with(copy: Path, complain: Complain, what: str) -> None:
+def test_resume_from_a_damaged_or_foreign_run_is_refused(copy: Path, complain: Complain, what: str) -> None:
     spoil, said = SPOILED[what]
     spoil(copy / "run")
     assert said in complain("resume=run")
@@ -393,12 +417,12 @@ def test_rows_34_to_36_what_cannot_be_gone_on_with(copy: Path, complain: Complai
 
 
 @pytest.mark.parametrize("run", ["nowhere", "http://localhost/run", "mark"])
-def test_row_34_what_is_no_run(copy: Path, complain: Complain, run: str) -> None:
+def test_resume_of_something_that_is_no_run(copy: Path, complain: Complain, run: str) -> None:
     assert complain(f"resume={run}").startswith(f"error: resume={run} is no run folder")
     assert not (copy / "nowhere").exists()
 
 
-def test_row_35_a_torn_checkpoint_falls_back_to_the_one_before(copy: Path) -> None:
+def test_truncated_checkpoint_falls_back_to_the_previous_one(copy: Path) -> None:
     torn(copy / "run")
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
@@ -406,7 +430,7 @@ def test_row_35_a_torn_checkpoint_falls_back_to_the_one_before(copy: Path) -> No
     assert "resume: from step 7, run/checkpoints/previous.ckpt" in on.stdout
 
 
-def test_row_34_a_run_that_is_alive_is_left_alone(copy: Path) -> None:
+def test_resume_of_a_running_run_is_refused(copy: Path) -> None:
     script = "import fcntl, time; file = open('run/.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
     script += "print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", script], cwd=copy, stdout=subprocess.PIPE, text=True)
@@ -423,13 +447,13 @@ def test_row_34_a_run_that_is_alive_is_left_alone(copy: Path) -> None:
 
 EXPORTS = {
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
-    "format=safetensors": "student.safetensors exists; overwrite=true replaces it",
-    "format=safetensors softmax=true": "softmax=true needs a format that computes",
+    "format=safetensors": "student.safetensors exists; set overwrite=true to replace it",
+    "format=safetensors softmax=true": "softmax=true needs a format with a graph",
 }
 
 
 @pytest.mark.parametrize("words", EXPORTS)
-def test_row_38_exports(words: str, finished: Path, complain: Complain, here: Path) -> None:
+def test_bad_exports(words: str, finished: Path, complain: Complain, here: Path) -> None:
     (here / "out").mkdir()
     (here / "out/student.safetensors").touch()
     assert EXPORTS[words] in complain(f"run={finished}", "out=out", *words.split(), command="export")
@@ -479,56 +503,70 @@ class Module(pl.LightningDataModule):
     test_dataloader = val_dataloader
 """
 DATA = {
-    (39, "data=folder data.root=/nowhere"): (2, "data.root=/nowhere is no folder"),
-    (39, "data=folder data.root=empty"): (2, "empty"),
-    (40, "data=cifar10 data.root=empty"): (2, "no cifar-10-batches-py"),
-    (40, "data=mnist data.root=idx"): (2, "train-images-idx3-ubyte"),
-    (41, "data=folder data.root=torn data.size=16 data.batch_size=4 data.workers=0"): (
+    "missing-folder": ("data=folder data.root=/nowhere", 2, "data.root=/nowhere is no folder"),
+    "empty-folder": ("data=folder data.root=empty", 2, "empty"),
+    "cifar-files-missing": ("data=cifar10 data.root=empty", 2, "no cifar-10-batches-py"),
+    "idx-file-cut-off": ("data=mnist data.root=idx", 2, "train-images-idx3-ubyte"),
+    "damaged-picture": (
+        "data=folder data.root=torn data.size=16 data.batch_size=4 data.workers=0",
         2,
         "bee/2.png cannot be decoded",
     ),
-    (42, "data=own data.kind=sizes"): (2, "training and test images differ in shape: [1, 8, 8] and [1, 6, 8]"),
-    (43, "data=folder data.root=other data.size=16"): (2, "cow"),
-    (44, "data=own data.kind=range"): (2, "the training labels leave the range of the 4 classes"),
-    (44, "data=own data.kind=hundred"): (2, "the training labels leave the range of the 4 classes"),
-    (44, "data=own data.kind=unlabelled"): (
+    "parts-of-different-shapes": (
+        "data=own data.kind=sizes",
+        2,
+        "training and test images differ in shape: [1, 8, 8] and [1, 6, 8]",
+    ),
+    "parts-of-different-classes": ("data=folder data.root=other data.size=16", 2, "cow"),
+    "labels-too-large": ("data=own data.kind=range", 2, "the training labels are out of range for 4 classes"),
+    "labels-of-minus-100": ("data=own data.kind=hundred", 2, "the training labels are out of range for 4 classes"),
+    "no-labels-at-all": (
+        "data=own data.kind=unlabelled",
         2,
         "no training image has a label, and every term of the objective needs one",
     ),
-    (44, "data=module data.kind=label"): (2, "the data has the label 7, which is none of its classes"),
-    (45, "data.batch_size=500"): (2, "batch_size=500 is more than the 54 training images"),
-    (45, "data=module data.kind=few"): (2, "no step was trained: the training data gives no whole batch"),
-    (47, "data=module data.kind=infinite"): (3, "the loss term ce is nan at step 1"),
-    (50, "data=module data.kind=killed"): (3, "a data worker "),
+    "label-too-large-in-a-batch": (
+        "data=module data.kind=label",
+        2,
+        "the data has the label 7, expected 0 to",
+    ),
+    "batch-larger-than-the-data": ("data.batch_size=500", 2, "batch_size=500 exceeds the 54 training images"),
+    "no-whole-batch": (
+        "data=module data.kind=few",
+        2,
+        "no step was trained: the training data gives no whole batch",
+    ),
+    "pixels-that-are-not-finite": ("data=module data.kind=infinite", 3, "the loss term ce is nan at step 1"),
+    "killed-worker": ("data=module data.kind=killed", 3, "a data worker "),
 }
 
 
-@pytest.mark.parametrize("case", DATA, ids=lambda case: f"{case[0]}-{case[1]}")
-def test_rows_of_data(case: tuple[int, str], complain: Complain, here: Path) -> None:
+@pytest.mark.parametrize("fault", DATA)
+def test_unusable_data(fault: str, complain: Complain, here: Path) -> None:
+    words, code, said = DATA[fault]
     (here / "own.py").write_text(OWN)
     (here / "conf/data").mkdir(parents=True)
     (here / "conf/data/own.yaml").write_text("_target_: own.arrays\nkind: ???\nbatch_size: 8\nval: test\n")
     (here / "conf/data/module.yaml").write_text("_target_: own.Module\nkind: ???\n")
     (here / "empty").mkdir()
-    if "data.root=" in case[1]:
+    if "data.root=" in words:
         make_idx(here / "idx")
         (here / "idx/train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
         for name in ("torn", "other"):
             make_folder(here / name)
         (here / "torn/train/bee/2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         (here / "other/val/ant").rename(here / "other/val/cow")
-    code, said = DATA[case]
-    line = complain("--config-dir", "conf", *given(case[1]), code=code)
+    line = complain("--config-dir", "conf", *given(words), code=code)
     assert said in line
     assert not list(here.rglob("summary.json"))
     assert not list(here.rglob("student.safetensors"))
 
 
-def test_images_without_labels_cannot_be_measured(complain: Complain, here: Path) -> None:
+def test_images_without_labels_cannot_be_evaluated(complain: Complain, here: Path) -> None:
     words = ["data.per_class=4", "data.unlabelled=true", "objective=kd", "teacher=mlp", "teacher.min_accuracy=0"]
     run = trained(here, *small("objective", "teacher"), *words)
     line = complain(f"run={run}", "part=train", command="evaluate")
-    assert "part=train: 38 of 54 images have no label to be measured by; take part=val or part=test" in line
+    assert "part=train: 38 of 54 images have no label; set part=val or part=test" in line
     assert not (run / "evaluation").exists()
 
 
@@ -541,28 +579,36 @@ SHM = (
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.2 GiB is"
 HOST = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 MACHINE: dict[str, tuple[BaseException, int, str]] = {
-    "50 GPU": (
+    "no-memory-on-the-gpu": (
         torch.OutOfMemoryError(CUDA),
         3,
         "out of memory on the GPU (tried to allocate 20.00 gib); reduce data.batch_size",
     ),
-    "50 host": (RuntimeError(HOST), 3, "out of memory; reduce data.batch_size"),
-    "50 Python": (
+    "no-memory-on-the-host": (RuntimeError(HOST), 3, "out of memory; reduce data.batch_size"),
+    "no-memory-for-python": (
         MemoryError(),
         3,
         "out of memory; reduce data.batch_size or data.workers",
     ),
-    "51": (RuntimeError(SHM), 3, "the shared memory in /dev/shm is too small for the data workers"),
-    "52 mid-run": (OSError(28, "No space left on device", "a.txt"), 3, "no space left: No space left on device: a.txt"),
-    "failed": (TrainingFailed("it did not work"), 3, "it did not work"),
-    "input": (InputError("a=1 must be 2"), 2, "a=1 must be 2"),
+    "shared-memory-too-small": (
+        RuntimeError(SHM),
+        3,
+        "the shared memory in /dev/shm is too small for the data workers",
+    ),
+    "disk-full-in-mid-run": (
+        OSError(28, "No space left on device", "a.txt"),
+        3,
+        "no space left: No space left on device: a.txt",
+    ),
+    "training-failed": (TrainingFailed("it did not work"), 3, "it did not work"),
+    "bad-input": (InputError("a=1 must be 2"), 2, "a=1 must be 2"),
     "SIGTERM": (Stopped(15, "stopped by SIGTERM at step 3"), 143, "stopped by SIGTERM at step 3"),
     "SIGINT": (KeyboardInterrupt(), 130, "stopped by SIGINT"),
 }
 
 
 @pytest.mark.parametrize("what", MACHINE)
-def test_rows_of_the_machine(what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_failures(what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     error, code, line = MACHINE[what]
     for name in ("HYDRA_FULL_ERROR", "KD_FULL_ERROR"):
         monkeypatch.setenv(name, "0")
@@ -578,7 +624,7 @@ def test_rows_of_the_machine(what: str, capsys: pytest.CaptureFixture[str], monk
     assert said[0].startswith(f"error: {line}")
 
 
-def test_row_50_out_of_memory_in_a_run(complain: Complain, here: Path) -> None:
+def test_out_of_memory_in_a_run(complain: Complain, here: Path) -> None:
     (here / "full.py").write_text(BROKEN)
     words = given("+callbacks.own._target_=full.Broken +callbacks.own.kind=memory")
     assert "out of memory; reduce data.batch_size" in complain(*words, code=3)
@@ -586,14 +632,14 @@ def test_row_50_out_of_memory_in_a_run(complain: Complain, here: Path) -> None:
     assert not (here / "run/summary.json").exists()
 
 
-def test_row_52_no_room_for_two_checkpoints(complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_disk_space_for_two_checkpoints(complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     line = complain(*given(""))
     assert "no space left for checkpoints: 0.0 MB are free, two checkpoints need about" in line
     assert not list(here.rglob("*.ckpt"))
 
 
-def test_row_55_a_gradient_that_is_not_finite_ends_the_run_before_the_update(tmp_path: Path) -> None:
+def test_nonfinite_gradient_ends_the_run_before_the_update(tmp_path: Path) -> None:
     done = launched(tmp_path, POISON, "+callbacks.poison.step=10", "hydra.run.dir=run")
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
@@ -603,7 +649,7 @@ def test_row_55_a_gradient_that_is_not_finite_ends_the_run_before_the_update(tmp
     assert not (tmp_path / "run/summary.json").exists()
 
 
-def test_row_55_a_term_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_nonfinite_loss_term_is_named(tmp_path: Path) -> None:
     done = launched(tmp_path, "optim.lr=1e30", "optim.warmup=0", "hydra.run.dir=run")
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
@@ -611,7 +657,7 @@ def test_row_55_a_term_that_is_not_finite_is_named(tmp_path: Path) -> None:
     assert "A lower optim.lr" in line
 
 
-def test_row_55_a_few_updates_may_be_left_out(tmp_path: Path) -> None:
+def test_a_few_nonfinite_updates_may_be_skipped(tmp_path: Path) -> None:
     few = (POISON, "+callbacks.poison.step=3", "nan=skip", "callbacks.finite.most=2")
     done = launched(tmp_path, *few, "+callbacks.poison.times=2", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -623,7 +669,7 @@ def test_row_55_a_few_updates_may_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_row_55_on_one_of_two_processes_ends_both(tmp_path: Path) -> None:
+def test_nonfinite_gradient_on_one_of_two_processes_ends_both(tmp_path: Path) -> None:
     two = ("trainer.devices=2", "trainer.strategy=ddp", "data.train=280")
     struck = (POISON, "+callbacks.poison.step=3", "+callbacks.poison.rank=1")
     done = launched(tmp_path, *two, *struck, "hydra.run.dir=run", fresh=True)
@@ -646,7 +692,7 @@ class Broken(Callback):
 
 
 @pytest.mark.parametrize(("kind", "line"), [("bug", "KeyError: 'a bug'"), ("long", "LookupError: first")])
-def test_a_bug_leaves_its_traceback_in_the_run_folder(kind: str, line: str, complain: Complain, here: Path) -> None:
+def test_bug_writes_its_traceback_to_the_run_folder(kind: str, line: str, complain: Complain, here: Path) -> None:
     (here / "full.py").write_text(BROKEN)
     words = given(f"+callbacks.own._target_=full.Broken +callbacks.own.kind={kind}")
     said = complain(*words, code=1)
@@ -656,7 +702,7 @@ def test_a_bug_leaves_its_traceback_in_the_run_folder(kind: str, line: str, comp
     assert "in on_train_batch_start" in text
 
 
-def test_a_bug_without_a_run_folder_leaves_its_traceback_elsewhere(
+def test_bug_without_a_run_folder_writes_its_traceback_to_a_temporary_file(
     complain: Complain, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(here))

@@ -1,4 +1,4 @@
-"""Running statistics that keep up with a short run, and the warning where validation stays at chance."""
+"""Running statistics that converge in a short run, and the warning where validation stays at chance."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def trained(
 
 
 @pytest.mark.parametrize("momentum", [0.01, 0.001, 0.1, None])
-def test_running_statistics_keep_up_in_a_run_shorter_than_their_window(momentum: float | None) -> None:
+def test_running_statistics_converge_in_a_run_shorter_than_their_window(momentum: float | None) -> None:
     plain, before = trained(momentum)
     student, after = trained(momentum, BatchStatistics())
     assert before["train/acc"] == after["train/acc"] > 0.9
@@ -90,7 +90,7 @@ def test_a_run_with_enough_batches_before_its_first_validation_is_bit_identical(
         assert torch.equal(one, other)
 
 
-def test_statistics_that_a_user_holds_fixed_stay_fixed() -> None:
+def test_statistics_fixed_by_the_user_do_not_change() -> None:
     student, _ = trained(0.0, BatchStatistics())
     for norm in student.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -104,7 +104,7 @@ def test_the_least_momentum_falls_in_powers_of_a_half() -> None:
     assert all(least_momentum(n) >= 9 / (10 + n) for n in range(567))
 
 
-def test_a_student_that_learns_and_stays_at_chance_in_validation_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_where_a_learning_student_validates_at_chance(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "kd.batch_statistics"):
         trained(0.001, AtChance())
     assert len(caplog.records) == 1
@@ -112,7 +112,7 @@ def test_a_student_that_learns_and_stays_at_chance_in_validation_is_warned_of(ca
     assert "running statistics" in caplog.text
 
 
-def test_wrong_labels_in_validation_are_warned_of_and_right_ones_are_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_for_wrong_validation_labels_only(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "kd.batch_statistics"):
         trained(0.1, BatchStatistics(), AtChance())
         assert not caplog.records
@@ -120,7 +120,7 @@ def test_wrong_labels_in_validation_are_warned_of_and_right_ones_are_not(caplog:
     assert "no better than chance" in caplog.text
 
 
-def test_a_run_that_is_stopped_has_the_statistics_of_one_that_is_not(tmp_path: Path) -> None:
+def test_resumed_run_has_the_statistics_of_an_uninterrupted_one(tmp_path: Path) -> None:
     words = ["student=resnet8", "logger=none"]
     strike = [f"+callbacks.saboteur.{key}" for key in ("_target_=saboteur.Saboteur", "moment=step", "epoch=1")]
     strike += [f"+callbacks.saboteur.{key}" for key in ("batch=2", "signum=15", "mark=mark")]

@@ -1,4 +1,4 @@
-"""The student that is tested and kept is the best by the metric that chooses it, and the run says truthfully which."""
+"""The tested and saved student is the best by the chosen metric, and the output names it correctly."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_best_epoch_is_tested_and_kept_however_its_callback_is_configured(tmp_path: Path, way: str) -> None:
+def test_best_epoch_is_tested_and_saved_for_any_callback_options(tmp_path: Path, way: str) -> None:
     run, summary = watched(tmp_path, *WAYS[way])
     best = best_of(run)
     assert best["epoch"] < 3
@@ -101,7 +101,7 @@ def test_the_best_epoch_is_tested_and_kept_however_its_callback_is_configured(tm
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 28
 
 
-def test_the_lowest_nll_is_the_best_without_saying_so(tmp_path: Path) -> None:
+def test_lowest_nll_is_best_by_default_mode(tmp_path: Path) -> None:
     run, summary = watched(tmp_path, "callbacks.best.monitor=val/nll", zero="[2, 3]")
     best = best_of(run, "val/nll", -1)
     assert best["epoch"] < 2
@@ -109,7 +109,7 @@ def test_the_lowest_nll_is_the_best_without_saying_so(tmp_path: Path) -> None:
     assert summary["metrics"]["chosen"] == "at the best validation epoch by val/nll"
 
 
-def test_the_best_by_a_metric_of_training_is_not_called_a_validation_s(tmp_path: Path) -> None:
+def test_best_by_a_training_metric_is_not_labelled_validation(tmp_path: Path) -> None:
     _, summary = watched(tmp_path, "callbacks.best.monitor=train/loss", "trainer.log_every_n_steps=1", zero="[]")
     assert summary["metrics"]["chosen"].startswith("at the best epoch by train/loss")
 
@@ -117,6 +117,7 @@ def test_the_best_by_a_metric_of_training_is_not_called_a_validation_s(tmp_path:
 @pytest.mark.parametrize(
     "words",
     [("callbacks.best.monitor=val/nll", "callbacks.best.mode=max"), ("callbacks.best.mode=min",)],
+    ids=["nll-with-max", "accuracy-with-min"],
 )
 def test_a_mode_that_contradicts_its_metric_is_refused(complain: Complain, words: tuple[str, ...]) -> None:
     assert "is better; leave it out, or set callbacks.best.mode=" in complain(*SMALL, *words)
@@ -128,7 +129,7 @@ def test_early_stopping_takes_its_mode_from_the_metric(tmp_path: Path) -> None:
     assert summary["training"]["epochs"] > 2  # Lightning's mode, min, would have ended it where accuracy rose
 
 
-def test_a_mode_must_be_given_for_a_metric_that_kd_does_not_know(complain: Complain) -> None:
+def test_unknown_metric_needs_a_mode(complain: Complain) -> None:
     own = "+callbacks.own._target_=test_best.Watch"
     line = complain(*SMALL, own, "callbacks.best.monitor=val/mine")
     assert "callbacks.best.mode must be given: max or min" in line
@@ -149,11 +150,11 @@ def test_a_mode_must_be_given_for_a_metric_that_kd_does_not_know(complain: Compl
         *(("teacher/entropy", None), ("val/mine", None), ("mine", None), ("train/kd/T", None)),
     ],
 )
-def test_where_the_best_of_each_metric_lies(monitor: str, mode: str | None) -> None:
+def test_best_checkpoint_path_of_each_metric(monitor: str, mode: str | None) -> None:
     assert mode_of(monitor) == mode
 
 
-def test_equal_accuracies_go_to_the_lower_nll_and_then_to_the_later_epoch(tmp_path: Path) -> None:
+def test_ties_in_accuracy_are_broken_by_nll_then_by_later_epoch(tmp_path: Path) -> None:
     run, summary = watched(tmp_path / "scaled", "optim.lr=1e-12", zero="[]", scale="[0.01, 3.0, 0.001, 0.02]")
     rows = rows_of(run)
     assert len({row["val/acc"] for row in rows}) == 1
@@ -173,7 +174,7 @@ UNTRUE = {
 
 
 @pytest.mark.parametrize("words", UNTRUE)
-def test_what_the_table_and_the_summary_say_was_tested_is_true(
+def test_table_and_summary_name_the_tested_checkpoint(
     tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, summary = watched(tmp_path, *UNTRUE[words])
@@ -198,7 +199,7 @@ class Measured(Module):
 
 
 @pytest.mark.parametrize("module", [Module, Measured])
-def test_data_without_a_validation_or_a_test_loader_is_trained_on_and_said(
+def test_missing_validation_or_test_loader_is_reported(
     tmp_path: Path, module: type[Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compose(*QUIET, *SMALL)
@@ -228,7 +229,7 @@ def averaged(first: int, last: int) -> dict[str, Tensor]:
     return {key: sum(end[key] for end in ends) / len(ends) for key in ends[0]}  # type: ignore[misc]
 
 
-def test_weights_averaged_by_swa_are_validated_tested_and_kept(tmp_path: Path) -> None:
+def test_swa_weights_are_validated_tested_and_saved(tmp_path: Path) -> None:
     student = ("student=import", "student.path=test_best:Flat")
     run, summary = watched(tmp_path, *SWA, *student, "+callbacks.swa.swa_epoch_start=2", zero="[]")
     left = load_file(run / "student.safetensors")
@@ -239,7 +240,7 @@ def test_weights_averaged_by_swa_are_validated_tested_and_kept(tmp_path: Path) -
     assert len(rows_of(run)) == 5  # four epochs and the average
 
 
-def test_weights_averaged_by_swa_of_a_network_with_batch_norms_are_kept(tmp_path: Path) -> None:
+def test_swa_weights_with_batch_norms_are_saved(tmp_path: Path) -> None:
     run, summary = watched(tmp_path, *SWA, "student=resnet8", zero="[]")
     assert summary["metrics"]["chosen"] == "of the averaged weights (StochasticWeightAveraging)"
     assert summary["training"]["epochs"] == 4
@@ -247,8 +248,8 @@ def test_weights_averaged_by_swa_of_a_network_with_batch_norms_are_kept(tmp_path
     assert summary["metrics"]["best"] == pytest.approx(rows_of(run)[-1])
 
 
-@pytest.mark.parametrize("best", [(), ("callbacks.best=null",)])
-def test_lightning_s_weight_averaging_is_tested_with_its_average(tmp_path: Path, best: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("best", [(), ("callbacks.best=null",)], ids=["with-best", "without-best"])
+def test_lightning_weight_averaging_is_tested_with_its_average(tmp_path: Path, best: tuple[str, ...]) -> None:
     average = f"+callbacks.average._target_={CALLBACKS}.EMAWeightAveraging"
     run, summary = watched(tmp_path, average, *best, zero="[]")
     assert not keeps(run, summary["metrics"]["best"]["step"])

@@ -1,4 +1,4 @@
-"""BYOT: its formula, who teaches whom, and a student that keeps none of its heads."""
+"""BYOT: its formula, which head teaches which, and a saved student without heads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_is_the_sum_over_heads_of_labels_divergence_and_hint() -> None:
     torch.testing.assert_close(loss(given, LABELS), expected)
 
 
-def test_the_output_teaches_and_is_not_taught() -> None:
+def test_output_is_teacher_and_gets_no_distillation_gradient() -> None:
     given = layers()
     loss = BYOT()
     loss.build(given)
@@ -73,16 +73,16 @@ def test_unlabelled_and_mixed_samples_learn_from_the_output() -> None:
     torch.testing.assert_close(mixed, loss(given, LABELS))
 
 
-def test_other_layers_are_refused_in_a_sentence() -> None:
+def test_unsupported_layers_are_refused() -> None:
     with pytest.raises(InputError, match="student=\\[stage1, stage2, last"):
         BYOT().build(layers()[-2:])
-    with pytest.raises(InputError, match="no token sequences"):
+    with pytest.raises(InputError, match="not token sequences"):
         BYOT().build([torch.rand(2, 4, 8), *layers()[-2:]])
     with pytest.raises(InputError, match="alpha must lie"):
         BYOT(alpha=2)
 
 
-def test_a_run_leaves_a_bare_student_and_tells_of_its_heads(tmp_path: Path) -> None:
+def test_saved_student_has_no_heads_and_summary_names_them(tmp_path: Path) -> None:
     small = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=200", "data.test=40", "epochs=2")
     run = trained(tmp_path, *small, "teacher=none", "student=resnet8", "objective=byot")
     assert set(load_file(run / "student.safetensors")) == set(kd.models["resnet8"](classes=4).state_dict())

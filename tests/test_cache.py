@@ -1,4 +1,4 @@
-"""The cache of a teacher's answers: exact, keyed by what it depends on, and never wrong."""
+"""The cache of teacher answers: exact, keyed by everything it depends on, and verified."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table(folder: Path, **changed: Any) -> AnswerTable:
 
 @given(st.integers(0, 10**6), st.sampled_from(["float32", "float16", "bfloat16"]))
 @settings(max_examples=15)
-def test_rows_come_back_as_they_were_written(seed: int, dtype: str) -> None:
+def test_table_round_trip(seed: int, dtype: str) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def test_half_precision_moves_the_loss_by_less_than_a_thousandth(tmp_path: Path)
     assert stored == pytest.approx(exact, rel=1e-3)
 
 
-def test_the_largest_classes_keep_their_probabilities_and_the_rest_its_mass(tmp_path: Path) -> None:
+def test_top_classes_preserve_probabilities_and_the_remaining_mass(tmp_path: Path) -> None:
     torch.manual_seed(0)
     logits = 3 * torch.randn(24, 12)
     kept = table(tmp_path, topk=3)
@@ -98,14 +98,14 @@ def damage_values(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut": (damage_values, r"values\.bin is cut off or absent; delete .*, it can be made again"),
+    "cut": (damage_values, r"values\.bin is cut off or absent; delete .*, it will be rebuilt"),
     "gone": (lambda folder: (folder / "met.bin").unlink(), r"met\.bin is cut off or absent"),
     "key": (lambda folder: (folder / "key.json").write_text("{"), r"key\.json is damaged; delete"),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_table_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
+def test_damaged_table_is_refused(what: str, tmp_path: Path) -> None:
     table(tmp_path)
     harm, said = DAMAGES[what]
     harm(tmp_path / "table")
@@ -113,7 +113,7 @@ def test_a_damaged_table_is_refused_in_one_line(what: str, tmp_path: Path) -> No
         table(tmp_path)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_partial_table_removed(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
@@ -147,7 +147,7 @@ def batches(data: Data, seed: int, epoch: int) -> list[Batch]:
     return [data.memory.augment(batch, seed, epoch) for batch in loader]
 
 
-def test_what_is_met_is_looked_up_and_what_is_not_is_run(tmp_path: Path) -> None:
+def test_cached_rows_are_looked_up_and_missing_rows_computed(tmp_path: Path) -> None:
     frozen, data, teacher = setting(tmp_path)
     ran: list[int] = []
     frozen.network.register_forward_hook(lambda module, inputs, output: ran.append(len(inputs[0])))
@@ -164,7 +164,7 @@ def test_what_is_met_is_looked_up_and_what_is_not_is_run(tmp_path: Path) -> None
     assert (not ran) == bool(seen)
 
 
-def test_first_answers_are_the_network_s_own_bit_for_bit(tmp_path: Path) -> None:
+def test_first_answers_equal_the_network_bit_for_bit(tmp_path: Path) -> None:
     frozen, data, teacher = setting(tmp_path)
     for batch in batches(data, 0, 0):
         assert torch.equal(teacher(batch)[""], frozen(batch)[""])
@@ -172,7 +172,7 @@ def test_first_answers_are_the_network_s_own_bit_for_bit(tmp_path: Path) -> None
         assert torch.equal(teacher(batch)[""], frozen(batch)[""])
 
 
-def test_rows_that_are_not_the_teacher_s_are_found_out(tmp_path: Path) -> None:
+def test_rows_of_another_teacher_are_detected(tmp_path: Path) -> None:
     _, data, teacher = setting(tmp_path)
     batch = batches(data, 0, 0)[0]
     teacher(batch)
@@ -191,7 +191,7 @@ def test_evaluation_and_tapped_layers_run_the_network(tmp_path: Path) -> None:
     assert not teacher.table.met.any()
 
 
-def test_what_cannot_be_kept_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_reason_for_not_caching_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     frozen, data, _ = setting(tmp_path)
     caplog.set_level("INFO")
     arguments = ("cnn", "32-true")
@@ -237,7 +237,7 @@ def all_rows(frozen: Frozen, data: Data) -> Tensor:
     return frozen(Batch(crop_flip(images[index], view, 1, False), index))[""]
 
 
-def test_a_killed_fill_leaves_a_table_whose_marks_are_true(tmp_path: Path) -> None:
+def test_killed_fill_has_a_consistent_table(tmp_path: Path) -> None:
     filling = fill(tmp_path, 0, flush=0.0)
     assert filling.stdout is not None
     for _ in range(3):
@@ -268,7 +268,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_cached_run_is_the_live_run(kd_train: Run, tmp_path: Path) -> None:
+def test_cached_run_equals_live_run(kd_train: Run, tmp_path: Path) -> None:
     given = ("teacher=cnn", "student=mlp", "student.width=16", "epochs=6", "trainer.enable_progress_bar=false")
     given += ("trainer.log_every_n_steps=1", "teacher.min_accuracy=0", "teacher.epochs=3")
     said = {}
@@ -288,14 +288,14 @@ def test_a_cached_run_is_the_live_run(kd_train: Run, tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert max(float((first[key].double() - live[key].double()).abs().max()) for key in live) < 1e-4
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "live"), rel=1e-3)
-    assert "0.0 % met" in said["first"]
-    shares = [float(said[name].split(" % met")[0].split()[-1]) for name in ("second", "other")]
+    assert "0.0 % filled" in said["first"]
+    shares = [float(said[name].split(" % filled")[0].split()[-1]) for name in ("second", "other")]
     assert min(shares) > 45  # 6 epochs of 9 views
     assert len(list((tmp_path / "runs/cache").iterdir())) == 2
 
 
 @pytest.mark.slow
-def test_another_s_answers_teach_worse_than_no_teacher(kd_train: Run, tmp_path: Path) -> None:
+def test_answers_of_a_wrong_teacher_are_worse_than_none(kd_train: Run, tmp_path: Path) -> None:
     quiet = ("student=cnn", "epochs=6", "trainer.enable_progress_bar=false")
     for name, more in {
         "right": ("teacher=resnet8",),
@@ -312,7 +312,7 @@ def test_another_s_answers_teach_worse_than_no_teacher(kd_train: Run, tmp_path: 
     assert shuffled < right - 0.1
 
 
-def test_a_cache_that_is_no_table_of_this_teacher_is_one_line(
+def test_cache_of_another_teacher_is_refused(
     complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

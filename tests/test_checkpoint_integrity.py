@@ -1,4 +1,4 @@
-"""Checkpoints of another run, edited or damaged ones, and configurations edited beneath them, are found out."""
+"""Checkpoints of another run, edited or damaged ones, and edited configurations are detected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def flipped(path: Path) -> None:
     path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
 
 
-def test_a_flipped_bit_in_the_last_checkpoint_goes_back_to_the_one_before(copy: Path) -> None:
+def test_flipped_bit_falls_back_to_the_previous_checkpoint(copy: Path) -> None:
     folder = copy / "run/checkpoints"
     shutil.copy(folder / "last.ckpt", folder / "previous.ckpt")
     flipped(folder / "last.ckpt")
@@ -50,14 +50,14 @@ def test_a_flipped_bit_in_the_last_checkpoint_goes_back_to_the_one_before(copy: 
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
-def test_a_flipped_bit_with_no_other_checkpoint_is_refused(copy: Path, complain: Complain, name: str) -> None:
+def test_flipped_bit_without_another_checkpoint_is_refused(copy: Path, complain: Complain, name: str) -> None:
     flipped(copy / f"run/checkpoints/{name}.ckpt")
     (copy / "run/checkpoints/previous.ckpt").unlink(missing_ok=True)
     assert f"{name}.ckpt is damaged" in complain("resume=run")
     assert not Path("run/summary.json").exists()
 
 
-def test_numbers_edited_and_written_anew_are_found_out(tmp_path: Path) -> None:
+def test_edited_numbers_are_detected(tmp_path: Path) -> None:
     content = {"state_dict": {"a": torch.ones(3)}, "lr_schedulers": [{"last_epoch": 3}], "kd": {"format_version": 1}}
     path = tmp_path / "x.ckpt"
     AtomicCheckpointIO().save_checkpoint(content, path)
@@ -74,7 +74,7 @@ def test_numbers_edited_and_written_anew_are_found_out(tmp_path: Path) -> None:
             read(tmp_path / "y.ckpt")
 
 
-def test_a_digest_sees_every_type_and_shape() -> None:
+def test_digest_depends_on_type_and_shape() -> None:
     def digest(value: Any) -> Any:
         return sealed({"state_dict": value, "kd": {}})["kd"]["sha256"]
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_copied_from_a_run_that_differs_is_refused(copy: Path, comp
         assert not (run / "summary.json").exists()
 
 
-def test_a_configuration_edited_beneath_its_checkpoint_is_refused(copy: Path, complain: Complain) -> None:
+def test_configuration_edited_after_its_checkpoint_is_refused(copy: Path, complain: Complain) -> None:
     run = Path(shutil.copytree(copy / "run", "edited"))
     config = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in (("T", 2.0), ("alpha", 0.3), ("seed", 5)):
@@ -110,7 +110,7 @@ def test_a_configuration_edited_beneath_its_checkpoint_is_refused(copy: Path, co
     assert "optim.momentum=0.9, here 0.1" in complain(f"resume={run}")
 
 
-def test_a_best_checkpoint_exchanged_while_the_run_trains_is_not_tested(tmp_path: Path) -> None:
+def test_best_checkpoint_replaced_during_training_is_not_tested(tmp_path: Path) -> None:
     run = trained(tmp_path, *TAUGHT, "student=cnn")
     config = yaml.safe_load((run / "config.yaml").read_text())
     files = AtomicCheckpointIO({**config, "T": 9.0})
@@ -119,7 +119,7 @@ def test_a_best_checkpoint_exchanged_while_the_run_trains_is_not_tested(tmp_path
     AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/best.ckpt")
 
 
-def test_a_run_that_began_from_other_weights_is_another_run(tmp_path: Path) -> None:
+def test_resume_with_other_initial_weights_is_refused(tmp_path: Path) -> None:
     sources = [trained(tmp_path / name, *TAUGHT, "student=cnn", f"seed={name}") for name in "01"]
     begun = tmp_path / "begun"
     shutil.copytree(sources[0], begun)

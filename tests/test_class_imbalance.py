@@ -33,7 +33,7 @@ def batch(count: int = 12) -> tuple[Tensor, Tensor]:
 def built(loss: Any, labels: Tensor | None, classes: int = 4) -> Any:
     objective = Objective({"ce": Term(loss)})
     if labels is not None:
-        objective.tell("attach_data", len(labels), labels)
+        objective.attach_data(len(labels), labels)
     logits = torch.zeros(2, classes, dtype=torch.float64)
     objective.build({"": logits}, None)
     return loss
@@ -86,7 +86,7 @@ def test_balanced_weights_are_the_inverse_frequencies_of_the_labelled_training_i
         ("balance", "a number for each class, or balanced"),
         ([], "not all 0"),
         (["a", 1, 1, 1], "finite numbers"),
-        ("balanced", "needs data that says its train_labels"),
+        ("balanced", "needs data with train_labels"),
     ],
 )
 def test_wrong_class_weights_are_refused(wrong: Any, said: str) -> None:
@@ -109,13 +109,13 @@ def test_the_focal_loss_is_its_formula_and_without_gamma_cross_entropy() -> None
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_the_focal_loss_of_a_sure_answer_has_a_finite_gradient(gamma: float) -> None:
+def test_focal_loss_gradient_is_finite_for_confident_answers(gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0], [0.0, 0.0], [-200.0, 200.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(focal_loss(logits, torch.tensor([0, 1, 0]), gamma), logits)
     assert gradient.isfinite().all()
 
 
-def test_the_focal_loss_is_known_by_name() -> None:
+def test_focal_loss_is_registered() -> None:
     assert kd.losses["focal"] is Focal
     with pytest.raises(InputError, match="gamma"):
         Focal(gamma=-1)
@@ -127,7 +127,7 @@ IMBALANCED = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)[
 
 
 @pytest.mark.parametrize("epoch", range(4))
-def test_every_class_comes_equally_often_in_an_epoch(epoch: int) -> None:
+def test_balanced_epoch_draws_classes_equally(epoch: int) -> None:
     order, times = balanced(IMBALANCED, 0, epoch)
     assert len(order) == 100
     assert sorted(IMBALANCED[order].bincount().tolist()) == [33, 33, 34]
@@ -140,7 +140,7 @@ def test_every_class_comes_equally_often_in_an_epoch(epoch: int) -> None:
     assert len(common.unique()) == len(common)
 
 
-def test_epochs_and_seeds_show_other_images_and_over_many_epochs_all_of_them() -> None:
+def test_balanced_draws_differ_by_epoch_and_seed_and_cover_all_images() -> None:
     first, again = balanced(IMBALANCED, 0, 0)[0], balanced(IMBALANCED, 0, 0)[0]
     assert torch.equal(first, again)
     assert not torch.equal(first, balanced(IMBALANCED, 0, 1)[0])
@@ -152,7 +152,7 @@ def test_epochs_and_seeds_show_other_images_and_over_many_epochs_all_of_them() -
         assert float(counts[label == IMBALANCED].sum()) / 30_000 == pytest.approx(1 / 3, abs=1e-3)
 
 
-def test_images_without_labels_come_once_each() -> None:
+def test_unlabelled_images_are_drawn_once_each() -> None:
     labels = torch.cat([IMBALANCED, torch.full((50,), -1)])
     order, _ = balanced(labels, 3, 1)
     assert sorted(order[labels[order] < 0].tolist()) == list(range(100, 150))
@@ -170,7 +170,7 @@ def given(memory: Memory, epoch: int = 0, **place: int) -> list[int]:
     return [int(i) for batch in loader for i in batch.index]
 
 
-def test_any_number_of_processes_and_a_start_in_the_middle_share_one_order() -> None:
+def test_balanced_order_is_independent_of_processes_and_of_the_start() -> None:
     data = memory()
     whole = given(data)
     parts = [given(data, rank=rank, world=4) for rank in range(4)]
@@ -179,7 +179,7 @@ def test_any_number_of_processes_and_a_start_in_the_middle_share_one_order() -> 
     assert [i for step in zip(*(given(data, rank=r, world=2, start=20) for r in range(2))) for i in step] == whole[20:]
 
 
-def test_an_image_that_comes_again_in_an_epoch_gets_another_view() -> None:
+def test_repeated_image_in_an_epoch_gets_another_view() -> None:
     data = memory(pad=2, flip=True)
     seen: dict[int, list[bytes]] = {}
     for raw in data.loader("train", 0, lambda: 1):
@@ -197,7 +197,7 @@ def test_validation_and_test_are_not_balanced() -> None:
         assert [int(i) for batch in data.loader(part) for i in batch.index] == list(range(100))
 
 
-def test_what_a_sampler_cannot_be_is_refused(complain: Complain) -> None:
+def test_invalid_samplers_are_refused(complain: Complain) -> None:
     assert "unknown sampler 'balance'; did you mean 'balanced'?" in complain("data.sampler=balance")
     with pytest.raises(InputError, match="give one of them"):
         memory(repeats=2)
@@ -235,7 +235,7 @@ def test_pictures_in_files_are_balanced_with_any_number_of_workers(pictures: Pat
     assert [int(i) for batch in later.train_dataloader() for i in batch.index] == whole[8:]
 
 
-def test_a_balanced_run_that_is_stopped_ends_as_one_that_is_not(tmp_path: Path) -> None:
+def test_resumed_balanced_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     words = ["data.sampler=balanced", "data.pad=1", "student=cnn", "objective.ce.class_weights=balanced", "logger=none"]
     strike = [f"+callbacks.saboteur.{key}" for key in ("_target_=saboteur.Saboteur", "moment=step", "epoch=1")]
     strike += [f"+callbacks.saboteur.{key}" for key in ("batch=2", "signum=15", "mark=mark")]
@@ -248,7 +248,7 @@ def test_a_balanced_run_that_is_stopped_ends_as_one_that_is_not(tmp_path: Path) 
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_run_takes_weights_the_focal_loss_and_the_sampler_by_name(kd_train: Run, tmp_path: Path) -> None:
+def test_command_line_options_for_class_imbalance(kd_train: Run, tmp_path: Path) -> None:
     words = ["teacher=resnet8", "student=cnn", "epochs=1", "logger=none", "trainer.enable_progress_bar=false"]
     words += ["teacher.min_accuracy=0", "loss@objective.ce=focal", "objective.ce.gamma=1.5", "data.sampler=balanced"]
     done = kd_train(*words, "objective.ce.class_weights=[1,1,1,1,1,1,1,1,1,2]", "hydra.run.dir=run")
@@ -257,6 +257,6 @@ def test_a_run_takes_weights_the_focal_loss_and_the_sampler_by_name(kd_train: Ru
     assert any(line.startswith("ce = Focal(gamma=1.5, class_weights=[1, 1,") for line in terms), terms
 
 
-def test_a_near_miss_of_class_weights_names_them(complain: Complain) -> None:
+def test_misspelt_class_weights_option_gets_a_suggestion(complain: Complain) -> None:
     for wrong in ("class_weight", "classweights", "class_wts"):
         assert "did you mean objective.ce.class_weights?" in complain(f"objective.ce.{wrong}=balanced")

@@ -1,4 +1,4 @@
-"""Class names: kept in the run folder, and matched by name wherever a student or a teacher meets other data."""
+"""Class names: saved in the run folder, and matched by name where a student or a teacher is used on other data."""
 
 from __future__ import annotations
 
@@ -63,18 +63,20 @@ def summary_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_the_names_are_in_the_run_folder_and_known_to_a_loaded_student(run: Path) -> None:
+def test_class_names_are_saved_and_loaded(run: Path) -> None:
     assert summary_of(run)["data"]["names"] == ["ant", "bee", "cow"]
     assert kd.load(run).classes == ("ant", "bee", "cow")
     assert summary_of(run)["metrics"]["test"]["acc"] == 1
 
 
-def test_a_run_folder_without_names_is_read_and_its_classes_have_none(tmp_path: Path) -> None:
+def test_run_folder_without_class_names_loads(tmp_path: Path) -> None:
     assert kd.load(shutil.copytree(HERE / "formats/1/done", tmp_path / "done")).classes is None
 
 
-@pytest.mark.parametrize("names", [3, ["ant"], ["ant", 2, "cow"], "abc"])
-def test_names_that_cannot_be_are_passed_over(run: Path, names: Any) -> None:
+@pytest.mark.parametrize(
+    "names", [3, ["ant"], ["ant", 2, "cow"], "abc"], ids=["number", "too-few", "not-all-words", "word"]
+)
+def test_invalid_class_names_are_ignored(run: Path, names: Any) -> None:
     summary = summary_of(run)
     summary["data"]["names"] = names
     (run / "summary.json").write_text(json.dumps(summary))
@@ -91,9 +93,7 @@ def test_a_renamed_class_is_refused_by_evaluate_and_export(run: Path, tmp_path: 
             command(str(run), data={"root": str(root)})
 
 
-def test_a_class_that_the_student_never_saw_is_refused_in_one_line(
-    run: Path, tmp_path: Path, complain: Complain
-) -> None:
+def test_unknown_class_is_refused(run: Path, tmp_path: Path, complain: Complain) -> None:
     root = pictures(tmp_path / "other", {"ant": "ant", "bee": "bee", "wasp": "cow"}, parts=("train", "test"))
     line = complain(f"run={run}", f"data.root={root}", command="evaluate")
     assert "the student of the run lacks 1 of the data's 3 classes, first 'wasp'" in line
@@ -101,8 +101,8 @@ def test_a_class_that_the_student_never_saw_is_refused_in_one_line(
     assert not (run / "evaluation").exists()
 
 
-@pytest.mark.parametrize("parts", [("test",), ("val",), ("Testing",), ("",)])
-def test_a_test_only_folder_that_lacks_a_class_is_scored_by_name_and_it_is_said(
+@pytest.mark.parametrize("parts", [("test",), ("val",), ("Testing",), ("",)], ids=["test", "val", "Testing", "no-part"])
+def test_test_only_folder_with_a_missing_class_is_scored_by_name(
     run: Path, tmp_path: Path, parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = pictures(tmp_path / "other", {"bee": "bee", "cow": "cow"}, parts=parts)
@@ -120,16 +120,16 @@ def test_a_test_part_named_as_a_csv_file_is_scored(run: Path, tmp_path: Path) ->
     assert (found["metrics"]["acc"], found["data"]["images"]) == (1, 9)
 
 
-def test_export_takes_a_test_only_folder(run: Path, tmp_path: Path) -> None:
+def test_export_accepts_a_test_only_folder(run: Path, tmp_path: Path) -> None:
     root = pictures(tmp_path / "other", {"bee": "bee", "cow": "cow"}, parts=("test",))
     card = export(str(run), format="torchscript", data={"root": str(root)})
     assert card["check"]["images"] == 24
     assert card["output"]["classes"] == ["ant", "bee", "cow"]
-    with pytest.raises(InputError, match="has no part val: it is a test part alone"):
+    with pytest.raises(InputError, match="has no val part, only a test part"):
         evaluate(str(run), data={"root": str(root)}, part="val")
 
 
-def test_the_run_s_own_data_without_parts_is_measured_on_the_part_that_was_drawn(tmp_path: Path) -> None:
+def test_undivided_data_is_evaluated_on_the_split_of_the_run(tmp_path: Path) -> None:
     root = pictures(tmp_path / "pets", parts=("",))
     run = trained(tmp_path, *SCRATCH, f"data.root={root}")
     counts = summary_of(run)["data"]
@@ -138,10 +138,10 @@ def test_the_run_s_own_data_without_parts_is_measured_on_the_part_that_was_drawn
     assert evaluate(str(run), data={"root": str(tmp_path / "moved")})["data"]["images"] == counts["test"]
     other = evaluate(str(run), data={"root": str(pictures(tmp_path / "others", parts=("",)))})
     assert other["data"]["images"] == 36
-    assert any("is not what the run saw: all is tested" in note for note in other["data"]["notes"])
+    assert any("is not the run's own data: all images are evaluated" in note for note in other["data"]["notes"])
 
 
-def test_classes_in_another_order_are_matched_by_name_and_it_is_said(tmp_path: Path) -> None:
+def test_reordered_classes_are_matched_by_name(tmp_path: Path) -> None:
     names = {"10": "ant", "2": "bee", "9": "cow"}  # as numbers of a csv file: 2, 9, 10; as folders: 10, 2, 9
     root = pictures(tmp_path / "pets", names, parts=("train", "test"))
     for part in ("train", "test"):
@@ -157,18 +157,18 @@ def test_classes_in_another_order_are_matched_by_name_and_it_is_said(tmp_path: P
     assert [row[i] for i, row in enumerate(found["confusion"])] == [12, 12, 12]
 
 
-def test_other_data_takes_the_student_s_size_where_none_is_given(run: Path, tmp_path: Path) -> None:
+def test_other_data_defaults_to_the_image_size_of_the_student(run: Path, tmp_path: Path) -> None:
     root = pictures(tmp_path / "other", parts=("test",))
     node = {"_target_": "kd.data.folder.Folder", "root": str(root), "size": None, "workers": 0}
     assert evaluate(str(run), data=node)["metrics"]["acc"] == 1
 
 
-def test_numbered_names_are_names_too(tmp_path: Path) -> None:
+def test_numeric_class_names_are_matched(tmp_path: Path) -> None:
     run = trained(tmp_path, "data=digits", "student=mlp", "teacher=none", "objective=ce", "epochs=1")
     assert summary_of(run)["data"]["names"] == list("0123456789")
     letters = {"_target_": "kd.data.sources.synthetic", "shape": [1, 8, 8], "classes": 10, "val": 0.1}
     assert evaluate(str(run), data=letters)["data"]["images"] == 500
-    with pytest.raises(InputError, match="data has 4 classes, but the student of the run knows 10"):
+    with pytest.raises(InputError, match="data has 4 classes, but the run's student has 10"):
         evaluate(str(run), data={**letters, "classes": 4})
 
 
@@ -189,9 +189,7 @@ def matched(run: Path, data: Any, **more: Any) -> dict[str, Any]:
     return classes.matched({**config["student"], "checkpoint": str(run), **more}, "teacher", data)
 
 
-def test_a_teacher_with_its_classes_in_another_order_answers_in_the_data_s(
-    run: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_teacher_with_reordered_classes_is_reordered(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         node = matched(run, Named("cow", "ant", "bee"))
     assert (node["classes"], node["outputs"]) == ([2, 0, 1], 3)
@@ -203,31 +201,29 @@ def test_a_teacher_with_its_classes_in_another_order_answers_in_the_data_s(
     torch.testing.assert_close(frozen(kd.Batch(images, torch.zeros(4)))[""], expected)
 
 
-def test_a_teacher_that_knows_more_classes_answers_for_the_data_s(run: Path) -> None:
+def test_teacher_with_more_classes_is_restricted_to_those_of_the_data(run: Path) -> None:
     assert matched(run, Named("cow", "ant"))["classes"] == [2, 0]
 
 
-def test_a_teacher_of_the_same_classes_stays_as_it_is(run: Path) -> None:
+def test_teacher_of_the_same_classes_is_unchanged(run: Path) -> None:
     for node in (matched(run, Named("ant", "bee", "cow")), matched(run, object())):
         assert node.get("classes") is None
     assert matched(run, Named("cow", "ant", "bee"), classes=[0, 1, 2])["classes"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("place", ["", "student.safetensors", "checkpoints/best.ckpt"])
-def test_a_teacher_that_does_not_know_a_class_is_refused(run: Path, place: str) -> None:
+def test_teacher_without_a_class_of_the_data_is_refused(run: Path, place: str) -> None:
     with pytest.raises(InputError, match=r"teacher: the teacher in .* lacks 1 of .* first 'wasp'"):
         matched(run, Named("ant", "bee", "wasp"), checkpoint=str(run / place))
 
 
-def test_names_that_come_twice_cannot_be_matched() -> None:
+def test_duplicate_class_names_cannot_be_matched() -> None:
     assert classes.columns(["a", "a"], ["a", "a"], "it") == [0, 1]
     with pytest.raises(InputError, match="the class 'a' occurs twice"):
         classes.columns(["a", "a", "b"], ["b", "a"], "it")
 
 
-def test_a_student_of_fewer_classes_learns_from_a_teacher_s_columns_of_the_same_names(
-    run: Path, tmp_path: Path
-) -> None:
+def test_student_of_fewer_classes_learns_from_matching_columns(run: Path, tmp_path: Path) -> None:
     root = pictures(tmp_path / "some", {"bee": "bee", "cow": "cow"}, parts=("train", "test"))
     teacher = ("teacher=mlp", f"teacher.checkpoint={run}", "teacher.cache=off", "objective=kd")
     student = trained(tmp_path / "kd", *FAST, "epochs=1", *teacher, f"data.root={root}")
@@ -236,6 +232,6 @@ def test_a_student_of_fewer_classes_learns_from_a_teacher_s_columns_of_the_same_
     assert evaluate(str(student))["metrics"]["teacher_acc"] == 1
 
 
-def test_folders_of_pictures_name_their_classes(tmp_path: Path) -> None:
+def test_class_names_come_from_folder_names(tmp_path: Path) -> None:
     data = Folder(str(pictures(tmp_path, parts=("train", "test"))), workers=0, batch_size=4)
     assert classes.names_of(data) == ("ant", "bee", "cow")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: runs, run folders, bad input, and their own code."""
+"""The command line for users: runs, run folders, bad input, and user code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, said
 
 
-def test_a_run_says_what_it_does_and_how_it_went(runs: tuple[Path, list[str]]) -> None:
+def test_output_of_a_run(runs: tuple[Path, list[str]]) -> None:
     first, second = runs[1]
     assert "teacher: no checkpoint, so it is trained first, 6 epochs, once" in first
     assert "teacher: reused from runs/teachers/resnet8-" in second
@@ -71,7 +71,7 @@ def test_the_run_folder_is_complete(runs: tuple[Path, list[str]]) -> None:
     assert list(folder.glob("events.out.tfevents*"))
 
 
-def test_no_checkpoint_or_optimiser_knows_the_teacher(runs: tuple[Path, list[str]]) -> None:
+def test_checkpoint_and_optimiser_exclude_the_teacher(runs: tuple[Path, list[str]]) -> None:
     folder = runs[0] / "runs/train/0"
     for name in ("best", "last"):
         held = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -80,7 +80,7 @@ def test_no_checkpoint_or_optimiser_knows_the_teacher(runs: tuple[Path, list[str
         assert trained == len(list(kd.models["cnn"](classes=4, channels=1).parameters()))
 
 
-def test_the_teacher_is_what_it_was(runs: tuple[Path, list[str]]) -> None:
+def test_teacher_weights_do_not_change(runs: tuple[Path, list[str]]) -> None:
     (teacher,) = (runs[0] / "runs/teachers").iterdir()
     kept = kd.load(teacher)
     digests = {
@@ -89,7 +89,7 @@ def test_the_teacher_is_what_it_was(runs: tuple[Path, list[str]]) -> None:
     assert digests == {kd.Frozen(kept).fingerprint()}
 
 
-def test_the_student_comes_back_with_and_without_kd(runs: tuple[Path, list[str]]) -> None:
+def test_saved_student_loads_with_and_without_kd(runs: tuple[Path, list[str]]) -> None:
     folder = runs[0] / "runs/train/0"
     student = kd.load(folder)
     assert not student.training
@@ -109,7 +109,7 @@ assert not any(name == "kd" or name.startswith("kd.") for name in sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-def test_curves_are_in_the_events(runs: tuple[Path, list[str]]) -> None:
+def test_tensorboard_events_contain_the_curves(runs: tuple[Path, list[str]]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(runs[0] / "runs/train/0")).Reload()
@@ -145,13 +145,13 @@ BAD = {  # what is wrong with single keys is in test_bad_inputs.py
     "objective.kd.student=layer9": "unknown layer of CNN 'layer9'; did you mean 'layer2'?",
     "optim.schedule=cosin": "optim: unknown schedule 'cosin'; did you mean 'cosine'?",
     "teacher=none": "teacher=none, but the term 'kd' needs a teacher; try objective=ce",
-    "data.batch_size=5000": "data: batch_size=5000 is more than the",
-    "data.val=7": "data: val must be a share in (0, 1) or 'test', got 7",
+    "data.batch_size=5000": "data: batch_size=5000 exceeds the",
+    "data.val=7": "data: val must be a fraction in (0, 1) or 'test', got 7",
 }
 
 
 @pytest.mark.parametrize("override", BAD)
-def test_bad_input_is_one_line(
+def test_bad_input_gives_a_one_line_error(
     override: str, complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,7 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.rglob("teachers"))
 
 
-def test_an_absent_data_root_is_one_line_from_the_shell(kd_train: Run) -> None:
+def test_missing_data_root_gives_a_one_line_error_in_the_shell(kd_train: Run) -> None:
     done = kd_train("data.root=/nowhere", "data=cifar10")
     assert done.returncode == 2
     assert done.stderr.startswith("error: data.root=/nowhere does not exist")
@@ -270,7 +270,7 @@ def load(count=120):
 }
 
 
-def test_files_in_the_working_folder_serve_as_loss_model_and_data(kd_train: Run, tmp_path: Path) -> None:
+def test_loss_model_and_data_from_files_in_the_working_folder(kd_train: Run, tmp_path: Path) -> None:
     write(tmp_path, OWN)
     done = kd_train(
         *("--config-dir", "conf", "data=mine", "student=net", "teacher=cnn", "epochs=1", "hydra.run.dir=run"),
@@ -282,7 +282,7 @@ def test_files_in_the_working_folder_serve_as_loss_model_and_data(kd_train: Run,
         kd.load(tmp_path / "run")
 
 
-def test_a_student_that_answers_through_its_objective_comes_back_whole(kd_train: Run, tmp_path: Path) -> None:
+def test_student_with_a_predictor_in_its_objective_loads(kd_train: Run, tmp_path: Path) -> None:
     given = ["student=resnet8x4" if word == "student=cnn" else word for word in SMALL]
     done = kd_train(*given, "objective=simkd", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -318,7 +318,7 @@ class Module(pl.LightningDataModule):
 """
 
 
-def test_class_folders_train_with_their_own_options(kd_train: Run, tmp_path: Path) -> None:
+def test_training_on_class_folders(kd_train: Run, tmp_path: Path) -> None:
     from test_data import make_folder
 
     make_folder(tmp_path / "pets", per_class=10)
@@ -331,7 +331,7 @@ def test_class_folders_train_with_their_own_options(kd_train: Run, tmp_path: Pat
     assert json.loads((tmp_path / "run/summary.json").read_text())["training"]["steps"] == 4
 
 
-def test_any_lightning_data_module_serves(kd_train: Run, tmp_path: Path) -> None:
+def test_training_with_a_lightning_data_module(kd_train: Run, tmp_path: Path) -> None:
     write(tmp_path, {"theirs.py": LIGHTNING, "conf/data/theirs.yaml": "_target_: theirs.Module\n"})
     done = kd_train(
         *("--config-dir", "conf", "data=theirs", "teacher=mlp", "student=mlp", "student.width=8", "epochs=2"),

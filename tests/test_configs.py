@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from kd.compare.launch import _composed, parse_options
 from kd.compare.plan import plan
 from kd.train import assemble
 
+pytestmark = pytest.mark.usefixtures("hashed_once")
 NAMES = {
     group: sorted(p.stem for p in (kd.CONFIG_DIR / group).rglob("*.yaml")) for group in ("objective", "data", "debug")
 }
@@ -25,7 +28,16 @@ EXPERIMENTS = sorted(
 )
 
 
-def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list[float]:
+@cache
+def composed_once(*overrides: str) -> dict:
+    return compose(*overrides)
+
+
+def composed(*overrides: str) -> dict:
+    return copy.deepcopy(composed_once(*overrides))
+
+
+def losses(config: dict, shape: list[int], classes: int, samples: int = 16, steps: int = 3) -> list[float]:
     """The total of a few training steps on one fixed batch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (24, *shape)).to(torch.uint8)
@@ -35,9 +47,9 @@ def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list
     student = assemble.network(config["student"], "student", data)
     teacher = assemble.teacher(config, data)
     objective = assemble.objective(config["objective"])
-    objective.tell("attach_data", len(labels), labels)
+    objective.attach_data(len(labels), labels)
     distiller = Distiller(student, teacher, objective, None, shape, classes)
-    batch = Batch(images[:16], labels[:16], torch.arange(16))
+    batch = Batch(images[:samples], labels[:samples], torch.arange(samples))
     optimizer = torch.optim.Adam(distiller.parameters(), lr=2e-4)
     totals = []
     for _ in range(steps):
@@ -52,7 +64,7 @@ def losses(config: dict, shape: list[int], classes: int, steps: int = 3) -> list
 
 
 # (teacher, student)
-ALIKE, UNLIKE = ("resnet32x4", "resnet8x4"), ("wrn_16_2", "resnet8")
+ALIKE, UNLIKE = ("resnet20", "resnet14"), ("wrn_16_2", "resnet8")
 
 
 @pytest.mark.parametrize("pair", [ALIKE, UNLIKE], ids=["alike", "unlike"])
@@ -67,7 +79,7 @@ def test_every_objective_learns(name: str, pair: tuple[str, str]) -> None:
 def test_every_experiment_composes_and_learns(name: str) -> None:
     offline = ["teacher.weights=null"] if name.startswith("imagenet/r") else []  # no download in a test
     shape = [1, 28, 28] if name.startswith("fashion_mnist") else [3, 32, 32]
-    totals = losses(compose(f"experiment={name}", *offline), shape, 10)
+    totals = losses(composed(f"experiment={name}", *offline), shape, 10, 8)
     assert totals[-1] < totals[0]
 
 
@@ -99,4 +111,6 @@ def test_the_comparison_that_an_experiment_names_has_cells_that_compose(name: st
             words = line.partition("kd-compare ")[2].replace("data.root=FOLDER", "")
             own, rest = parse_options(shlex.split(words))
             for cell in plan(own.objective, own.seeds, own.shuffled, own.variants or {}):
-                assert assemble.objective(compose(*_composed(cell, rest))["objective"]).terms
+                if cell.seed:  # the cells of other seeds differ in that number alone
+                    continue
+                assert assemble.objective(composed(*_composed(cell, rest))["objective"]).terms

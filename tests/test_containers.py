@@ -84,15 +84,15 @@ def test_a_library_s_own_files_load(tmp_path: Path) -> None:
     load_into(kd.models["timm"]("resnet10t", 7), tmp_path / "timm.safetensors")
 
 
-def test_what_was_unwrapped_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unwrapped_container_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network = kd.models["cnn"](classes=3)
     torch.save({"model": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         assert load_into(kd.models["cnn"](classes=3), tmp_path / "w.pth").wrappers == ("model", "module.")
-    assert "found under 'model', 'module.'" in caplog.text
+    assert "under the keys 'model', 'module.'" in caplog.text
 
 
-def test_a_batch_count_that_old_files_lack_is_no_fault(tmp_path: Path) -> None:
+def test_missing_batch_counters_of_old_files_are_accepted(tmp_path: Path) -> None:
     state = {k: v for k, v in kd.models["cnn"](classes=3).state_dict().items() if "num_batches" not in k}
     torch.save(state, tmp_path / "old.pth")
     load_into(kd.models["cnn"](classes=3), tmp_path / "old.pth")
@@ -132,35 +132,47 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "folder").mkdir()
     return {
         "empty.pth": "empty.pth is empty",
-        "page.pth": "page.pth is a web page, not a file of weights",
-        "words.pth": "words.pth is damaged, cut off, or no file of weights",
-        "cut.pth": "cut.pth is damaged, cut off",
-        "cut.safetensors": "cut.safetensors is damaged, cut off",
-        "code.pth": "code.pth holds Python objects beside tensors, which could run code, so it is not opened",
-        "module.pth": "module.pth holds Python objects beside tensors",
+        "page.pth": "page.pth is a web page, not a weights file",
+        "words.pth": "words.pth is damaged, truncated, or not a weights file",
+        "cut.pth": "cut.pth is damaged, truncated",
+        "cut.safetensors": "cut.safetensors is damaged, truncated",
+        "code.pth": "code.pth contains Python objects besides tensors, which could run code, so it is not loaded",
+        "module.pth": "module.pth contains Python objects besides tensors",
         "other.pth": "other.pth does not fit ResNet: 72 unexpected, first layer1.1.conv1.weight",
         "named.safetensors": "it was saved from resnet20",
         "seven.pth": "2 of another shape, first fc.weight [7, 64] for [10, 64]",
-        "nan.pth": "nan.pth: fc.weight holds numbers that are not finite",
+        "nan.pth": "nan.pth: fc.weight contains values that are not finite",
         "less.pth": "1 missing, first layer1.0.conv1.weight",
-        "list.pth": "list.pth holds no state dict of tensors, but a list",
-        "nested.pth": "nested.pth holds no state dict of tensors, but 'weights', 'epoch'",
+        "list.pth": "list.pth contains no state dict of tensors, but a list",
+        "nested.pth": "nested.pth contains no state dict of tensors, but 'weights', 'epoch'",
         "folder": "folder is a folder without student.safetensors, model.safetensors or pytorch_model.bin",
         "absent.pth": "no weights at absent.pth",
         "https://example.org/teacher.pth": "is a URL; weights are read from local files only",
     }
 
 
-def test_each_bad_teacher_is_one_line(complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL = (
+    "data=synthetic",
+    "data.shape=[1,8,8]",
+    "data.classes=10",
+    "data.train=60",
+    "data.test=20",
+    "data.batch_size=20",
+)
+
+
+def test_each_bad_teacher_gives_a_one_line_error(
+    complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for file, said in bad_files(tmp_path).items():
         for force in ("0", "1") if file in ("code.pth", "module.pth") else ("0",):
             monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
-            line = complain("teacher=resnet8", "student=cnn", f"teacher.checkpoint={file}")
+            line = complain(*SMALL, "teacher=resnet8", "student=cnn", f"teacher.checkpoint={file}")
             assert line.startswith("error: teacher: ")
             assert said in line, line
     for path in (f"file://{tmp_path}/code.pth", f"file:{tmp_path}/code.pth"):
-        assert "is a URL" in complain("teacher=resnet8", f"'teacher.checkpoint={path}'".strip("'"))
+        assert "is a URL" in complain(*SMALL, "teacher=resnet8", f"'teacher.checkpoint={path}'".strip("'"))
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.rglob("summary.json"))
 
@@ -174,7 +186,7 @@ def test_reading_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_teacher_with_more_classes_gives_the_columns_asked_for(
+def test_selected_columns_of_a_teacher_with_more_classes(
     complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kd import Batch
@@ -196,7 +208,7 @@ def test_a_teacher_with_more_classes_gives_the_columns_asked_for(
     assert "teacher.classes picks 2 columns, but the data has 10 classes" in line
 
 
-def test_the_normalisation_of_a_run_comes_with_its_weights(tmp_path: Path) -> None:
+def test_weights_of_a_run_bring_its_normalisation(tmp_path: Path) -> None:
     network = kd.models["cnn"](classes=3, channels=1)
     save(network, tmp_path / "w.safetensors", {"mean": "[0.25]", "std": "[0.5]", "size": "16"})
     prepared = kd.models.prepare(kd.models["cnn"](3, 1), [0.1], [0.2], str(tmp_path / "w.safetensors"))

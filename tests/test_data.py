@@ -24,7 +24,7 @@ def arrays(count: int = 60, classes: int = 3, size: int = 6) -> Arrays:
     return Arrays((images, labels), (images[:10], labels[:10]), tuple("abc"[:classes]))
 
 
-def test_digits_are_there_without_files() -> None:
+def test_digits_need_no_files() -> None:
     digits = kd.data["digits"]()
     assert digits.train[0].shape == (1438, 1, 8, 8)
     assert digits.train[0].dtype == torch.uint8
@@ -51,14 +51,16 @@ def test_the_split_is_held_out_by_class_and_shared_by_seeds() -> None:
     assert torch.equal(memory.parts["val"][0], Memory(arrays(), batch_size=8, val=0.2).parts["val"][0])
 
 
-def test_the_test_set_chooses_only_when_asked() -> None:
+def test_test_set_is_used_for_selection_only_on_request() -> None:
     memory = Memory(arrays(), batch_size=8, val="test")
     assert memory.parts["val"] is memory.parts["test"]
     assert len(memory.parts["train"][1]) == 60
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"val": 0.0}, {"val": 1.0}, {"val": "tset"}, {"batch_size": 0}, {"pad": 6}, {"batch_size": 100}]
+    "wrong",
+    [{"val": 0.0}, {"val": 1.0}, {"val": "tset"}, {"batch_size": 0}, {"pad": 6}, {"batch_size": 100}],
+    ids=["no-validation", "validation-only", "misspelt-part", "empty-batch", "padding-too-wide", "batch-too-large"],
 )
 def test_sizes_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
@@ -110,7 +112,7 @@ def test_views_are_uniform_and_a_function_of_seed_epoch_and_index() -> None:
     assert bits.max() < 2**32
 
 
-def test_augmentation_tells_the_view_and_leaves_evaluation_alone() -> None:
+def test_augmentation_reports_the_view_and_does_not_affect_evaluation() -> None:
     memory = Memory(arrays(), batch_size=8, pad=1, flip=True)
     batch = next(iter(memory.loader("train", seed=1)))
     changed = memory.augment(batch, seed=1, epoch=0)
@@ -191,7 +193,7 @@ def test_code_in_a_batch_file_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_absent_data_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_missing_data_set_error_names_the_searched_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root=.*nowhere does not exist.*data\.download=true"):
         kd.data["cifar10"](root=str(tmp_path / "nowhere"))
 
@@ -234,5 +236,5 @@ def test_bad_class_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ant/0\.png cannot be decoded"):
         list(Folder(str(tmp_path), size=8, batch_size=1, val="test", workers=0).train_dataloader())
     (tmp_path / "val/ant").rename(tmp_path / "val/cat")
-    with pytest.raises(InputError, match=r"other classes, first \['ant', 'cat'\]"):
+    with pytest.raises(InputError, match=r"different classes, first \['ant', 'cat'\]"):
         Folder(str(tmp_path))

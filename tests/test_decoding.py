@@ -1,4 +1,4 @@
-"""Pictures of every mode, depth, orientation and transparency as uint8: right, or refused by name."""
+"""Pictures of every mode, depth, orientation and transparency become correct uint8, or are refused by name."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_values_whose_white_is_not_known_are_refused_with_the_file_s_name(kind: 
 
 
 @pytest.mark.parametrize(("kind", "white"), [("i4", 65535), ("i4", 1000), ("f4", 255), ("u2", 4095)])
-def test_a_white_that_is_stated_scales(kind: str, white: int) -> None:
+def test_stated_white_value_scales(kind: str, white: int) -> None:
     container = "PNG" if kind == "u2" else "TIFF"
     found = read(encoded(Image.fromarray(ramp(white, kind)), container), Reading(white=white))
     assert (found[0].flatten().int() - torch.tensor(RAMP)).abs().max() <= 1
@@ -176,7 +176,7 @@ def test_half_transparent_pixels_are_mixed_with_the_background_white_by_default(
 
 @pytest.mark.parametrize("background", ["whit", "", "#12", 3])
 def test_an_unknown_background_is_refused(background: Any) -> None:
-    with pytest.raises(InputError, match="is no colour: write white, black"):
+    with pytest.raises(InputError, match="is not a colour: set white, black"):
         Reading(background=background).check()
 
 
@@ -204,11 +204,11 @@ def test_a_picture_beyond_pillow_s_limit_is_refused_and_one_near_it_gives_no_war
 def test_a_pipe_or_a_device_is_refused_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
-        with pytest.raises(Damaged, match="is no regular file"):
+        with pytest.raises(Damaged, match="is not a regular file"):
             decode(File(str(path), 0))
 
 
-def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
+def test_non_utf_8_name_is_printed_with_escapes(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9\x1b.png")
     with open(path, "wb") as stream:
         stream.write(b"no picture")

@@ -1,4 +1,4 @@
-"""DOT: two momenta by hand, what only one gradient reaches, SGD as its limit, and exact resume."""
+"""DOT: two momenta by hand, parameters with only one gradient, SGD as its limit, and exact resume."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_gradients_accumulate_over_batches() -> None:
     same(module, dict(whole.named_parameters()), rtol=1e-5, atol=1e-7)
 
 
-def test_a_run_that_goes_on_has_both_momenta(tmp_path: Path) -> None:
+def test_resumed_run_has_both_momenta(tmp_path: Path) -> None:
     straight, second = distiller(), distiller()
     fit(straight, 7, callbacks=[Keep(5, tmp_path / "last.ckpt")])
     fit(second, 7, ckpt_path=tmp_path / "last.ckpt")
@@ -180,7 +180,7 @@ def test_a_run_that_goes_on_has_both_momenta(tmp_path: Path) -> None:
     }
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_unsupported_options_are_refused() -> None:
     with pytest.raises(InputError, match="no term is of the distillation"):
         distiller(objective=Objective({"ce": Term(CE())}))
     with pytest.raises(InputError, match="gradient_clip_val=null"):
@@ -189,7 +189,7 @@ def test_what_it_cannot_do_is_refused() -> None:
         DOT([nn.Parameter(torch.zeros(1))], momentum=0.9, delta=0.2)
 
 
-def test_a_run_chooses_it_by_name_for_any_objective(tmp_path: Path) -> None:
+def test_dot_can_be_selected_for_any_objective(tmp_path: Path) -> None:
     small = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=200", "data.test=40", "epochs=2")
     words = ("teacher=cnn", "teacher.min_accuracy=0", "student=cnn", "objective=at", "optim=dot", "optim.lr=0.02")
     layers = ("objective.at.student=[stage1,stage2]", "objective.at.teacher=[stage1,stage2]")
@@ -199,7 +199,7 @@ def test_a_run_chooses_it_by_name_for_any_objective(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(kd_train: Run, tmp_path: Path) -> None:
+def test_two_processes_equal_one_process(kd_train: Run, tmp_path: Path) -> None:
     small = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=200", "data.test=41", "epochs=2")
     words = (*small, "teacher=mlp", "teacher.min_accuracy=0", "student=mlp", "optim=dot", "logger=none")
     # batch norms would see other batches, so networks without; the teacher is there before

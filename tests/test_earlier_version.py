@@ -265,7 +265,7 @@ def test_a_study_that_is_finished_is_found_by_its_words_and_trains_nothing(place
     before = {name: contents(place / name) for name in ("runs/teachers", "runs/cache")}
     cells = {label: contents(study / label) for label in ("scratch", "kd")}
     said = kd(place, "compare", *WORDS["compare"])
-    assert f"2 of 2 runs are finished already, in runs/compare/{STUDY}" in said
+    assert f"2 of 2 runs are already finished, in runs/compare/{STUDY}" in said
     assert {name: contents(place / name) for name in before} == before
     assert {label: contents(study / label) for label in cells} == cells
     assert [path.name for path in study.parent.iterdir()] == [STUDY]

@@ -38,12 +38,12 @@ HUNDRED = kd.data["digits"]().test[0][-100:].float() / 255
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A finished run of each kind of student, trained when first asked for."""
-    made: dict[str, Path] = {}
+    runs: dict[str, Path] = {}
 
     def of(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = trained(tmp_path_factory.mktemp(kind), *STUDENTS[kind])
-        return made[kind]
+        if kind not in runs:
+            runs[kind] = trained(tmp_path_factory.mktemp(kind), *STUDENTS[kind])
+        return runs[kind]
 
     return of
 
@@ -62,16 +62,16 @@ Made = Callable[[str, str], tuple[dict[str, Any], Path]]
 @pytest.fixture(scope="module")
 def made(run: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The card and the file of a student in a format, exported when first asked for."""
-    known: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
+    exports: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
 
     def of(kind: str, format: str) -> tuple[dict[str, Any], Path]:
         for package in FORMATS[format].needs:
             pytest.importorskip(package)
-        if (kind, format) not in known:
+        if (kind, format) not in exports:
             folder = tmp_path_factory.mktemp(f"{kind}-{format}")
             card = export(str(run(kind)), format, out=str(folder), license="Apache-2.0")
-            known[kind, format] = card, folder / card["file"]
-        return known[kind, format]
+            exports[kind, format] = card, folder / card["file"]
+        return exports[kind, format]
 
     return of
 
@@ -109,9 +109,9 @@ def test_the_file_answers_as_pytorch_does(kind: str, format: str, run: Callable[
 
 def test_softmax_gives_probabilities(run: Callable[[str], Path], tmp_path: Path) -> None:
     card = export(str(run("zoo")), "torchscript", softmax=True, out=str(tmp_path))
-    given = read("torchscript", tmp_path / card["file"])
+    outputs = read("torchscript", tmp_path / card["file"])
     assert card["output"]["name"] == "probabilities"
-    assert torch.allclose(given, pytorch(run("zoo")).softmax(1), atol=1e-6)
+    assert torch.allclose(outputs, pytorch(run("zoo")).softmax(1), atol=1e-6)
 
 
 WITHOUT = """
@@ -155,9 +155,7 @@ def without_kd(program: str, file: Path, run: Path, folder: Path, *refused: str)
 
 
 @pytest.mark.parametrize("format", ["onnx", *(pytest.param(name, marks=SLOW) for name in GRAPHS if name != "onnx")])
-def test_a_process_without_kd_uses_the_file(
-    format: str, run: Callable[[str], Path], made: Made, tmp_path: Path
-) -> None:
+def test_exported_file_works_without_kd(format: str, run: Callable[[str], Path], made: Made, tmp_path: Path) -> None:
     file = made("zoo", format)[1]
     refused = ("torch",) if format == "onnx" else ("torchvision", "pytorch_lightning")
     without_kd(LIBRARIES[format], file, run("zoo"), tmp_path, *refused)
@@ -165,7 +163,7 @@ def test_a_process_without_kd_uses_the_file(
 
 @SLOW
 @pytest.mark.parametrize("whose", ["the run's", "exported"])
-def test_a_network_of_torchvision_takes_the_weights_without_kd(
+def test_exported_weights_load_in_torchvision_without_kd(
     whose: str, run: Callable[[str], Path], made: Made, tmp_path: Path
 ) -> None:
     exported = made("torchvision", "safetensors")[1]
@@ -176,12 +174,12 @@ def test_a_network_of_torchvision_takes_the_weights_without_kd(
 @SLOW
 def test_weights_of_a_student_with_a_predictor_are_all_in_one_file(run: Callable[[str], Path], made: Made) -> None:
     state = load_file(made("simkd", "safetensors")[1])
-    own = load_file(run("simkd") / "student.safetensors")
+    student = load_file(run("simkd") / "student.safetensors")
     predictor = load_file(run("simkd") / "predictor.safetensors")
-    assert set(state) == {*own, *(f"predictor.{key}" for key in predictor)}
+    assert set(state) == {*student, *(f"predictor.{key}" for key in predictor)}
 
 
-def test_the_card_says_what_the_file_is(run: Callable[[str], Path], made: Made) -> None:
+def test_card_describes_the_file(run: Callable[[str], Path], made: Made) -> None:
     card, file = made("zoo", "torch_export")
     assert json.loads((file.parent / "card.json").read_text()) == card
     summary = json.loads((run("zoo") / "summary.json").read_text())
@@ -229,9 +227,9 @@ def test_eight_bits_are_smaller_and_nearly_as_right(kind: str, run: Callable[[st
     assert card["test"]["int8"]["acc"] == pytest.approx(float(hits.float().mean()), abs=0.005)
 
 
-def test_what_is_there_is_kept_unless_it_may_be_replaced(run: Callable[[str], Path], tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten_without_permission(run: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("mine")
-    with pytest.raises(kd.InputError, match=r"card.md exists; overwrite=true replaces it"):
+    with pytest.raises(kd.InputError, match=r"card.md exists; set overwrite=true to replace it"):
         export(str(run("zoo")), "torchscript", out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
     export(str(run("zoo")), "torchscript", out=str(tmp_path), overwrite=True)
@@ -264,7 +262,7 @@ class Branching(Moody):
         ("Branching", "torch_export", "the student cannot be exported to student.pt2: "),
     ],
 )
-def test_a_file_that_would_answer_otherwise_is_not_left(name: str, format: str, line: str, tmp_path: Path) -> None:
+def test_exported_file_with_wrong_answers_is_deleted(name: str, format: str, line: str, tmp_path: Path) -> None:
     run = trained(tmp_path, *ALONE, "student=import", f"student.path=test_export:{name}", "epochs=1")
     before = set(tmp_path.rglob("*"))
     with pytest.raises(kd.InputError, match=re.escape(line)) as refused:
@@ -275,7 +273,7 @@ def test_a_file_that_would_answer_otherwise_is_not_left(name: str, format: str, 
         export(str(run), format)
 
 
-def test_absent_packages_are_named_with_the_command_that_brings_them(
+def test_missing_packages_error_names_the_install_command(
     run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -287,33 +285,33 @@ BAD = {
     "run=nowhere": "nowhere is not a finished run",
     "format=onx": "unknown format 'onx'; did you mean 'onnx'?",
     "int8=sttic": "unknown kind of int8 'sttic'; did you mean 'static'?",
-    "int8=static format=torchscript": "int8=static is made with onnxruntime and needs format=onnx",
-    "format=safetensors softmax=true": "softmax=true needs a format that computes",
-    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the student of the run knows 10",
-    "out=/proc/none": "out=/proc/none cannot be made",
+    "int8=static format=torchscript": "int8=static requires format=onnx",
+    "format=safetensors softmax=true": "softmax=true needs a format with a graph",
+    "data=synthetic data.shape=[1,8,8] data.classes=4": "data has 4 classes, but the run's student has 10",
+    "out=/proc/none": "out=/proc/none cannot be created",
     "ovrwrite=true": "unknown key ovrwrite; did you mean overwrite?",
 }
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line(
+def test_bad_input_gives_a_one_line_error(
     words: str, run: Callable[[str], Path], complain: Complain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = words.split() if words.startswith("run=") else [f"run={run('zoo')}", *words.split()]
-    assert BAD[words] in complain(*given, command="export")
+    arguments = words.split() if words.startswith("run=") else [f"run={run('zoo')}", *words.split()]
+    assert BAD[words] in complain(*arguments, command="export")
     assert not list(tmp_path.iterdir())
     assert not (run("zoo") / "export").exists()
 
 
-def test_the_command_leaves_only_its_files(
+def test_command_writes_only_its_own_files(
     run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["kd-export", f"run={run('zoo')}", "format=torchscript", "out=made"])
     kd.cli.export()
-    told = capsys.readouterr()
-    assert "largest difference from PyTorch" in told.out
-    assert not told.err
+    output = capsys.readouterr()
+    assert "largest difference from PyTorch" in output.out
+    assert not output.err
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"made/student.torchscript.pt", "made/card.json", "made/card.md"}

@@ -69,7 +69,7 @@ def test_fine_tuning_starts_from_the_weights_and_changes_them_all(source: Path, 
     assert differing(source, tuned) == set(weights(source))
 
 
-def test_they_stand_in_the_report_beside_what_began_from_scratch(source: Path, tmp_path: Path) -> None:
+def test_report_lists_fine_tuned_students_beside_scratch(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "runs" / "scratch")
     start = ("student=resnet8", f"student.checkpoint={source}")
     for name, words in (("tuned", ()), ("probe", ("student.freeze=backbone",))):
@@ -89,7 +89,7 @@ def test_they_stand_in_the_report_beside_what_began_from_scratch(source: Path, t
         (["data.classes=7", "student=resnet8", "student.checkpoint=RUN"], "of another shape, first fc.weight"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(
+def test_mismatched_starting_weights_give_a_one_line_error(
     words: list[str], said: str, source: Path, complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -106,7 +106,7 @@ NETWORKS: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_of_every_network_the_classifier_alone_trains(name: str) -> None:
+def test_linear_probe_of_every_network_trains_only_the_classifier(name: str) -> None:
     make, heads = NETWORKS[name]
     network = make()
     assert classifier_names(network) == heads

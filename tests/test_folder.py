@@ -1,4 +1,4 @@
-"""Pictures decoded by workers: the same batches however many there are, and wherever an epoch begins."""
+"""Pictures decoded by workers: equal batches for any number of workers and any start within an epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_data import make_folder
 
 from kd import Batch
 from kd.data.folder import Folder
-from kd.data.image_files import Decoded
+from kd.data.image_files import ImageFileLoader
 from kd.errors import InputError
 
 
@@ -30,7 +30,7 @@ def folder(root: Path, **options: Any) -> Folder:
 
 def epoch(data: Folder, number: int, rank: int = 0, world: int = 1, start: int = 0) -> list[Batch]:
     place = (data.seed, lambda: number, rank, world, start)
-    return list(Decoded(data.parts["train"], data.batch_size, data.workers, data._views, *place))
+    return list(ImageFileLoader(data.parts["train"], data.batch_size, data.workers, data._views, *place))
 
 
 def same(found: list[Batch], expected: list[Batch]) -> bool:
@@ -39,7 +39,7 @@ def same(found: list[Batch], expected: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(root: Path, workers: int) -> None:
+def test_batches_are_independent_of_the_number_of_workers(root: Path, workers: int) -> None:
     options = {"transform": "randaugment"}
     expected = [epoch(folder(root, **options), number) for number in (0, 1)]
     data = folder(root, workers=workers, **options)
@@ -48,7 +48,7 @@ def test_workers_change_nothing(root: Path, workers: int) -> None:
     assert not same(*expected)
 
 
-def test_two_processes_take_the_steps_that_one_alone_takes(root: Path) -> None:
+def test_two_processes_equal_one_process(root: Path) -> None:
     alone = epoch(folder(root), 2)
     ranks = [epoch(folder(root, batch_size=2), 2, rank, 2) for rank in (0, 1)]
     for step, batch in enumerate(alone):
@@ -59,20 +59,20 @@ def test_two_processes_take_the_steps_that_one_alone_takes(root: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 2, 5])
-def test_an_epoch_goes_on_at_any_batch(root: Path, k: int) -> None:
+def test_epoch_can_continue_at_any_batch(root: Path, k: int) -> None:
     whole = epoch(folder(root), 1)
     assert len(whole) == 5
     assert same(epoch(folder(root), 1, start=4 * k), whole[k:])
 
 
-def test_a_data_module_starts_once_where_it_is_told(root: Path) -> None:
+def test_data_module_starts_once_at_the_given_batch(root: Path) -> None:
     data = folder(root)
     data.start = 8
     loader = data.train_dataloader()
     assert [len(list(loader)), len(list(loader)), len(loader)] == [3, 5, 5]
 
 
-def test_pixels_are_a_function_of_index_and_kept_view(root: Path) -> None:
+def test_pixels_depend_on_index_and_stored_view(root: Path) -> None:
     known: dict[tuple[int, int], bytes] = {}
     for seed in (0, 8):
         data = folder(root, seed=seed, views=3, transform="trivialaugmentwide")
@@ -86,7 +86,7 @@ def test_pixels_are_a_function_of_index_and_kept_view(root: Path) -> None:
     assert len(set(known.values())) > 50
 
 
-def test_views_are_counted_where_they_can_be(root: Path) -> None:
+def test_views_are_counted_where_possible(root: Path) -> None:
     assert folder(root).views == 0
     assert epoch(folder(root), 0)[0].view is None
     still = folder(root, crop="centre", flip=False)
@@ -97,7 +97,7 @@ def test_views_are_counted_where_they_can_be(root: Path) -> None:
     assert all(torch.equal(first[i], second[i]) for i in range(20))
 
 
-def test_what_decides_the_pixels_is_told(root: Path) -> None:
+def test_description_covers_what_determines_the_pixels(root: Path) -> None:
     options = [{}, {"flip": False}, {"scale": [0.5, 1.0]}, {"crop": "centre"}, {"transform": "randaugment"}]
     options += [{"size": 17}, {"views": 2}, {"transform": ["randaugment", "colorjitter"]}]
     told = {json.dumps(folder(root, **given).augmentation()) for given in options}
@@ -126,7 +126,7 @@ def test_subsets_work_as_in_memory(root: Path) -> None:
     assert folder(root, val=0.2, fraction=0.5).counts() == {"train": 8, "val": 4, "test": 20}
 
 
-def test_global_randomness_is_left_alone(root: Path) -> None:
+def test_global_random_state_does_not_change(root: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
@@ -136,17 +136,17 @@ def test_global_randomness_is_left_alone(root: Path) -> None:
 
 WRONG = {
     "crop": ({"crop": "centr"}, r"unknown crop 'centr'; did you mean 'centre'"),
-    "scale": ({"scale": [0.5, 0.1]}, r"scale must be two shares"),
+    "scale": ({"scale": [0.5, 0.1]}, r"scale must be two fractions"),
     "views": ({"views": -2}, r"views must be at least 1"),
     "workers": ({"workers": -1}, r"workers at least 0"),
-    "val": ({"val": 3}, r"val must be a share in \(0, 1\) or 'test', got 3"),
-    "batch": ({"batch_size": 50}, r"batch_size=50 is more than the 20 training images"),
+    "val": ({"val": 3}, r"val must be a fraction in \(0, 1\) or 'test', got 3"),
+    "batch": ({"batch_size": 50}, r"batch_size=50 exceeds the 20 training images"),
     "transform": ({"transform": {"_target_": "torchvision.transforms.v2.CenterCrop", "size": 9}}, "must keep uint8"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
-def test_what_cannot_be_is_refused_in_one_line(root: Path, case: tuple[dict[str, Any], str]) -> None:
+def test_invalid_options_are_refused(root: Path, case: tuple[dict[str, Any], str]) -> None:
     with pytest.raises(InputError, match=case[1]) as caught:
         folder(root, **case[0])
     assert "\n" not in str(caught.value)
@@ -155,11 +155,11 @@ def test_what_cannot_be_is_refused_in_one_line(root: Path, case: tuple[dict[str,
 REFUSED = {
     "+data.mixup=0.2": "data.mixup is for data in memory; Folder has no such option",
     "data.veiws=3": "unknown key data.veiws; did you mean data.views?",
-    "data.root=/nowhere": "data.root=/nowhere is no folder; it must hold train/CLASS/*",
+    "data.root=/nowhere": "data.root=/nowhere is not a folder; it must contain train/CLASS/*",
 }
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_the_command_refuses_in_one_line(override: str, root: Path, complain: Complain) -> None:
+def test_command_line_errors_are_one_line(override: str, root: Path, complain: Complain) -> None:
     place = [] if "root" in override else [f"data.root={root}"]
     assert REFUSED[override] in complain("data=folder", "data.batch_size=4", *place, override)

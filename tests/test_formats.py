@@ -1,4 +1,4 @@
-"""The official file formats, made small, read whole, and damaged: what is wrong is said in one line with the file."""
+"""The official file formats, made small, read whole, and damaged: a one-line error names the file and the fault."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ IDX: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 @pytest.mark.parametrize("damage", IDX)
-def test_damaged_idx_files_are_named_in_one_line(tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_idx_files_give_a_one_line_error(tmp_path: Path, name: str, damage: str) -> None:
     make_idx(tmp_path)
     file, harm = IDX[damage]
     harm(tmp_path / file)
@@ -112,14 +112,14 @@ CIFAR: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("damage", CIFAR)
-def test_damaged_cifar_files_are_named_in_one_line(tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_cifar_files_give_a_one_line_error(tmp_path: Path, name: str, damage: str) -> None:
     folder = {"cifar10": make_cifar10, "cifar100": make_cifar100}[name](tmp_path)
     file = {"cifar10": "data_batch_3", "cifar100": "test"}[name]
     CIFAR[damage](folder / file)
     refused(lambda: kd.data[name](root=str(tmp_path)), file)
 
 
-@pytest.mark.parametrize("names", [None, [], "abc", [1, 2]])
+@pytest.mark.parametrize("names", [None, [], "abc", [1, 2]], ids=["none", "empty", "word", "numbers"])
 def test_damaged_class_names_are_named(tmp_path: Path, names: Any) -> None:
     meta = make_cifar100(tmp_path) / "meta"
     meta.write_bytes(pickle.dumps({b"fine_label_names": names}))
@@ -142,7 +142,7 @@ TREE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("damage", PICTURE)
-def test_damaged_pictures_are_named_in_one_line(tmp_path: Path, damage: str) -> None:
+def test_damaged_pictures_give_a_one_line_error(tmp_path: Path, damage: str) -> None:
     make_folder(tmp_path)
     PICTURE[damage](tmp_path / "train/bee/2.png")
     data = Folder(str(tmp_path), size=8, batch_size=1, val="test", workers=0)
@@ -150,7 +150,7 @@ def test_damaged_pictures_are_named_in_one_line(tmp_path: Path, damage: str) -> 
 
 
 @pytest.mark.parametrize("damage", TREE)
-def test_damaged_trees_are_named_in_one_line(tmp_path: Path, damage: str) -> None:
+def test_damaged_folder_trees_give_a_one_line_error(tmp_path: Path, damage: str) -> None:
     make_folder(tmp_path / "pets")
     place, harm = TREE[damage]
     harm(tmp_path / "pets" / place)

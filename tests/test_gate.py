@@ -1,4 +1,4 @@
-"""Who may teach: the gate, ensembles, and pairs of networks from different libraries."""
+"""The accuracy gate for teachers, ensembles, and pairs of networks from different libraries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_ensemble_of_logits_is_their_mean(a: list[float], b: list[float]) -> 
     torch.testing.assert_close(given[0], (torch.tensor(a) + torch.tensor(b)) / 2)
 
 
-def test_the_surer_member_counts_more() -> None:
+def test_more_confident_member_has_more_weight() -> None:
     sure, unsure = [9.0, 0.0, 0.0], [0.0, 0.1, 0.0]
     plain, trusting = (Ensemble(answers(sure, unsure), T=1.0, confidence=c)(BATCH)[""][0] for c in (False, True))
     assert trusting.softmax(-1)[0] > plain.softmax(-1)[0] + 0.05
@@ -66,10 +66,10 @@ def test_the_surer_member_counts_more() -> None:
     torch.testing.assert_close(trusting.softmax(-1), expected)
 
 
-def test_an_ensemble_refuses_what_it_cannot_mean() -> None:
+def test_ensemble_refuses_members_that_cannot_be_averaged() -> None:
     one, two = answers([0.0, 1.0]), answers([0.0, 1.0], [1.0, 0.0])
     for members, options, said in (
-        (one, {}, "two members at least"),
+        (one, {}, "at least two members"),
         (two, {"average": "probs"}, "did you mean 'probabilities'"),
         (two, {"weights": [1.0]}, "a positive number for each of the 2 members"),
         (two, {"weights": [1.0, -1.0]}, "a positive number for each"),
@@ -80,7 +80,7 @@ def test_an_ensemble_refuses_what_it_cannot_mean() -> None:
         Ensemble(two).tap(["layer1"])
 
 
-def test_members_keep_their_own_pixels_and_their_layers_can_be_tapped() -> None:
+def test_members_have_their_own_normalisation_and_tappable_layers() -> None:
     a, b = kd.models["cnn"](classes=4, channels=1), kd.models["cnn"](classes=4, channels=1)
     members = {"a": Frozen(Normalized(a, [0.0], [1.0])), "b": Frozen(Normalized(b, [0.5], [0.1], size=16))}
     ensemble = Ensemble(members)
@@ -91,7 +91,7 @@ def test_members_keep_their_own_pixels_and_their_layers_can_be_tapped() -> None:
     assert ensemble.state_dict() == {}
 
 
-def test_an_ensemble_teaches_and_its_accuracy_is_said(kd_train: Run, tmp_path: Path) -> None:
+def test_ensemble_trains_a_student_and_its_accuracy_is_reported(kd_train: Run, tmp_path: Path) -> None:
     done = kd_train(*SMALL, *QUIET, "teacher=[cnn,mlp,cnn]", "teacher.members.cnn_2.seed=1", "epochs=8")
     assert done.returncode == 0, done.stderr
     teacher = json.loads((tmp_path / "run/summary.json").read_text())["teacher"]
@@ -186,14 +186,14 @@ def test_pairs_across_libraries_learn(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_images_are_resized_to_the_one_size_that_a_transformer_takes() -> None:
+def test_images_are_resized_to_the_size_of_a_transformer() -> None:
     network = kd.models.prepare(kd.models["timm"]("vit_tiny_patch16_224", 5), [0.5] * 3, [0.25] * 3)
     assert network.size == 224
     small = kd.models["timm"]("vit_tiny_patch16_224", 5, options={"img_size": 32, "patch_size": 4})
     assert kd.models.prepare(small, [0.5] * 3, [0.25] * 3)(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
-def test_features_of_tokens_are_refused_by_map_losses_in_a_sentence() -> None:
+def test_map_losses_refuse_token_features() -> None:
     teacher = kd.models["timm"]("vit_tiny_patch16_224", 5, options={"img_size": 32, "patch_size": 8, "depth": 2})
     student = Normalized(kd.models["resnet8"](classes=5), [0.5] * 3, [0.25] * 3)
     frozen = Frozen(Normalized(teacher, [0.5] * 3, [0.25] * 3))
@@ -213,7 +213,7 @@ def test_the_cifar_stem_keeps_the_size() -> None:
         kd.models["timm"]("vit_tiny_patch16_224", 5, stem="cifar")
 
 
-def test_pretrained_weights_bring_their_own_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_bring_their_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""By what a trained teacher, a table of answers, a run and a study are known: each key of the configuration in turn."""
+"""The identities of a trained teacher, a table of answers, a run and a study, for each key of the configuration."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def base_of(key: str) -> tuple[Config, dict[str, str]]:
     return config, identities(config)
 
 
-def test_each_key_of_the_configuration_has_a_stated_answer() -> None:
+def test_expectations_cover_every_configuration_key() -> None:
     assert set(flat(composed("teacher=cnn"))) == set(KEYS)
 
 
@@ -308,7 +308,7 @@ ARGUMENTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def test_each_argument_of_lightnings_trainer_has_a_stated_answer() -> None:
+def test_expectations_cover_every_trainer_argument() -> None:
     own = {key.removeprefix("trainer.") for key in KEYS if key.startswith("trainer.")} - {"_target_"}
     assert set(inspect.signature(pl.Trainer).parameters) == own | set(ARGUMENTS)
     assert not set(STEP) & set(MACHINE)
@@ -332,19 +332,19 @@ FOLDER: dict[str, tuple[Any, bool]] = {
 
 
 @pytest.mark.parametrize("key", FOLDER)
-def test_a_teacher_of_pictures_is_known_by_its_data_and_not_by_their_place(key: str) -> None:
+def test_teacher_identity_depends_on_data_content_and_not_its_path(key: str) -> None:
     config = composed("teacher=cnn", "data=folder", "data.root=y")
     value, shapes = FOLDER[key]
     assert (teacher_of(config) != teacher_of(changed(config, key, value))) == shapes
 
 
-def test_other_content_of_the_data_is_another_teacher() -> None:
+def test_changed_data_changes_the_teacher_identity() -> None:
     recipe = recipe_of(composed("teacher=cnn"))
     one, other = (teacher_key(recipe, SimpleNamespace(describe=lambda s=s: {"sha256": s})) for s in "xy")
     assert one != other
 
 
-def test_data_of_ones_own_without_a_digest_are_known_by_all_that_their_node_says() -> None:
+def test_custom_data_without_a_digest_is_identified_by_its_configuration() -> None:
     data = SimpleNamespace(classes=3, shape=(1, 8, 8))
     recipes = [recipe_of({**composed("teacher=cnn"), "data": {"_target_": "mine.Data", "root": root}}) for root in "xy"]
     assert teacher_key(recipes[0], data) != teacher_key(recipes[1], data)
@@ -359,8 +359,9 @@ def test_data_of_ones_own_without_a_digest_are_known_by_all_that_their_node_says
         {"_target_": "kd.callbacks.BatchSize"},
         None,
     ],
+    ids=["early-stopping", "weight-averaging", "moving-average", "batch-size-search", "no-callback"],
 )
-def test_the_students_callbacks_have_no_part_in_the_teachers_training(callback: Any) -> None:
+def test_student_callbacks_do_not_affect_teacher_training(callback: Any) -> None:
     config = composed("teacher=cnn")
     for key in ("x", "best", "finite"):
         other = changed(config, f"callbacks.{key}", callback)
@@ -368,7 +369,7 @@ def test_the_students_callbacks_have_no_part_in_the_teachers_training(callback: 
         assert teacher_of(other) == teacher_of(config)
 
 
-def test_what_only_watches_is_left_out_of_the_teachers_training_where_the_run_leaves_it_out() -> None:
+def test_disabled_observers_are_disabled_for_the_teacher_too() -> None:
     config = changed(composed("teacher=cnn"), "callbacks.pictures", None)
     assert recipe_of(config)["callbacks"]["pictures"] is None
     assert recipe_of(config)["callbacks"]["best"]["monitor"] == "val/acc"
@@ -381,7 +382,7 @@ def test_precision_by_its_short_name_and_devices_by_their_numbers_are_the_same()
     assert teacher_of(changed(config, "trainer.devices", [0, 1])) == teacher_of(changed(config, "trainer.devices", 2))
 
 
-def test_a_member_of_an_ensemble_is_the_teacher_that_it_is_alone() -> None:
+def test_ensemble_member_has_the_identity_of_a_single_teacher() -> None:
     config = composed("teacher=cnn")
     member = composed("teacher=ensemble", "+teacher@teacher.members.a=cnn", "+teacher@teacher.members.b=mlp")
     assert teacher_of({**member, "teacher": member["teacher"]["members"]["a"]}) == teacher_of(config)

@@ -1,4 +1,4 @@
-"""``kd.load``: a student that refuses what are no pixels and answers for pictures in files."""
+"""``kd.load``: a student that refuses invalid pixels and predicts for pictures in files."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ def test_bytes_of_any_type_and_floats_give_the_same_logits(digits: Path) -> None
 
 BAD = {
     "float 0..255": (BYTES.float(), "divide them by their largest possible value"),
-    "normalised": (BYTES.float() / 64 - 2, "as if normalised already"),
-    "int64 beyond bytes": (BYTES.long() + 1000, "kd takes 0 to 255"),
-    "other channels": (BYTES.expand(5, 3, 8, 8), r"was said to be \[1, 8, 8\]"),
+    "normalised": (BYTES.float() / 64 - 2, "which looks normalised"),
+    "int64 beyond bytes": (BYTES.long() + 1000, "expected 0 to 255"),
+    "other channels": (BYTES.expand(5, 3, 8, 8), r"declared shape \[C, H, W\] is \[1, 8, 8\]"),
     "flat": (BYTES.flatten(1), r"not \[B, C, H, W\]"),
     "nan": (BYTES * torch.nan, "not finite"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_are_no_pixels_is_refused(kind: str, digits: Path) -> None:
+def test_values_outside_the_pixel_range_are_refused(kind: str, digits: Path) -> None:
     images, said = BAD[kind]
     with pytest.raises(InputError, match=said):
         kd.load(digits)(images)
 
 
-def test_a_single_image_is_refused_with_what_to_write(pets: tuple[Path, Path]) -> None:
-    with pytest.raises(InputError, match=r"needs a first dimension: images\[None\]"):
+def test_single_image_error_suggests_a_batch(pets: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match=r"add a batch dimension to a single image: images\[None\]"):
         kd.load(pets[0])(torch.zeros(3, 16, 16))
 
 
 @torch.no_grad()
-def test_a_picture_file_is_answered_as_in_evaluation(pets: tuple[Path, Path]) -> None:
+def test_picture_file_is_predicted_as_in_evaluation(pets: tuple[Path, Path]) -> None:
     from torchvision.transforms import v2
 
     run, root = pets
@@ -88,7 +88,7 @@ def test_a_picture_file_is_answered_as_in_evaluation(pets: tuple[Path, Path]) ->
 
 
 @torch.no_grad()
-def test_a_picture_is_answered_where_images_are_grey(digits: Path, tmp_path: Path) -> None:
+def test_picture_file_for_a_grey_student(digits: Path, tmp_path: Path) -> None:
     student = kd.load(digits)
     Image.fromarray(BYTES[0, 0].numpy()).save(tmp_path / "five.png")
     expected = student(BYTES[:1]).softmax(-1)[0].tolist()
@@ -97,7 +97,7 @@ def test_a_picture_is_answered_where_images_are_grey(digits: Path, tmp_path: Pat
     assert student.predict(wide).label in student.classes
 
 
-def test_what_is_no_picture_is_refused(digits: Path, tmp_path: Path) -> None:
+def test_non_picture_is_refused(digits: Path, tmp_path: Path) -> None:
     student = kd.load(digits)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match=r"text\.png cannot be decoded"):
@@ -106,7 +106,7 @@ def test_what_is_no_picture_is_refused(digits: Path, tmp_path: Path) -> None:
         student.predict([3])
 
 
-def test_pictures_of_a_data_module_of_ones_own_are_refused(tmp_path: Path) -> None:
+def test_pictures_for_a_custom_data_module_are_refused(tmp_path: Path) -> None:
     words = ("~data", "+data={_target_: test_own_data_modules.Own}")
     run = trained(tmp_path, *DIGITS, *words)
     with pytest.raises(InputError, match="the run's custom data module prepares images in its own way"):
@@ -117,7 +117,7 @@ def test_the_classes_of_a_student_are_named(digits: Path) -> None:
     assert kd.load(digits).classes == tuple("0123456789")
 
 
-def test_a_loaded_student_is_still_a_network_of_its_own(digits: Path, tmp_path: Path) -> None:
+def test_loaded_student_is_an_independent_module(digits: Path, tmp_path: Path) -> None:
     student = kd.load(digits)
     twin = copy.deepcopy(student)
     torch.testing.assert_close(twin(BYTES), student(BYTES))
@@ -127,7 +127,7 @@ def test_a_loaded_student_is_still_a_network_of_its_own(digits: Path, tmp_path: 
     torch.export.export(student, (torch.rand(2, 1, 8, 8),))
 
 
-def test_the_card_says_how_pictures_are_resized_and_cropped(pets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_card_describes_resizing_and_cropping(pets: tuple[Path, Path], tmp_path: Path) -> None:
     export(str(pets[0]), format="safetensors", out=str(tmp_path))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["input"]["preparation"] == {"resize": 18, "crop": [16, 16]}

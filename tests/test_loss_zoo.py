@@ -1,4 +1,4 @@
-"""What holds for every registered loss, whatever its formula."""
+"""Properties of every registered loss, whatever its formula."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_every_loss_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gradient_reaches_the_student_and_all_that_trains_but_never_the_teacher(name: str) -> None:
+def test_gradient_reaches_all_trainable_parts_but_not_the_teacher(name: str) -> None:
     example = EXAMPLES[name](8)
     loss = made(name, example)
     example = floats(example, lambda v: v.clone().requires_grad_(True))
@@ -193,7 +193,7 @@ def test_state_and_copies_are_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_of_one_and_soft_labels_are_answered_or_refused_in_a_sentence(name: str) -> None:
+def test_batch_of_one_and_soft_labels_work_or_give_a_clear_error(name: str) -> None:
     example = EXAMPLES[name](6)
     one = {word: every(lambda v: v[:1], value) for word, value in EXAMPLES[name](6).items()}
     soft = {**example, "labels": torch.full((6, 10), 0.1)}
@@ -202,7 +202,7 @@ def test_a_batch_of_one_and_soft_labels_are_answered_or_refused_in_a_sentence(na
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_built_later_is_asked_for_in_a_sentence(name: str) -> None:
+def test_unbuilt_loss_gives_a_clear_error(name: str) -> None:
     example = EXAMPLES[name](6)
     loss = losses[name](**({"negatives": 32} if name == "crd" else {}))
     answered(loss, example)
@@ -212,7 +212,7 @@ LOGIT = [name for name in NAMES if "standardise" in inspect.signature(losses[nam
 
 
 @pytest.mark.parametrize("name", LOGIT)
-def test_standardised_logits_forget_scale_and_shift(name: str) -> None:
+def test_standardised_logits_are_invariant_to_scale_and_shift(name: str) -> None:
     example = floats(EXAMPLES[name](6), Tensor.double)
     if name in ("mlkd", "wsld"):
         pytest.skip("mlkd standardises in its instance terms alone, wsld not in its sample weights")

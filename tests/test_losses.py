@@ -129,7 +129,7 @@ def test_a_vector_without_a_batch_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "symmetric_kl", "soft_ce", "js", "tv"])
-def test_constructors_refuse_what_cannot_work(name: str) -> None:
+def test_constructors_refuse_invalid_arguments(name: str) -> None:
     for wrong in ({"T": 0.0}, {"T": -1.0}, {"T": math.nan}, {"T": math.inf}, {"reduction": "batch_mean"}):
         with pytest.raises(InputError):
             kd.losses[name](**wrong)
@@ -153,7 +153,7 @@ def test_float32_is_finite_and_near_float64(name: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e8])
-def test_kl_keeps_its_digits_however_large_the_logits(scale: float) -> None:
+def test_kl_is_precise_for_large_logits(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(32, 100, generator=generator)
     teacher = scale * torch.randn(32, 100, generator=generator)

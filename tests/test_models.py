@@ -31,7 +31,7 @@ def test_residual_networks_have_the_published_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet8", "cnn", "mlp"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28)])
-def test_small_and_grey_images_are_taken(name: str, shape: tuple[int, int, int]) -> None:
+def test_small_and_grey_images_are_accepted(name: str, shape: tuple[int, int, int]) -> None:
     options = {"shape": shape} if name == "mlp" else {"channels": shape[0]}
     network = Normalized(kd.models[name](classes=7, **options), [0.5] * shape[0], [0.2] * shape[0]).eval()
     pixels = torch.randint(0, 256, (2, *shape)).to(torch.uint8)
@@ -60,7 +60,7 @@ def make_net(num_classes: int, in_channels: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 16, num_classes))
 
 
-def test_an_import_path_gets_what_it_names() -> None:
+def test_import_path_builds_the_named_network() -> None:
     network = kd.models["import"](path=f"{__name__}:make_net", classes=5, shape=[2, 4, 4])
     assert network(torch.rand(1, 2, 4, 4)).shape == (1, 5)
     with pytest.raises(InputError, match="cannot import"):

@@ -1,4 +1,4 @@
-"""Mutual learning and the mean teacher: their steps by hand, labels left out, what is refused, and exact resume."""
+"""Mutual learning and the mean teacher: steps by hand, training without labels, errors, and exact resume."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_mean_teacher_follows_once_for_accumulated_batches() -> None:
 
 
 @pytest.mark.parametrize("name", ["mutual", "ema"])
-def test_a_run_that_goes_on_ends_as_one_in_one_piece(name: str, tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     def made() -> MutualDistiller | MeanTeacherDistiller:
         student = Net(1)
         rest = (dml(), plain(), (1, 4, 4), 3, 4.0, {"seed": 0})
@@ -116,7 +116,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_runs_say_what_they_measured(runs: Path) -> None:
+def test_runs_report_their_measures(runs: Path) -> None:
     told = {name: json.loads((runs / name / "run" / "summary.json").read_text()) for name in REGIMES}
     assert {"val/acc", "val/peer_resnet8/acc", "val/peer_cnn/acc", "teacher/acc"} <= set(
         told["mutual"]["metrics"]["best"]
@@ -129,7 +129,7 @@ def test_runs_say_what_they_measured(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REGIMES)
-def test_a_run_leaves_an_ordinary_student(name: str, runs: Path) -> None:
+def test_saved_student_is_an_ordinary_student(name: str, runs: Path) -> None:
     student = kd.load(runs / name / "run")
     assert student(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
     assert not any("teacher" in key or "head" in key for key in student.state_dict())
@@ -153,7 +153,7 @@ def test_the_mean_teacher_learns_from_images_without_labels(tmp_path: Path) -> N
     assert json.loads((folder / "summary.json").read_text())["data"]["labelled"] == 20
 
 
-def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
+def test_training_without_any_labels(tmp_path: Path) -> None:
     teacher = trained(tmp_path / "teacher", *SMALL, "student=resnet8", "teacher=none", "objective=ce")
     words = ("teacher=resnet8", f"teacher.checkpoint={teacher}", "teacher.min_accuracy=0", "objective=kd", "alpha=1")
     best = "callbacks.best.monitor=val/agreement"  # nor do they choose the epoch
@@ -175,7 +175,7 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
             "outputs only, but a term looks at layer",
         ),
         (["teacher=ema", "teacher.decay=1"], "teacher: decay must lie in [0, 1), got 1"),
-        (["teacher=ema", "optim=dot"], "a teacher that does not change, not teacher=ema"),
+        (["teacher=ema", "optim=dot"], "a frozen teacher, not teacher=ema"),
         (["teacher=momentum"], "objective.ce: teacher=momentum compares the projections"),
         (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
         (["teacher=ema", "objective=srrl"], "objective.srrl copies layers of the teacher before the first step"),
@@ -184,13 +184,13 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
         (["teacher=momentum", "objective=ressl", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "teacher.peers=[{width: 8}]"], "nodes with _target_, got {'width': 8}"),
-        (["teacher=resnet8", "optim=dot", "trainer.gradient_clip_val=1"], "say trainer.gradient_clip_val=null"),
+        (["teacher=resnet8", "optim=dot", "trainer.gradient_clip_val=1"], "set trainer.gradient_clip_val=null"),
         (["teacher=resnet8", "optim=dot", "speed.compile=true"], "speed.compile=teacher"),
         (
             ["teacher=none", "objective=ce", "data.scale=0.5"],
-            "scale must be two shares 0 < least <= largest <= 1, got 0.5",
+            "scale must be two fractions 0 < minimum <= maximum <= 1, got 0.5",
         ),
-        (["teacher=none", "objective=ce", "data.scale=[a,b]"], "scale must be two shares"),
+        (["teacher=none", "objective=ce", "data.scale=[a,b]"], "scale must be two fractions"),
         (["teacher=momentum", "objective=ressl", "objective.ressl.size=8"], "B at most 8"),
         (["teacher=momentum", "objective=ressl", "callbacks.best.monitor=val/agreement"], "unknown metric"),
         (
@@ -199,7 +199,7 @@ def test_labels_can_be_left_out_altogether(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(
+def test_invalid_options_give_a_one_line_error(
     words: list[str], said: str, complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,7 +207,7 @@ def test_what_cannot_work_is_said_in_one_line(
     assert not (tmp_path / "runs/teachers").exists()  # it is said before a teacher is trained
 
 
-def test_peers_of_one_name_are_told_apart() -> None:
+def test_peers_of_equal_name_get_distinct_names() -> None:
     assert list(nodes_of(["cnn", "resnet8", "cnn", "cnn"])) == ["cnn", "resnet8", "cnn_2", "cnn_3"]
     assert list(nodes_of([{"_target_": "kd.models.hub.timm", "name": "resnet18.a1_in1k"}])) == ["resnet18_a1_in1k"]
 
@@ -220,7 +220,7 @@ def test_a_peer_with_the_student_s_own_weights_is_refused(
     assert "teacher: peers.cnn has the student's own weights" in complain(*words)
 
 
-def test_a_backbone_without_a_classifier_is_not_evaluated_and_its_card_says_so(runs: Path, complain: Complain) -> None:
+def test_backbone_without_a_classifier_is_exported_but_not_evaluated(runs: Path, complain: Complain) -> None:
     assert "its classifier is not trained; make a linear probe first" in complain(
         f"run={runs / 'ressl/run'}", command="evaluate"
     )
@@ -230,7 +230,7 @@ def test_a_backbone_without_a_classifier_is_not_evaluated_and_its_card_says_so(r
     assert "classifier is NOT trained" in (runs / "ressl/run/export/safetensors/card.md").read_text()
 
 
-def test_of_two_decays_the_report_makes_two_methods(runs: Path, tmp_path: Path) -> None:
+def test_report_separates_methods_by_decay(runs: Path, tmp_path: Path) -> None:
     trained(tmp_path / "one", *SMALL, "teacher=ema", "teacher.decay=0.9")
     trained(tmp_path / "two", *SMALL, "teacher=ema", "teacher.decay=0.99")
     table = write(tmp_path, tmp_path).markdown()
@@ -261,7 +261,7 @@ def test_generations_and_assistants_are_chains_of_runs(kd_train: Run, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REGIMES)
-def test_a_run_that_was_killed_goes_on_to_the_same_end(name: str, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_result(name: str, tmp_path: Path) -> None:
     words = (*SMALL, "epochs=3", "callbacks.last.steps=1", *REGIMES[name], *QUIET)
     full = whole(tmp_path, "full", *words)
     for batch in (1, 3):

@@ -1,16 +1,20 @@
-"""Terms and objectives: what a loss may ask for, where its tensors come from, how the parts are summed."""
+"""Terms and objectives: the inputs of a loss, their sources, and how the parts are summed."""
 
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import kd
 from kd import Objective, Term
 from kd.errors import InputError
-from kd.losses import CE, KL
+from kd.losses import CE, KL, MEMBERS, DeiTHard
 
 
 class Hint(nn.Module):
@@ -45,13 +49,54 @@ def test_the_total_is_the_weighted_sum_of_unweighted_parts() -> None:
     torch.testing.assert_close(total, 0.1 * parts["ce"] + 0.9 * parts["kd"])
 
 
-def test_a_term_that_asks_for_a_stranger_is_refused_with_the_vocabulary() -> None:
+def test_unknown_term_input_error_lists_valid_inputs() -> None:
     with pytest.raises(InputError, match=r"'tacher'.*student, teacher, labels, index"):
         Term(Asks())
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}]
+    ("name", "near"),
+    [("on_epochs", "on_epoch"), ("atach", "attach"), ("attach_Data", "attach_data"), ("predicts", "predict")],
+)
+def test_a_method_that_is_nearly_an_optional_member_is_refused(name: str, near: str) -> None:
+    loss = type("Slip", (DeiTHard,), {name: lambda self, *facts: None})()
+    with pytest.raises(InputError, match=rf"^Slip\.{name} is never called; did you mean '{near}'\?$"):
+        Term(loss)
+
+
+def test_a_helper_beside_the_optional_member_itself_is_no_slip() -> None:
+    both = {"on_epoch": lambda self, epoch: None, "on_epochs": lambda self, epochs: None}
+    Term(type("Both", (CE,), both)())
+
+
+@pytest.mark.parametrize("name", ["rebuild", "attached", "predictor", "on_epoch_end", "built", "logger", "predicted"])
+def test_names_of_their_own_are_no_slips(name: str) -> None:
+    Term(type("Own", (CE,), {name: lambda self: None})())
+
+
+def test_hooks_reach_the_losses_that_have_them() -> None:
+    calls: list[tuple[Any, ...]] = []
+    names = ("attach", "attach_data", "on_epoch")
+    hooks = {name: lambda self, *facts, name=name: calls.append((name, *facts)) for name in names}
+    objective = Objective({"ce": Term(CE()), "hooked": Term(type("Hooked", (CE,), hooks)())})
+    student = nn.Linear(2, 2)
+    objective.attach(student, None)
+    objective.attach_data(4, LABELS)
+    objective.on_epoch(3)
+    assert calls == [("attach", student, None), ("attach_data", 4, LABELS), ("on_epoch", 3)]
+
+
+def test_every_optional_member_of_the_zoo_is_in_the_table() -> None:
+    source = "".join(path.read_text() for path in (Path(kd.__file__).parent / "distill").glob("*.py"))
+    looked_up = set(re.findall(r'(?:get|has)attr\([\w.]*\bloss, "(\w+)"', source))
+    assert looked_up
+    assert looked_up <= set(MEMBERS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weight": -1.0}, {"weight": float("nan")}, {"warmup": -1}, {"stop": -2}, {"start": 3, "stop": 3}],
+    ids=["negative-weight", "nan-weight", "negative-warmup", "negative-stop", "stop-at-start"],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
@@ -66,7 +111,7 @@ def test_warmup_rises_and_stop_ends() -> None:
     assert set(objective(tapped(), LABELS, tapped(), epoch=6)[1]) == {"kd"}
 
 
-def test_no_term_names_teacher_then_none_is_needed() -> None:
+def test_teacher_is_not_needed_without_a_term_that_uses_it() -> None:
     assert not Objective({"ce": Term(CE(), teacher="layer")}).uses_teacher
     assert Objective({"ce": Term(CE(), teacher="layer")}).layers("teacher") == []
     assert Objective({"kd": Term(KL(), student="layer", teacher=["layer", ""])}).layers("teacher") == ["layer"]
@@ -101,7 +146,7 @@ def test_a_loss_that_gives_no_scalar_is_refused() -> None:
         Objective({"kd": Term(KL(reduction="none"))})(tapped(), LABELS, tapped())
 
 
-def test_the_description_carries_the_numbers() -> None:
+def test_description_contains_the_parameters() -> None:
     lines = Objective({"ce": Term(CE(), 0.25), "kd": Term(KL(T=2), 0.75, student="fc:in", warmup=3)}).describe()
     assert lines[0] == "total = 0.25 * ce + 0.75 * kd"
     assert (

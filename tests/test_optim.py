@@ -34,14 +34,14 @@ def test_milestones_are_those_of_the_published_recipe() -> None:
     assert factors[-1] == pytest.approx(1e-3)
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_excluded() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     answer = Optim(make).configure(module, total=10)
     assert [p is module.weight for p in answer["optimizer"].param_groups[0]["params"]] == [True]
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "cosin"}, {"warmup": 1.5}, {"milestones": (150, 180)}])
-def test_what_cannot_work_is_refused(wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize("wrong", [{"schedule": "cosin"}, {"warmup": 1.5}, {"milestones": (150, 180)}], ids=" ".join)
+def test_invalid_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Optim(make, **wrong)  # type: ignore[arg-type]

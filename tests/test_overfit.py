@@ -1,4 +1,4 @@
-"""Overfitting: the same samples in each epoch, so that even noise is learned."""
+"""Overfitting: the same samples in each epoch, so that even random labels are learned."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def seen(folder: Path, *words: str) -> list[Any]:
     [("debug=overfit", "trainer.max_epochs=3"), ("+trainer.overfit_batches=3", "epochs=3")],
     ids=["debug=overfit", "trainer.overfit_batches"],
 )
-def test_overfitting_meets_the_same_samples_without_augmentation_in_each_epoch(
-    words: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_overfitting_repeats_the_same_unaugmented_samples(words: tuple[str, ...], tmp_path: Path) -> None:
     data = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=300", "data.test=60")
     augmented = ("data.pad=2", "data.flip=true", "data.mixup=1.0", "data.batch_size=16")
     batches = seen(tmp_path, *data, *augmented, *words)
@@ -47,7 +45,7 @@ def test_overfitting_meets_the_same_samples_without_augmentation_in_each_epoch(
     assert len({tuple(batch) for batch in batches}) == 3
 
 
-def test_overfitting_meets_the_same_pictures_of_files_in_each_epoch(tmp_path: Path) -> None:
+def test_overfitting_repeats_the_same_picture_files(tmp_path: Path) -> None:
     make_folder(tmp_path / "pets", per_class=12)
     data = ("data=folder", f"data.root={tmp_path / 'pets'}", "data.size=16", "data.batch_size=4", "data.workers=0")
     batches = seen(tmp_path, *data, "data.val=test", "+trainer.overfit_batches=2", "epochs=3")
@@ -55,13 +53,13 @@ def test_overfitting_meets_the_same_pictures_of_files_in_each_epoch(tmp_path: Pa
     assert batches[:2] == batches[2:4] == batches[4:]
 
 
-def test_overfitting_meets_the_same_samples_of_ones_own_module(tmp_path: Path) -> None:
+def test_overfitting_repeats_the_same_samples_of_a_custom_module(tmp_path: Path) -> None:
     data = ("~data", "+data={_target_: test_own_data_modules.Own}", "+trainer.overfit_batches=2", "epochs=3")
     batches = seen(tmp_path, *data)
     assert batches[:2] == batches[2:4] == batches[4:]
 
 
-def test_noise_is_learned_when_it_is_to_be_overfitted(tmp_path: Path) -> None:
+def test_overfitting_learns_random_labels(tmp_path: Path) -> None:
     data = ("data=synthetic", "data.noise=1.0", "data.shape=[3,16,16]", "data.train=300", "data.test=60")
     words = ("debug=overfit", "data.batch_size=16", "data.pad=2", "student=resnet8", "logger=csv")
     run = trained(tmp_path, *QUIET, *data, *words, "trainer.log_every_n_steps=3", "trainer.max_epochs=60")

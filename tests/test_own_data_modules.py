@@ -1,4 +1,4 @@
-"""A LightningDataModule of one's own: what it may yield, in which order, and what is counted."""
+"""A LightningDataModule of the user: what it may yield, in which order, and what is counted."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trained import trained
 
 import kd
 from kd import InputError
+from kd.data.datamodule import data_of, image_data
 from kd.data.own import adopted
 from kd.evaluate.loaded_run import batches
 
@@ -82,9 +83,7 @@ def module_run(folder: Path, kind: type = Own, *words: str, **options: Any) -> d
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_val": True}], ids=["", "shuffled validation"])
-def test_scratch_and_kd_see_the_same_batches_in_the_same_order_of_ones_own_module(
-    tmp_path: Path, options: dict[str, bool]
-) -> None:
+def test_scratch_and_kd_get_equal_batches_from_a_custom_module(tmp_path: Path, options: dict[str, bool]) -> None:
     watch = f"+callbacks.watch._target_={__name__}.Watch"
     seen = {}
     for name, words in {
@@ -144,7 +143,7 @@ def test_the_order_and_the_augmentation_are_a_function_of_seed_and_epoch(kind: t
         assert passes(adopted(kind(), 4), 1, lambda: None)[0] != calm[0]
 
 
-def test_a_loader_does_not_disturb_the_random_numbers_of_others() -> None:
+def test_loader_does_not_change_global_random_state() -> None:
     module = adopted(Own(), 0)
     torch.manual_seed(0)
     expected = torch.rand(2)
@@ -207,7 +206,7 @@ class Sparse(pl.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = part
 
 
-def test_shape_and_classes_are_found_where_a_module_does_not_say_them(tmp_path: Path) -> None:
+def test_shape_and_classes_are_inferred(tmp_path: Path) -> None:
     module = adopted(Sparse(), 0)
     assert (module.classes, module.shape) == (4, (3, 8, 8))
     summary = module_run(tmp_path, Sparse, "teacher=none", "objective=ce", "epochs=2")
@@ -305,7 +304,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_what_a_module_may_yield(kind: str, tmp_path: Path) -> None:
+def test_supported_batch_structures(kind: str, tmp_path: Path) -> None:
     module, words, steps = GOOD[kind]
     file = tmp_path / "teacher.safetensors"
     if any("student_file" in word for word in words):
@@ -318,7 +317,7 @@ def test_what_a_module_may_yield(kind: str, tmp_path: Path) -> None:
     assert all(np.isfinite(value) for value in summary["metrics"]["test"].values())
 
 
-def test_a_test_set_without_labels_has_no_accuracy_instead_of_0(tmp_path: Path) -> None:
+def test_unlabelled_test_set_has_no_accuracy(tmp_path: Path) -> None:
     words = ("teacher=mlp", "objective=kd", "teacher.min_accuracy=0", "epochs=1")
     scores = module_run(tmp_path, NoTestLabels, *words)["metrics"]["test"]
     assert set(scores) == {"agreement", "kl"}
@@ -389,26 +388,26 @@ BAD = {
     "bytes": "divide them by their largest possible value (255 for bytes)",
     "sizes": "the data's images are of several shapes, [1, 8, 8] and [1, 9, 8]",
     "pillow": "samples with a Image, which cannot be batched",
-    "hundred": "the data has the label -100, which is none of its classes",
-    "high": "the data has the label 4, which is none of its classes",
-    "word": "the train labels are names, 'ant' say",
+    "hundred": "the data has the label -100, expected 0 to 3; an unknown label is -1",
+    "high": "the data has the label 4, expected 0 to 3",
+    "word": "the train labels are names, for example 'ant'",
     "several": "the train labels [B, 4] are multi-hot",
     "unlabelled": "the training batches have no labels, and every term of the objective needs them",
     "val unknown": "no validation image has a label",
-    "loaders": "train_dataloader gives 2 loaders",
-    "iterator": "train_dataloader gives an iterator, which can be read once",
+    "loaders": "train_dataloader returns 2 loaders",
+    "iterator": "train_dataloader returns an iterator, which can be read once",
     "length": "the training data has no length, so that the schedule has no end: set trainer.max_steps=N",
     "one class": "the data has 1 class; there must be two at least",
     "twice": "names has 'a' twice",
     "names": "Module has 4 classes and 2 names",
     "last": "looks like [H, W, C]",
     "mean": "Module.mean has 3 numbers for images of 1 channels",
-    "no classes": "Module must say `classes`",
+    "no classes": "Module must define `classes`",
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_a_module_may_not_yield_is_one_line(
+def test_unsupported_batch_structures_give_a_one_line_error(
     kind: str, complain: Complain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_modules.py").write_text(OWN)
@@ -432,7 +431,7 @@ def test_the_teacher_is_measured_by_soft_and_by_partly_known_labels(tmp_path: Pa
         assert 0 <= module_run(tmp_path / kind.__name__, kind, *words)["teacher"]["accuracy"] <= 1
 
 
-def test_a_validation_that_no_epoch_comes_to_is_one_line(complain: Complain, tmp_path: Path) -> None:
+def test_validation_interval_beyond_the_run_gives_a_one_line_error(complain: Complain, tmp_path: Path) -> None:
     words = ("teacher=none", "objective=ce", "epochs=1", "logger=none", *QUIET)
     line = complain("+trainer.val_check_interval=100", *words)
     assert "trainer.val_check_interval=100 is more than the 20 batches of an epoch: set it to 20" in line
@@ -459,7 +458,7 @@ PLUS = {
 
 
 @pytest.mark.parametrize("word", PLUS)
-def test_a_flag_that_needs_a_plus_is_answered_with_what_to_type(word: str, complain: Complain) -> None:
+def test_missing_plus_error_suggests_the_override(word: str, complain: Complain) -> None:
     assert PLUS[word] in complain(word)
 
 
@@ -476,7 +475,7 @@ def test_the_order_of_a_module_with_workers_and_several_processes(kd_train: Run,
     assert training["images_per_s"] > 0
 
 
-def test_pillow_images_of_a_collate_function_of_ones_own() -> None:
+def test_custom_collate_function_with_pillow_images() -> None:
     class Pillow(Own):
         shape = (3, 8, 8)
 
@@ -486,3 +485,33 @@ def test_pillow_images_of_a_collate_function_of_ones_own() -> None:
 
     found = list(batches(adopted(Pillow(), 0), "test"))
     assert [batch.images[:, 0, 0, 0].tolist() for batch in found] == [[0, 1], [2, 3], [4]]
+
+
+class Late(Own):
+    """Its names are known after setup only, and an attribute has the name of one of kd's own."""
+
+    val, account = "validation set", "mine"
+
+    def setup(self, stage: str) -> None:
+        self.known = ("a", "b", "c", "d")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.known
+
+
+def test_a_custom_module_has_the_defaults_of_image_data_for_what_it_does_not_define() -> None:
+    module = Late()
+    data = image_data(module)
+    assert (data.classes, data.shape, data.lightning) == (CLASSES, SHAPE, module)
+    assert (data.names, data.mean, data.start, data.batch_size, data.counts()) == (None, None, None, None, {})
+    assert (data.val, data.account(), data.memory) == (None, [], None)
+    data.start = 8
+    module.setup("fit")
+    assert (module.start, data.names) == (8, ("a", "b", "c", "d"))
+    assert image_data(data) is data
+
+
+def test_a_trainer_without_a_data_module_reads_the_defaults() -> None:
+    data = data_of(pl.Trainer(logger=False, enable_checkpointing=False))
+    assert (data.names, data.checked, data.batch_size, data.describe()) == (None, False, None, {})

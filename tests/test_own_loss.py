@@ -1,4 +1,4 @@
-"""A loss of one's own: README's words as they stand, a term's keys on any node, and what is said where it fails."""
+"""A loss of the user: README's example, a term's keys on any node, and the errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def own(folder: Path, node: str = "_target_: mine.Distance\nweight: 0.1\n") -> N
     (folder / "conf/loss/distance.yaml").write_text(node)
 
 
-def test_readmes_own_loss_runs_as_written(kd_train: Run, tmp_path: Path) -> None:
+def test_custom_loss_example_of_the_readme_runs(kd_train: Run, tmp_path: Path) -> None:
     commands = []
     for language, text in snippets():
         if language == "bash":
@@ -52,7 +52,7 @@ def test_readmes_own_loss_runs_as_written(kd_train: Run, tmp_path: Path) -> None
     assert any(line.startswith("distance = Distance(): ") and "student=fc:in" in line for line in terms), terms
 
 
-def test_the_keys_of_a_term_belong_to_a_node_of_ones_own(kd_train: Run, tmp_path: Path) -> None:
+def test_term_keys_on_a_custom_loss_node(kd_train: Run, tmp_path: Path) -> None:
     own(tmp_path, "_target_: mine.Distance\n")
     keys = {"weight": 0.5, "student": "fc:in", "teacher": "fc:in", "warmup": 2, "start": 0, "stop": 3}
     words = [f"objective.distance.{key}={value}" for key, value in keys.items()]
@@ -63,7 +63,7 @@ def test_the_keys_of_a_term_belong_to_a_node_of_ones_own(kd_train: Run, tmp_path
     assert node == {"_target_": "mine.Distance", **keys}
 
 
-def test_the_keys_of_a_term_belong_to_an_objective_of_ones_own(kd_train: Run, tmp_path: Path) -> None:
+def test_term_keys_on_a_custom_objective(kd_train: Run, tmp_path: Path) -> None:
     own(tmp_path)
     (tmp_path / "conf/objective").mkdir()
     (tmp_path / "conf/objective/near.yaml").write_text(
@@ -89,11 +89,11 @@ def test_the_keys_of_a_term_belong_to_an_objective_of_ones_own(kd_train: Run, tm
         ("objective.kd.start=-1", "objective.kd: epochs count from 0"),
     ],
 )
-def test_a_wrong_key_or_value_of_a_term_is_one_line(word: str, said: str, complain: Complain) -> None:
+def test_wrong_term_key_or_value_gives_a_one_line_error(word: str, said: str, complain: Complain) -> None:
     assert said in complain(word, "logger=none")
 
 
-def test_layers_of_other_shapes_are_one_line_with_term_layers_and_shapes(complain: Complain, tmp_path: Path) -> None:
+def test_mismatched_layer_shapes_error_names_term_layers_and_shapes(complain: Complain, tmp_path: Path) -> None:
     own(tmp_path)
     words = ("+loss@objective.distance=distance", "objective.distance.student=fc:in", "logger=none")
     said = complain("--config-dir", "conf", *words, "student=resnet8", "teacher=resnet8")
@@ -102,7 +102,7 @@ def test_layers_of_other_shapes_are_one_line_with_term_layers_and_shapes(complai
     assert not (tmp_path / "runs/teachers").exists(), "before the teacher is trained"
 
 
-def test_a_build_that_fails_on_shapes_is_one_line_too(complain: Complain, tmp_path: Path) -> None:
+def test_failed_build_gives_a_one_line_error(complain: Complain, tmp_path: Path) -> None:
     own(tmp_path)
     (tmp_path / "mine.py").write_text(
         LOSS + "    def build(self, student, teacher):\n        torch.cat([student, teacher], 0)\n"

@@ -1,4 +1,4 @@
-"""Networks of one's own: whatever they give, take and hold, a run trains them, or one line says what to change."""
+"""Networks of the user: a run trains any that it can, and a one-line error says what to change for the others."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def data() -> Any:
         ("logits", "hidden"),
     ],
 )
-def test_the_logits_are_taken_by_key_attribute_or_position(form: str, output: Any) -> None:
+def test_logits_are_selected_by_key_attribute_or_position(form: str, output: Any) -> None:
     y, f = torch.rand(2, 4), torch.rand(2, 8)
     wanted = {"b": -y, "hidden": f}.get(output, y) if isinstance(output, str) else y
     assert torch.equal(logits_of(FORMS[form](y, f), output), wanted)
@@ -264,26 +264,26 @@ def test_the_logits_are_taken_by_key_attribute_or_position(form: str, output: An
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ("tuple", "the network gives tuple(0 [2, 8], 1 [2, 4]); which are the logits? set student.output=1"),
+        ("tuple", "the network returns tuple(0 [2, 8], 1 [2, 4]); which are the logits? set student.output=1"),
         ("pair", "which are the logits? set student.output=a (available: a, b)"),
         ("fields", "Fields(scores [2, 4], features [2, 8]); which are the logits? set student.output=scores"),
         ("nested", "which are the logits? set student.output=1.0 (available: 0, 1.0, 1.1)"),
     ],
 )
-def test_an_output_that_may_be_several_things_is_asked_for(form: str, said: str, complain: Complain) -> None:
+def test_ambiguous_output_needs_an_option(form: str, said: str, complain: Complain) -> None:
     line = complain(*ALONE, *student("Forms", form=form))
     assert line.startswith("error: student: ")
     assert said in line
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("c", "output=c is not in what the network gives: dict(a"), (7, "output=7")]
+    ("output", "said"), [("c", "output=c is not in what the network returns: dict(a"), (7, "output=7")]
 )
-def test_an_output_that_is_not_there_is_named(output: Any, said: str, complain: Complain) -> None:
+def test_missing_output_is_named(output: Any, said: str, complain: Complain) -> None:
     assert said in complain(*ALONE, *student("Forms", form="pair", output=output))
 
 
-def test_the_chosen_output_is_kept_in_the_run_folder_and_exported(tmp_path: Path) -> None:
+def test_chosen_output_is_saved_and_exported(tmp_path: Path) -> None:
     from kd.evaluate import evaluate
     from kd.export import export
 
@@ -311,13 +311,13 @@ def test_a_teacher_s_output_is_chosen_and_reaches_the_run_that_trains_it(tmp_pat
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_main_output_of_auxiliary_heads_is_found_by_what_eval_mode_gives(
+def test_main_output_among_auxiliary_heads_is_the_one_of_eval_mode(
     first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
         network = assemble.network({"_target_": f"{HERE}.Aux", "first": first}, "student", data())
     assert network.output == ("1" if first else "0")
-    assert f"of which student.output={network.output} is taken" in caplog.text
+    assert f"student.output={network.output} is used" in caplog.text
     network.train()
     network.net.drop.eval()
     network.net.bn.eval()
@@ -332,7 +332,7 @@ def test_an_auxiliary_head_may_be_tapped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["googlenet", "mnasnet0_5"])
-def test_a_library_s_network_trains_and_is_read_back(name: str, tmp_path: Path) -> None:
+def test_library_network_trains_and_reloads(name: str, tmp_path: Path) -> None:
     words = (*ALONE[:1], "data.shape=[3,32,32]", "data.classes=4", "data.train=24", "data.test=8", "data.batch_size=4")
     run = trained(tmp_path, *words, "epochs=1", *ALONE[-2:], "student=torchvision", f"student.name={name}")
     assert kd.load(run)(torch.rand(2, 3, 32, 32)).shape == (2, 4)
@@ -349,18 +349,18 @@ def test_a_network_of_a_fixed_size_names_the_option(name: str, size: int) -> Non
         assemble.network(node, "teacher", images)
 
 
-def test_a_network_of_one_s_own_of_a_fixed_size_names_the_option(complain: Complain) -> None:
+def test_custom_network_of_a_fixed_size_names_the_option(complain: Complain) -> None:
     line = complain(*ALONE, *student("make", kind="Fixed"))
     assert line.startswith(
         "error: student: make does not take images [1, 8, 8] (RuntimeError: expected 64 pixels, got 8)"
     )
-    assert line.endswith("it takes 64 pixels: set student.size=64")
+    assert line.endswith("it accepts 64 pixels: set student.size=64")
 
 
-def test_a_network_that_ignores_the_data_s_channels_is_one_line(complain: Complain) -> None:
+def test_network_with_wrong_channels_gives_a_one_line_error(complain: Complain) -> None:
     line = complain(*ALONE, "student=import", f"student.path={HERE}:blind")
     assert line.startswith(f"error: student: {HERE}:blind does not take images [1, 8, 8] (RuntimeError: Given groups=1")
-    assert "it takes 3 channels: give its function a parameter `channels`, which kd fills in" in line
+    assert "it accepts 3 channels: give its function a parameter `channels`, which kd sets" in line
 
 
 def blind() -> nn.Module:
@@ -375,7 +375,7 @@ def test_a_network_that_views_its_maps_runs_in_plain_layout(tmp_path: Path, capl
     assert "teacher: kept in the default layout, as it does not run in channels-last" in caplog.text
 
 
-def test_trying_a_layout_leaves_a_network_as_it_is() -> None:
+def test_trying_a_memory_layout_does_not_change_the_network() -> None:
     for network, fits in ((View(4, 1), False), (Net(4, 1), True)):
         before = {key: value.clone() for key, value in network.state_dict().items()}
         assert takes_channels_last(network, torch.rand(2, 1, 8, 8), trains=True) is fits
@@ -393,7 +393,7 @@ def test_trying_a_layout_leaves_a_network_as_it_is() -> None:
         *("transposed", "Tied", "Complex", "Buffers", "Seeding", "Device", "Uncounted", "LogSoftmax"),
     ],
 )
-def test_an_unusual_network_trains_and_is_read_back(kind: str, tmp_path: Path) -> None:
+def test_unusual_network_trains_and_reloads(kind: str, tmp_path: Path) -> None:
     run = trained(tmp_path, *ALONE, *student("make", kind=f"'{kind}'"))
     assert kd.load(run, trust=True)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 4)
 
@@ -404,11 +404,11 @@ def test_an_unusual_network_is_a_teacher(kind: str, tmp_path: Path) -> None:
     assert read_summary(trained(tmp_path, *SMALL, "student=cnn", *words))["teacher"]["parameters"]
 
 
-def test_parameters_in_another_precision_become_float32_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_precision_becomes_float32_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         network = assemble.network({"_target_": f"{HERE}.make", "kind": "half"}, "student", data())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-    assert "student: parameters in torch.float16 become float32" in caplog.text
+    assert "student: parameters in torch.float16 are converted to float32" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -416,54 +416,56 @@ def test_parameters_in_another_precision_become_float32_and_that_is_said(caplog:
     [
         ("frozen", "make has nothing to train: all parameters are frozen (requires_grad=False)"),
         ("'no parameters'", "make has nothing to train: there are no parameters"),
-        ("Second", "missing 1 required positional argument: 'mask'); kd calls it with the images alone"),
-        ("Keyword", "kd calls it with the images alone: give the others defaults, or wrap it"),
-        ("Squeezing", "gives [2, 4] for two images, [4] for one: keep the dimension of the batch"),
+        ("Second", "missing 1 required positional argument: 'mask'); kd calls it with the images only"),
+        ("Keyword", "kd calls it with the images only: give other parameters defaults, or wrap it"),
+        ("Squeezing", "returns [2, 4] for two images, [4] for one: keep the batch dimension"),
     ],
 )
-def test_a_network_that_cannot_be_used_is_one_line(kind: str, said: str, complain: Complain) -> None:
+def test_unusable_network_gives_a_one_line_error(kind: str, said: str, complain: Complain) -> None:
     words = ("data.classes=64",) if kind == "'no parameters'" else ()
     assert said in complain(*ALONE, *words, *student("make", kind=kind))
 
 
 def test_batch_norms_that_see_one_image_of_one_pixel_name_the_batch_size() -> None:
     network = Normalized(nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()), [0.5], [0.5])
-    said = r"batch norms need more images.*: raise data\.batch_size"
+    said = r"batch norms need more or larger images: increase data\.batch_size"
     with pytest.raises(InputError, match=said), explained(network, "student", "mine", [1, 8, 8], 4):
         network.train()(torch.rand(1, 1, 8, 8))
 
 
-def test_probabilities_in_place_of_logits_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_for_probabilities_instead_of_logits(caplog: pytest.LogCaptureFixture) -> None:
     for kind, warned in (("Softmax", True), ("LogSoftmax", False), ("Tied", False)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assemble.network({"_target_": f"{HERE}.make", "kind": kind}, "student", data())
-        assert ("make gives probabilities, not logits" in caplog.text) is warned, kind
+        assert ("make returns probabilities, not logits" in caplog.text) is warned, kind
 
 
-@pytest.mark.parametrize("words", [(), ("speed.fold=false",), ("speed=plain", "+teacher.cache=off")])
-def test_a_teacher_that_is_random_in_eval_mode_is_told_what_to_mend(words: tuple[str, ...], complain: Complain) -> None:
+@pytest.mark.parametrize(
+    "words", [(), ("speed.fold=false",), ("speed=plain", "+teacher.cache=off")], ids=["default", "unfolded", "plain"]
+)
+def test_teacher_random_in_eval_mode_is_refused_with_a_remedy(words: tuple[str, ...], complain: Complain) -> None:
     line = complain(*SMALL, "student=cnn", *student("make", "teacher", kind="Random"), *words)
-    assert "gives different logits for the same images at each call in eval mode" in line
+    assert "returns different logits for the same images on each call, even in eval mode" in line
     assert "F.dropout without training=self.training" in line
     assert "speed." not in line
 
 
-def test_a_student_that_is_random_in_eval_mode_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_for_a_student_random_in_eval_mode(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assemble.network({"_target_": f"{HERE}.make", "kind": "Random"}, "student", data())
-    assert "so that no validation repeats" in caplog.text
+    assert "so validation is not repeatable" in caplog.text
 
 
 def test_operations_that_torch_cannot_count_are_counted_by_layers(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         uncounted = size_of(Uncounted(4, 1), [1, 8, 8])
     assert uncounted == size_of(Net(4, 1), [1, 8, 8])
-    assert "MACs: of convolution and linear layers alone" in caplog.text
+    assert "MACs: only of convolution and linear layers" in caplog.text
     assert size_of(nn.Flatten(), [1, 8, 8]) == {"parameters": 0, "macs": 0}
 
 
-def test_a_trial_leaves_buffers_modes_and_random_numbers_as_they_were() -> None:
+def test_trial_restores_buffers_modes_and_random_state() -> None:
     network = Net(4, 1)
     network.bn.eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}

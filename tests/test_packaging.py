@@ -1,4 +1,4 @@
-"""The same commands from a checkout that is not installed and from a wheel, from any folder."""
+"""The same commands from an uninstalled checkout and from a wheel, in any folder."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_imports_have_one_direction() -> None:
         visit(name, ())
 
 
-def test_hydra_stays_at_the_door() -> None:
+def test_hydra_is_imported_only_by_the_command_line() -> None:
     allowed = ("kd.registry.", "kd.process.", "kd.compare.", "kd.cli")
     for name, tree in modules().items():
         for node in ast.walk(tree):
@@ -116,7 +116,7 @@ def test_hydra_stays_at_the_door() -> None:
                 assert name.startswith(allowed), name
 
 
-def test_files_and_functions_fit_the_screen() -> None:
+def test_files_and_functions_are_short() -> None:
     lengths = sorted(len(path.read_text().splitlines()) for path in (ROOT / "kd").rglob("*.py"))
     assert lengths[len(lengths) // 2] < 120
     assert lengths[-1] <= 300

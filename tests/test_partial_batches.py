@@ -1,4 +1,4 @@
-"""The last batch of an epoch where it is no whole one: given as it is, on any number of processes, and when resumed."""
+"""The partial last batch of an epoch: used as it is, on any number of processes, and after a resume."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def loader(count: int, size: int, rank: int = 0, world: int = 1, start: int = 0,
 
 
 @given(*counts)
-def test_an_epoch_shows_every_sample_once_and_each_process_takes_as_many_steps(
-    count: int, size: int, world: int
-) -> None:
+def test_partial_epoch_covers_samples_once_with_equal_steps_per_process(count: int, size: int, world: int) -> None:
     ranks = [list(loader(count, size, rank, world)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {batches_of(count, size, world, False)}
     sizes = [[len(batch.labels) for batch in batches] for batches in ranks]
@@ -48,7 +46,7 @@ def test_the_benchmark_s_epoch_has_782_steps() -> None:
 
 
 @given(*counts, st.sampled_from([1, 2, 3]), st.data())
-def test_batches_done_and_batches_to_come_are_an_epoch(
+def test_completed_and_remaining_batches_make_an_epoch(
     count: int, size: int, before: int, now: int, draw: st.DataObject
 ) -> None:
     done = draw.draw(st.integers(0, count // (size * before))) * size * before
@@ -69,7 +67,7 @@ def test_batches_done_and_batches_to_come_are_an_epoch(
     assert current["ready"] + len(rest) == len(loader(count, size, world=now))
 
 
-def test_repeated_augmentations_keep_the_last_batch_too() -> None:
+def test_repeated_augmentation_includes_the_last_batch() -> None:
     batches = list(loader(10, 4, repeats=3))
     assert [len(batch.labels) for batch in batches] == [4, 4, 2]
 
@@ -83,7 +81,7 @@ def test_a_last_batch_of_one_image_is_refused_before_anything_runs(tmp_path: Pat
     Memory(arrays, batch_size=1, val="test", drop_last=False)
 
 
-def test_pictures_in_files_keep_the_last_batch(tmp_path: Path) -> None:
+def test_picture_files_include_the_last_batch(tmp_path: Path) -> None:
     pictures(tmp_path)  # 72 training images
     for drop, sizes in ((True, [20] * 3), (False, [20, 20, 20, 12])):
         data = Folder(str(tmp_path / "pictures"), size=16, batch_size=20, val="test", workers=0, drop_last=drop)
@@ -94,7 +92,7 @@ def test_pictures_in_files_keep_the_last_batch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "folder"])
-def test_a_stopped_run_goes_on_into_the_partial_batch(tmp_path: Path, kind: str) -> None:
+def test_resume_into_the_partial_batch(tmp_path: Path, kind: str) -> None:
     pictures(tmp_path)
     words = (*FOLDER, "data.batch_size=10") if kind == "folder" else (*MEMORY, "data.batch_size=25")
     words += ("data.drop_last=false", "callbacks.last.steps=1")
@@ -105,7 +103,7 @@ def test_a_stopped_run_goes_on_into_the_partial_batch(tmp_path: Path, kind: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 1])
-def test_two_processes_stop_and_go_on_into_the_partial_batch(tmp_path: Path, after: int) -> None:
+def test_two_processes_resume_into_the_partial_batch(tmp_path: Path, after: int) -> None:
     words = (*MEMORY, "trainer.devices=2", "trainer.strategy=ddp", "trainer.log_every_n_steps=1", "data.batch_size=12")
     words += ("data.drop_last=false", "callbacks.last.steps=2")
     full = whole(tmp_path, "full", *words)  # trains the teacher too

@@ -1,4 +1,4 @@
-"""What the end of a run needs is proven at its start, before a teacher is trained and a step is made."""
+"""What the end of a run needs is checked at its start, before a teacher or a student is trained."""
 
 from __future__ import annotations
 
@@ -117,16 +117,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_student_that_could_not_be_left_is_refused_before_its_teacher_is_trained(
-    name: str, complain: Complain, tmp_path: Path
-) -> None:
+def test_unsavable_student_is_refused_before_teacher_training(name: str, complain: Complain, tmp_path: Path) -> None:
     line = complain(*SMALL, *own(name), "teacher=cnn", "hydra.run.dir=run")
     assert CASES[name] in line
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_state_of_tensors_comes_back(tmp_path: Path) -> None:
+def test_tensor_state_reloads(tmp_path: Path) -> None:
     kd.load(trained(tmp_path, *SMALL, *own("TensorState"), *ALONE), trust=True)
 
 
@@ -137,7 +135,7 @@ def test_a_student_that_cannot_be_copied_is_refused_for_a_moving_average(complai
     assert "Uncopied cannot be copied (RuntimeError: a handle cannot be copied)" in line
 
 
-def test_a_predictor_that_does_not_come_back_is_refused(complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictor_that_cannot_be_reloaded_is_refused(complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(*_: Any) -> None:
         raise ValueError("damaged")
 
@@ -176,10 +174,10 @@ class Whole(Module):
 @pytest.mark.parametrize(
     ("name", "test", "said"),
     [
-        ("Whole", "labels", "the test labels leave the range of the 4 classes"),
+        ("Whole", "labels", "the test labels are out of range for 4 classes"),
     ],
 )
-def test_a_test_part_that_cannot_be_measured_is_refused_at_the_start(
+def test_unusable_test_part_is_refused_at_the_start(
     name: str, test: str, said: str, complain: Complain, tmp_path: Path
 ) -> None:
     words = ("~data", f"+data._target_={HERE}.{name}", f"+data.test={test}", "epochs=1")
@@ -187,12 +185,12 @@ def test_a_test_part_that_cannot_be_measured_is_refused_at_the_start(
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_whole_data_module_passes(tmp_path: Path) -> None:
+def test_complete_data_module_passes(tmp_path: Path) -> None:
     words = ("~data", f"+data._target_={HERE}.Whole", "epochs=1")
     assert read_summary(trained(tmp_path, *words, "student=cnn", *ALONE))["training"]["steps"] == 4
 
 
-def test_a_run_is_the_same_with_and_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_does_not_change_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = trained(tmp_path / "a", *SMALL, *own("Net"), "teacher=cnn", "teacher.min_accuracy=0")
     monkeypatch.setattr("kd.train.pipeline.preflight", lambda *_: None)
     second = trained(tmp_path / "b", *SMALL, *own("Net"), "teacher=cnn", "teacher.min_accuracy=0")
@@ -200,12 +198,12 @@ def test_a_run_is_the_same_with_and_without_it(tmp_path: Path, monkeypatch: pyte
     assert read_summary(first)["metrics"] == read_summary(second)["metrics"]
 
 
-def test_it_takes_a_fraction_of_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
     def timed(*given: Any) -> None:
         start = time.process_time()
-        kd.preflight.preflight(*given)
+        kd.train.preflight.preflight(*given)
         taken.append(time.process_time() - start)
 
     monkeypatch.setattr("kd.train.pipeline.preflight", timed)
@@ -214,7 +212,7 @@ def test_it_takes_a_fraction_of_a_second(tmp_path: Path, monkeypatch: pytest.Mon
     assert taken[0] < 2
 
 
-def test_it_leaves_no_gradient_and_no_mode_behind() -> None:
+def test_preflight_restores_gradients_and_modes() -> None:
     source = {"_target_": "kd.data.sources.synthetic", "shape": [1, 8, 8], "classes": 4, "train": 60, "test": 20}
     data = assemble.data({"data": {**source, "batch_size": 10}, "seed": 0})
     config = {
@@ -230,9 +228,9 @@ def test_it_leaves_no_gradient_and_no_mode_behind() -> None:
     }
     distiller = assemble.distiller(config, data, None)
     before = {key: value.clone() for key, value in distiller.state_dict().items()}
-    kd.preflight.preflight(config, data, distiller)
+    kd.train.preflight.preflight(config, data, distiller)
     assert distiller.student.training
     assert all(parameter.grad is None for parameter in distiller.parameters())
     assert all(torch.equal(value, before[key]) for key, value in distiller.state_dict().items())
     with pytest.raises(InputError, match="the configuration cannot be written"):
-        kd.preflight.preflight({**config, "task": torch.float32}, data, distiller)
+        kd.train.preflight.preflight({**config, "task": torch.float32}, data, distiller)

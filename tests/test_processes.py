@@ -146,7 +146,7 @@ def test_a_broken_process_ends_all_of_them(how: str, rank: int, kd_train: Run, t
 
 
 @pytest.mark.slow
-def test_bad_input_is_said_once_by_two_processes(kd_train: Run, tmp_path: Path) -> None:
+def test_two_processes_report_bad_input_once(kd_train: Run, tmp_path: Path) -> None:
     done = kd_train(*SMALL, *TWO, "teacher.min_accuracy=1", "teacher.epochs=1", "optim.lr=1e-9", "hydra.run.dir=run")
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = errors(done.stderr)
@@ -182,7 +182,7 @@ def test_torchrun_without_a_common_folder_is_refused_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_broken_process_under_torchrun_is_said_once(tmp_path: Path) -> None:
+def test_broken_process_under_torchrun_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     own = ("+callbacks.own._target_=broken.Broken", "+callbacks.own.rank=1", "+callbacks.own.how=raise")
     done = torchrun(tmp_path, *ALONE, *TWO, *own, "hydra.run.dir=run")

@@ -1,4 +1,4 @@
-"""The distiller in Python: what stands for a teacher, an objective, an optimiser and a batch."""
+"""The distiller in Python: which objects may be a teacher, an objective, an optimiser and a batch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fit(module: Distiller, kind: str, folder: Path) -> pl.Trainer:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["pair", "dict"])
-def test_networks_losses_and_a_function_for_the_optimiser_are_enough(kind: str, tmp_path: Path) -> None:
+def test_minimal_python_use(kind: str, tmp_path: Path) -> None:
     trainer = fit(distiller(), kind, tmp_path)
     assert trainer.global_step == 4
     assert 0 <= float(trainer.callback_metrics["test/acc"]) <= 1
@@ -67,7 +67,9 @@ def test_a_network_as_teacher_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", [{"ce": CE()}, {"ce": Term(CE())}, CE(), Term(CE()), Objective({"ce": Term(CE())})]
+    "objective",
+    [{"ce": CE()}, {"ce": Term(CE())}, CE(), Term(CE()), Objective({"ce": Term(CE())})],
+    ids=["named-loss", "named-term", "loss", "term", "objective"],
 )
 def test_losses_without_terms_have_weight_1(objective: Any) -> None:
     (term,) = (term for _, term in distiller(objective=objective, teacher=None).objective.named_terms())
@@ -94,7 +96,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_cannot_stand_for_a_part_is_one_line(kind: str) -> None:
+def test_invalid_parts_give_a_one_line_error(kind: str) -> None:
     changed, said = BAD[kind]
     if kind == "one class":
         changed = {**changed, "objective": CE()}
@@ -106,11 +108,11 @@ def test_what_cannot_stand_for_a_part_is_one_line(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_forgotten_shape_is_named_at_the_first_batch(tmp_path: Path) -> None:
     student = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64, 4))
-    with pytest.raises(InputError, match=r"the train images are \[1, 8, 8\].* said to be \[1, 32, 32\]; set shape="):
+    with pytest.raises(InputError, match=r"are \[1, 8, 8\], but the declared shape .* is \[1, 32, 32\]; set shape="):
         fit(distiller(student=student, teacher=None, objective=CE(), shape=(1, 32, 32)), "pair", tmp_path)
 
 
-def test_an_optim_stays_what_it_is() -> None:
+def test_optim_object_is_unchanged() -> None:
     optim = Optim(OPTIM, schedule="constant")
     assert distiller(optim=optim).optim is optim
     assert distiller(optim=None).optim is None

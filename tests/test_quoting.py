@@ -1,4 +1,4 @@
-"""Commands that kd suggests work when they are pasted into a shell, whatever a run's folder is called."""
+"""Suggested commands work when pasted into a shell, for any name of the run folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def words_of(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_s_name_survives_the_shell_and_hydra(name: str) -> None:
+def test_quoted_folder_name_round_trips_through_shell_and_hydra(name: str) -> None:
     line = command("kd-train", resume=name)
     program, word = words_of(line)
     assert [program, word] == shlex.split(line)
@@ -62,13 +62,13 @@ def test_a_folder_s_name_survives_the_shell_and_hydra(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_path_survives_the_shell_and_is_no_option(name: str) -> None:
+def test_quoted_path_round_trips_through_the_shell(name: str) -> None:
     (word,) = words_of(path_argument(name))
     assert Path(word) == Path(name)
     assert not word.startswith("-")
 
 
-def test_a_plain_path_stands_as_it_is() -> None:
+def test_plain_path_is_not_quoted() -> None:
     assert command("kd-train", resume="runs/train/2026-01-31/10-00-00") == (
         "kd-train resume=runs/train/2026-01-31/10-00-00"
     )
@@ -97,7 +97,7 @@ def test_the_command_that_a_stopped_run_suggests_resumes_it(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["1e3", "true", "007"])
-def test_a_name_that_hydra_takes_for_a_number_may_be_typed_plainly(tmp_path: Path, name: str) -> None:
+def test_numeric_folder_name_may_be_typed_unquoted(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     on = kd_train_in(tmp_path, [f"resume={name}"], {})
     assert f"resume={name}: no training has begun there" in on.stderr

@@ -22,6 +22,7 @@ from kd.models.normalized import unwrap
 from kd.registry import optimisers
 from kd.train import assemble
 
+pytestmark = pytest.mark.usefixtures("hashed_once")
 FOUR = {
     "vgg13_vgg8": 4,
     "vgg13_MobileNetV2": 4,
@@ -166,7 +167,7 @@ def started(pair: str, name: str, *words: str, filled: bool = True) -> Distiller
 def first_step(distiller: Distiller, epoch: int = 0, count: int = COUNT) -> tuple[float, dict[str, float]]:
     """The total and the parts of the first step's loss; running statistics stay as they were."""
     state = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
-    distiller.objective.tell("on_epoch", epoch)
+    distiller.objective.on_epoch(epoch)
     batch = Batch(images(count), torch.arange(count), torch.arange(count))
     assert distiller.teacher is not None
     answer = distiller.teacher(batch)
@@ -182,6 +183,13 @@ def layers_of(name: str, network: str, student: bool, count: int) -> list[str]:
         return stages[-1:]
     kept = stages if name == "semckd" else stages[:count]
     return [STEM[network], *kept] if name == "fsp" else kept
+
+
+@cache
+def all_caught(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """Every layer that a test compares, of a network in training, from one pass."""
+    layers = [*dict.fromkeys((*AFTER[name], *BEFORE[name], HEAD[name], STEM[name]))]
+    return dict(zip(layers, caught(network, layers, images())))
 
 
 STAGED = ("at", "vid", "nst", "ab", "fsp", "kdsvd", "ofd", "reviewkd", "semckd", "sp", "ickd", "ft")
@@ -204,11 +212,12 @@ def test_a_four_stage_pair_s_first_step_is_the_benchmark_s_criterion_over_all_st
     found = first_step(distiller, 30 if name == "ft" else 0)[1][name]
     term: Any = distiller.objective.terms[name]
     (network,) = frozen.networks().values()
-    t = caught(network, layers_of(name, teacher, False, FOUR[pair]), images())
-    s = caught(student_network, layers_of(name, student, True, FOUR[pair]), images())
+    t_layers, s_layers = all_caught(network, teacher), all_caught(student_network, student)
+    t = [t_layers[layer] for layer in layers_of(name, teacher, False, FOUR[pair])]
+    s = [s_layers[layer] for layer in layers_of(name, student, True, FOUR[pair])]
     if name == "reviewkd":
-        s += caught(student_network, [HEAD[student]], images())
-        t += caught(network, [HEAD[teacher]], images())
+        s.append(s_layers[HEAD[student]])
+        t.append(t_layers[HEAD[teacher]])
     assert found == pytest.approx(float(by_hand(name, s, t, term.loss)), rel=2e-4)
     assert name != "fsp" or term.weight == 1, "the weight of 50 is of a term that the benchmark does not have then"
 
@@ -260,7 +269,7 @@ def test_every_experiment_composes_with_every_optimiser(name: str, optimiser: st
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "dot"])
-def test_recipes_keep_their_rates_for_sgd_and_its_kin(optimiser: str) -> None:
+def test_learning_rates_of_recipes_for_sgd_like_optimisers(optimiser: str) -> None:
     rates = {"cifar100/resnet32x4_resnet8x4": (0.05, 5e-4), "cifar100/vgg13_MobileNetV2": (0.01, 5e-4)}
     rates |= {"imagenet/r34_r18": (0.2, 1e-4), "fashion_mnist/few_labels": (0.1, 5e-4)}
     for name, expected in rates.items():
@@ -269,7 +278,7 @@ def test_recipes_keep_their_rates_for_sgd_and_its_kin(optimiser: str) -> None:
     assert compose("experiment=cifar100/base", "optim=sgd", "optim.lr=0.3")["optim"]["lr"] == 0.3
 
 
-def test_imagenet_batches_and_rates_are_those_of_each_method_s_published_run() -> None:
+def test_imagenet_batches_and_rates_are_the_published_ones() -> None:
     expected = {"kd": (512, 0.2), "crd": (256, 0.1), "reviewkd": (256, 0.1), "ofd": (128, 0.05), "sdd": (256, 0.2)}
     for objective, (batch, lr) in expected.items():
         config = compose("experiment=imagenet/r34_r18", f"objective={objective}")
@@ -282,7 +291,7 @@ IMAGENET = [name for name in NAMES["objective"] if name not in ("dml", "ressl")]
 @cache
 def imagenet(pair: str) -> tuple[dict[str, Any], Data, nn.Module, Any]:
     config = compose(f"experiment=imagenet/{pair}", "teacher.weights=null")
-    arrays = (torch.zeros(8, 3, 64, 64, dtype=torch.uint8), torch.arange(8))
+    arrays = (torch.zeros(8, 3, 48, 48, dtype=torch.uint8), torch.arange(8))
     data = Data(Memory(Arrays(arrays, arrays, tuple(map(str, range(100)))), batch_size=4, val="test"))
     torch.manual_seed(0)
     return config, data, assemble.network(config["student"], "student", data), assemble.teacher(config, data)
@@ -294,10 +303,10 @@ def test_every_objective_starts_on_the_imagenet_pairs(pair: str, name: str) -> N
     _, data, student, teacher = imagenet(pair)
     config = compose(f"experiment=imagenet/{pair}", f"objective={name}", "teacher.weights=null")
     terms = assemble.objective(config["objective"])
-    terms.tell("attach_data", 8, torch.arange(8))
+    terms.attach_data(8, torch.arange(8))
     distiller = Distiller(student, teacher, terms, None, data.shape, 100)
     batch = Batch(
-        torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4)
+        torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4)
     )
     total, _ = terms(distiller.taps(batch.images), batch.labels, teacher(batch), batch.index, 0)
     distiller.taps.remove()
@@ -340,7 +349,7 @@ def authors() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "settings"), authors())
-def test_a_figure_stands_beside_its_authors_settings(name: str, settings: dict[str, Any]) -> None:
+def test_published_figures_use_the_authors_settings(name: str, settings: dict[str, Any]) -> None:
     config = compose(f"experiment=cifar100/{name}", *(["objective=sdd"] if "resnet8x4" in name else []))
     for key, expected in settings.items():
         found: Any = config

@@ -1,4 +1,4 @@
-"""What every regime owes: its student is exported, it stands in the report, and it goes on exactly."""
+"""Every training regime: its student is exported and reported, and its runs resume exactly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_student_is_exported(name: str, runs: Path) -> None:
     assert kd.load(runs / name / "run").training is False
 
 
-def test_all_stand_in_one_report(runs: Path) -> None:
+def test_report_covers_all_regimes(runs: Path) -> None:
     table = write(runs, runs).markdown()
     assert "| teacher resnet8" in table or "| resnet8" in table, table
     for label in ("byot", "tfkd"):
@@ -57,7 +57,7 @@ def test_all_stand_in_one_report(runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_hard", "dot", "byot"])
-def test_a_run_that_was_killed_goes_on_to_the_same_end(name: str, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_result(name: str, tmp_path: Path) -> None:
     words = (*SMALL, "epochs=3", "data.batch_size=16", "callbacks.last.steps=1", *REGIMES[name], *QUIET)
     full = whole(tmp_path, "full", *words)
     for batch in (1, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ import kd.losses
 import kd.models
 import kd.optim
 from kd.errors import InputError
-from kd.registry import Registry, build, losses
+from kd.registry import Registry, build, losses, nested
+from kd.registry.model_arguments import accept_both_names
 
 
-def test_names_answer_and_near_misses_are_named() -> None:
+def test_lookup_by_name_and_suggestions() -> None:
     assert kd.losses["kl"] is kd.losses.KL
     assert kd.models["resnet20"].__name__ == "resnet20"
     assert "kl" in kd.losses
@@ -27,7 +29,7 @@ def test_names_answer_and_near_misses_are_named() -> None:
         kd.models["resnet9"]
 
 
-def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
+def test_node_consists_of_the_signature_and_wrapper_keys() -> None:
     node = ConfigStore.instance().load("loss/kl.yaml").node
     assert OmegaConf.to_container(node) == {
         "_target_": "kd.losses.KL",
@@ -46,9 +48,39 @@ def test_a_node_is_the_signature_with_what_goes_around_it() -> None:
         node.T = "abc"
 
 
-def test_what_kd_gives_is_no_key() -> None:
+def test_arguments_supplied_by_kd_are_not_keys() -> None:
     node = ConfigStore.instance().load("student/resnet8.yaml").node
     assert set(node) == {"_target_", "checkpoint", "mean", "std", "size", "head", "freeze", "output", "checkpoint_key"}
+
+
+def test_nested_containers_by_dotted_key() -> None:
+    node = {"a": {"b": 1, "c": {}}, "d": [2], "e": {"f": {"g": None}}}
+    assert nested.flatten(node) == {"a.b": 1, "a.c": {}, "d": [2], "e.f.g": None}
+    assert nested.flatten(node, empty=False) == {"a.b": 1, "d": [2], "e.f.g": None}
+    assert nested.flatten(3, "key") == {"key": 3}
+    assert nested.flatten({}) == {"": {}}
+    assert nested.get(node, "a.b") == 1
+    assert nested.get(node, "a.b.c") is None
+    assert nested.get(node, "x.y") is None
+    assert nested.replaced(node, "a.b", 5) == {**node, "a": {"b": 5, "c": {}}}
+    assert nested.replaced({"x": None}, "x.y.z", 1) == {"x": {"y": {"z": 1}}}
+    assert node["a"] == {"b": 1, "c": {}}
+
+
+def test_a_models_arguments_have_either_name() -> None:
+    def net(num_classes: int, in_channels: int = 3, **options: Any) -> tuple[Any, ...]:
+        return num_classes, in_channels, options
+
+    make = accept_both_names(net)
+    assert make(classes=5, channels=1, width=2) == make(5, 1, width=2) == (5, 1, {"width": 2})
+    with pytest.raises(TypeError, match=r"net\(\) got both classes and num_classes"):
+        make(classes=5, num_classes=5)
+    with pytest.raises(TypeError, match="multiple values"):
+        make(5, classes=5)
+    with pytest.raises(TypeError, match=r"MLP\(\) got both shape and in_channels"):
+        kd.models["mlp"](5, shape=(1, 8, 8), in_channels=1)
+    assert make.__qualname__ == net.__qualname__
+    assert inspect.signature(make) == inspect.signature(net)
 
 
 def test_one_name_has_one_owner() -> None:
@@ -88,7 +120,7 @@ FREE = {"_target_": f"{__name__}.Free", "size": 2}
         ({"_target_": "no.such.thing"}, "here"),
     ],
 )
-def test_bad_nodes_are_named_by_their_place(node: dict[str, Any], message: str) -> None:
+def test_bad_node_errors_name_their_path(node: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(node, "here")
 

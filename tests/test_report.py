@@ -1,4 +1,4 @@
-"""kd-report: every figure recomputed independently from planted run folders, and what the page says and does not."""
+"""kd-report: every figure recomputed independently from made-up run folders, and the content of the page."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import kd
 import kd.cli
 from kd.errors import InputError
-from kd.report import Report, tables, write
-from kd.report import predictions as evidence
+from kd.report import Report, predictions, tables, write
 from kd.report.statistics import gap_closed, holm, paired, spread
-from kd.report.study import Study, commands, study
+from kd.report.study import Study, commands, read_study
 from kd.report.verdicts import Gain
 
 accuracy = st.integers(0, 359).map(lambda right: right / 359)
 scores = st.dictionaries(st.integers(0, 7), accuracy, min_size=1)
 
 
-def only(found: Study) -> Gain:
-    (gain,) = found.gains
+def only(study: Study) -> Gain:
+    (gain,) = study.gains
     return gain
 
 
@@ -55,26 +54,26 @@ def test_a_paired_interval_is_scipys_over_the_common_seeds(ours: dict[int, float
     if len(common) < 2 or np.ptp(first - second) < 1e-9:
         assert result.low is result.high is result.p is None
         return
-    known = stats.ttest_rel(first, second)
-    low, high = known.confidence_interval(0.95)
+    expected = stats.ttest_rel(first, second)
+    low, high = expected.confidence_interval(0.95)
     assert (result.low, result.high) == pytest.approx((low, high), abs=1e-9)
-    assert result.p == pytest.approx(known.pvalue, rel=1e-6)
+    assert result.p == pytest.approx(expected.pvalue, rel=1e-6)
     assert result.std == pytest.approx(np.std(first - second, ddof=1), abs=1e-12)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1))
 def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
-    found = spread(values)
-    assert found is not None
-    assert found.mean == pytest.approx(np.mean(values))
-    assert found.n == len(values)
-    assert found.std == (None if len(values) == 1 else pytest.approx(np.std(values, ddof=1), abs=1e-12))
+    result = spread(values)
+    assert result is not None
+    assert result.mean == pytest.approx(np.mean(values))
+    assert result.n == len(values)
+    assert result.std == (None if len(values) == 1 else pytest.approx(np.std(values, ddof=1), abs=1e-12))
 
 
 @given(st.lists(st.none() | st.floats(0, 1), max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(ps: list[float | None]) -> None:
-    known = [at for at, p in enumerate(ps) if p is not None]
-    subsets = [s for size in range(1, len(known) + 1) for s in itertools.combinations(known, size)]
+    tested = [at for at, p in enumerate(ps) if p is not None]
+    subsets = [s for size in range(1, len(tested) + 1) for s in itertools.combinations(tested, size)]
     for at, adjusted in enumerate(holm(ps)):
         if ps[at] is None:
             assert adjusted is None
@@ -83,7 +82,7 @@ def test_holm_is_the_closed_test_of_bonferroni(ps: list[float | None]) -> None:
             assert adjusted == pytest.approx(worst)
 
 
-def test_the_gap_closed_needs_a_teacher_that_is_ahead() -> None:
+def test_gap_closed_needs_a_better_teacher() -> None:
     assert gap_closed(0.92, 0.90, 0.95) == pytest.approx(0.4)
     assert gap_closed(0.92, 0.90, 0.90) is None
     assert gap_closed(0.92, 0.90, None) is None
@@ -92,13 +91,14 @@ def test_the_gap_closed_needs_a_teacher_that_is_ahead() -> None:
 def test_measures_of_predictions_agree_with_other_libraries() -> None:
     generator = np.random.default_rng(0)
     labels, logits = generator.integers(0, 5, 400), generator.normal(0, 2, (400, 5)).astype(np.float16)
-    seen = evidence.side(logits, labels)
+    outputs = predictions.outputs(logits, labels)
     shares = torch.tensor(logits).float().softmax(-1)
-    known = multiclass_calibration_error(shares, torch.tensor(labels), 5, n_bins=15)
-    assert evidence.pooled([(seen, labels)]).ece == pytest.approx(float(known), abs=1e-6)
-    assert seen.brier == pytest.approx(np.square(shares.double().numpy() - np.eye(5)[labels]).sum(1).mean(), abs=1e-6)
-    assert seen.correlation == pytest.approx(np.corrcoef(logits.astype(float).T), abs=1e-9)
-    ours = evidence.per_class(seen.answers, labels, 5)
+    expected = multiclass_calibration_error(shares, torch.tensor(labels), 5, n_bins=15)
+    assert predictions.pooled([(outputs, labels)]).ece == pytest.approx(float(expected), abs=1e-6)
+    brier = np.square(shares.double().numpy() - np.eye(5)[labels]).sum(1).mean()
+    assert outputs.brier == pytest.approx(brier, abs=1e-6)
+    assert outputs.correlation == pytest.approx(np.corrcoef(logits.astype(float).T), abs=1e-9)
+    ours = predictions.per_class(outputs.predicted, labels, 5)
     assert ours == pytest.approx(recall_score(labels, logits.argmax(1), average=None))
 
 
@@ -132,7 +132,7 @@ def test_every_figure_of_the_tables_follows_from_the_csv(tmp_path: Path) -> None
 def test_one_seed_proves_nothing(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.80])
     planted.seeds(tmp_path, "kd", [0.95])
-    gain = only(study(tmp_path))
+    gain = only(read_study(tmp_path))
     assert gain.kind == "open"
     assert gain.sentence.startswith("kd: one seed proves nothing: +15.00 points of test accuracy at seed 0")
     assert "beats" not in gain.sentence
@@ -142,17 +142,17 @@ def test_one_seed_proves_nothing(tmp_path: Path) -> None:
 def test_equal_results_give_no_interval(tmp_path: Path, ours: float, says: str) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.80, 0.85])
     planted.seeds(tmp_path, "kd", [0.90 + ours, 0.80 + ours, 0.85 + ours])
-    gain = only(study(tmp_path))
+    gain = only(read_study(tmp_path))
     assert says in gain.sentence
     assert gain.kind == ("same" if ours == 0 else "open")
     assert gain.paired is not None
     assert gain.paired.low is None
 
 
-def test_only_common_seeds_are_paired_and_it_says_so(tmp_path: Path) -> None:
+def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91, 0.89])
     planted.seeds(tmp_path, "kd", [0.94, 0.92, 0.10, 0.20], first=1)
-    gain = only(study(tmp_path))
+    gain = only(read_study(tmp_path))
     assert gain.paired is not None
     assert gain.paired.seeds == (1, 2)
     assert gain.paired.mean == pytest.approx(0.03)
@@ -165,21 +165,21 @@ def test_probes_of_different_backbones_are_different_methods(tmp_path: Path) -> 
         ("random", [0.50, 0.40], "untrained"),
     ):
         for seed, score in enumerate(scores):
-            about = {"name": "cnn", "checkpoint": weights.format(seed=seed), "freeze": "backbone"}
-            planted.scratch(tmp_path / name / str(seed), seed=seed, test=score, about=about)
-    labels = {group.label: group.seeds for group in study(tmp_path).groups}
+            extra = {"name": "cnn", "checkpoint": weights.format(seed=seed), "freeze": "backbone"}
+            planted.scratch(tmp_path / name / str(seed), seed=seed, test=score, extra=extra)
+    labels = {group.label: group.seeds for group in read_study(tmp_path).groups}
     assert labels == {"probe student.checkpoint=ressl": (0, 1), "probe student.checkpoint=untrained": (0, 1)}
 
 
-def test_no_common_seed_and_no_scratch_are_said(tmp_path: Path) -> None:
+def test_missing_common_seed_or_scratch_is_reported(tmp_path: Path) -> None:
     planted.seeds(tmp_path / "a", "scratch", [0.90])
     planted.seeds(tmp_path / "a", "kd", [0.94], first=5)
-    assert "nothing to pair: it has seed 5, scratch has seed 0" in only(study(tmp_path / "a")).sentence
+    assert "nothing to pair: it has seed 5, scratch has seed 0" in only(read_study(tmp_path / "a")).sentence
     planted.seeds(tmp_path / "b", "kd", [0.94, 0.95])
-    assert "no scratch cnn is among the runs" in only(study(tmp_path / "b")).sentence
+    assert "no scratch cnn is among the runs" in only(read_study(tmp_path / "b")).sentence
     planted.seeds(tmp_path / "c", "kd", [0.94, 0.95])
     planted.seeds(tmp_path / "c", "scratch", [0.90, 0.91], student="mlp")
-    assert "no scratch cnn is among the runs" in only(study(tmp_path / "c")).sentence
+    assert "no scratch cnn is among the runs" in only(read_study(tmp_path / "c")).sentence
 
 
 def test_without_a_teacher_there_is_a_table_and_no_verdict(tmp_path: Path) -> None:
@@ -187,14 +187,14 @@ def test_without_a_teacher_there_is_a_table_and_no_verdict(tmp_path: Path) -> No
     report = write(tmp_path, tmp_path / "out")
     assert report.verdicts == []
     assert "scratch" in report.markdown()
-    assert "Did distilling help?" not in (tmp_path / "out/report.html").read_text()
+    assert "Did distillation help?" not in (tmp_path / "out/report.html").read_text()
 
 
-def test_an_interval_without_0_that_holm_takes_back_is_a_hint(tmp_path: Path) -> None:
+def test_interval_excluding_0_but_rejected_by_holm_is_a_hint(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.900, 0.910, 0.890, 0.900])
     for name, ours in (("kd", [0.904, 0.915, 0.902, 0.906]), ("dkd", [0.90, 0.91, 0.90, 0.89]), ("at", [0.9] * 4)):
         planted.seeds(tmp_path, name, ours, objective=name)
-    gain = next(gain for gain in study(tmp_path).gains if gain.group.label == "kd")
+    gain = next(gain for gain in read_study(tmp_path).gains if gain.group.label == "kd")
     assert gain.paired is not None
     assert gain.paired.excludes_zero
     assert gain.p is not None
@@ -212,19 +212,19 @@ def test_failed_damaged_and_later_runs_are_listed(tmp_path: Path) -> None:
     planted.plant(tmp_path / "kd/4", seed=4, format_version=99)
     planted.plant(tmp_path / "kd/5", seed=5, metrics={"best": {"val/acc": float("nan")}, "last": {"val/acc": 1}})
     planted.typed(tmp_path / "kd/0", "seed=0")  # Hydra's record is no run
-    found = study(tmp_path)
-    left = {run.name: run.why for run in found.left}
-    assert left["kd/2"] == "unfinished or failed: after epoch 1, no summary.json"
-    assert set(left) == {"kd/2", "kd/3", "kd/4", "kd/5"}
-    assert "later version" in left["kd/4"]
-    assert only(found).group.seeds == (0, 1)
+    result = read_study(tmp_path)
+    reasons = {run.name: run.why for run in result.excluded}
+    assert reasons["kd/2"] == "unfinished or failed: after epoch 1, no summary.json"
+    assert set(reasons) == {"kd/2", "kd/3", "kd/4", "kd/5"}
+    assert "later version" in reasons["kd/4"]
+    assert only(result).group.seeds == (0, 1)
     write(tmp_path, tmp_path)
-    assert all(name in (tmp_path / "report.html").read_text() for name in left)
-    assert all(name in (tmp_path / "results.csv").read_text() for name in left)
+    assert all(name in (tmp_path / "report.html").read_text() for name in reasons)
+    assert all(name in (tmp_path / "results.csv").read_text() for name in reasons)
 
 
 @given(st.data())
-def test_no_summary_makes_the_report_stumble(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_summary_is_accepted_by_the_report(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     root = tmp_path_factory.mktemp("runs")
     planted.seeds(root, "scratch", [0.90, 0.91])
     path = planted.plant(root / "kd/0") / "summary.json"
@@ -241,8 +241,8 @@ def test_no_summary_makes_the_report_stumble(tmp_path_factory: pytest.TempPathFa
 
 def flat(node: dict[str, object], prefix: str = "") -> list[str]:
     """All keys of nested containers, joined by |."""
-    here = [f"{prefix}{key}" for key in node]
-    return here + [
+    keys = [f"{prefix}{key}" for key in node]
+    return keys + [
         name for key, part in node.items() if isinstance(part, dict) for name in flat(part, f"{prefix}{key}|")
     ]
 
@@ -250,9 +250,9 @@ def flat(node: dict[str, object], prefix: str = "") -> list[str]:
 def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91])
     planted.seeds(tmp_path, "scratch/again", [0.90], teacher=None, objective="ce")
-    found = study(tmp_path)
-    assert [group.seeds for group in found.groups] == [(0, 1)]
-    assert [run.why for run in found.left] in (
+    result = read_study(tmp_path)
+    assert [group.seeds for group in result.groups] == [(0, 1)]
+    assert [run.why for run in result.excluded] in (
         [f"repeats {name}: same recipe, same seed"] for name in ("scratch/0", "scratch/again/0")
     )
 
@@ -266,7 +266,7 @@ def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
         ({"train": 100}, "the train count is 1296 and 100"),
     ],
 )
-def test_mixed_data_is_refused_in_one_line(tmp_path: Path, other: dict[str, object], what: str) -> None:
+def test_mixed_data_is_refused(tmp_path: Path, other: dict[str, object], what: str) -> None:
     planted.seeds(tmp_path, "a", [0.90])
     planted.plant(tmp_path / "b/0", data=other)
     with pytest.raises(InputError) as refused:
@@ -278,14 +278,14 @@ def test_mixed_data_is_refused_in_one_line(tmp_path: Path, other: dict[str, obje
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_that_learnt_from_more_data_is_no_mixture(tmp_path: Path) -> None:
+def test_teacher_trained_on_more_data_is_allowed(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91])
     planted.seeds(tmp_path, "kd", [0.92, 0.93])
     more = {"train": 5000, "sha256": "f" * 64}
     planted.scratch(
         tmp_path / "teachers/resnet8-1", task="teacher", student="resnet8", test=0.5, data=more, objective=None
     )
-    (teacher,) = study(tmp_path).teachers
+    (teacher,) = read_study(tmp_path).teachers
     assert teacher.test is not None
     assert teacher.test.mean == pytest.approx(0.97)  # as its students' test set has it
 
@@ -296,31 +296,31 @@ def test_a_shuffled_teacher_does_not_lower_the_teachers_accuracy(tmp_path: Path)
     cell = {"study": "s", "role": "student", "label": "shuffled", "seed": 0}
     shuffled = {"teacher": {"shuffle": True}}
     planted.seeds(tmp_path, "control", [0.80, 0.79], teacher_test=0.1, cell=cell, config=shuffled)
-    found = study(tmp_path)
-    assert found.teachers[0].test is not None
-    assert found.teachers[0].test.mean == pytest.approx(0.97)
-    kd, control = found.gains
+    result = read_study(tmp_path)
+    assert result.teachers[0].test is not None
+    assert result.teachers[0].test.mean == pytest.approx(0.97)
+    kd, control = result.gains
     assert control.sentence.startswith("shuffled (control): ")
     assert kd.paired is not None
     assert kd.p == kd.paired.p  # a control is no claim: Holm does not count it
     assert "Holm" not in kd.sentence
 
 
-def test_cells_are_called_as_kd_compare_calls_them(tmp_path: Path) -> None:
+def test_methods_have_the_names_of_kd_compare(tmp_path: Path) -> None:
     for role, label in (("scratch", "scratch"), ("student", "mine")):
         for seed in (0, 1):
             cell = {"study": "s", "role": role, "label": label, "seed": seed}
             planted.plant(tmp_path / label / str(seed), seed=seed, cell=cell, test=0.9 + seed / 100)
-    found = study(tmp_path)
-    assert [(group.role, group.label) for group in found.groups] == [("scratch", "scratch"), ("student", "mine")]
+    result = read_study(tmp_path)
+    assert [(group.role, group.label) for group in result.groups] == [("scratch", "scratch"), ("student", "mine")]
 
 
-def test_groups_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+def test_groups_are_named_by_their_differences(tmp_path: Path) -> None:
     planted.plant(tmp_path / "0", config={"optim": {"_target_": "kd.optim.sgd", "lr": 0.1}})
     planted.plant(tmp_path / "1", config={"optim": {"_target_": "kd.optim.sgd", "lr": 0.05}})
     planted.plant(tmp_path / "2", objective="dkd")
     planted.plant(tmp_path / "3", objective=None)
-    assert {group.label for group in study(tmp_path).groups} == {
+    assert {group.label for group in read_study(tmp_path).groups} == {
         "kd optim.lr=0.1",
         "kd optim.lr=0.05",
         "dkd",
@@ -328,10 +328,10 @@ def test_groups_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     }
 
 
-def test_a_scratch_student_of_another_course_is_pointed_out(tmp_path: Path) -> None:
+def test_scratch_student_with_other_training_options_is_reported(tmp_path: Path) -> None:
     planted.seeds(tmp_path, "scratch", [0.90, 0.91], config={"trainer": {"max_epochs": 1}})
     planted.seeds(tmp_path, "kd", [0.92, 0.94])
-    assert "Scratch was not trained alike: trainer.max_epochs=1 against 3." in only(study(tmp_path)).sentence
+    assert "Scratch was trained differently: trainer.max_epochs=1 vs 3." in only(read_study(tmp_path)).sentence
 
 
 def grid(root: Path) -> None:
@@ -346,15 +346,15 @@ def grid(root: Path) -> None:
 
 def test_a_sweep_is_judged_at_the_setting_that_validation_chose(tmp_path: Path) -> None:
     grid(tmp_path)
-    found = study(tmp_path)
-    (sweep,) = found.sweeps
+    result = read_study(tmp_path)
+    (sweep,) = result.sweeps
     assert len(sweep.cells) == 4
-    gain = only(found)
+    gain = only(result)
     assert gain.group.label == "kd T=4 alpha=0.5"
-    assert gain.sentence.endswith("Validation chose this setting out of 4.")
+    assert gain.sentence.endswith("This setting was chosen on validation out of 4.")
     assert (
         "Best setting by validation accuracy out of 4: T = 4, alpha = 0.5, with 95.00 ± 0.00 % on validation"
-        in tables.best_setting(found, sweep)
+        in tables.best_setting(result, sweep)
     )
 
 
@@ -386,18 +386,18 @@ def test_choosing_on_the_test_set_is_flagged_in_every_table(tmp_path: Path) -> N
 def world(root: Path) -> tuple[np.ndarray, torch.Tensor]:
     """A study on the digits in which distilling mends image 7 and spoils image 9; labels and images of the test set."""
     data = kd.Data(kd.Memory(kd.data["digits"]()))
-    about = data.describe() | {"config": {"_target_": "kd.data.sources.digits", "val": 0.1, "split_seed": 0}}
-    images, known = data.memory.parts["test"]
-    labels = known.numpy()
-    right = 6.0 * np.eye(10)[labels]
+    node = data.describe() | {"config": {"_target_": "kd.data.sources.digits", "val": 0.1, "split_seed": 0}}
+    images, targets = data.memory.parts["test"]
+    labels = targets.numpy()
+    certain = 6.0 * np.eye(10)[labels]
     for name, wrong in (("scratch", 7), ("kd", 9)):
         for seed in (0, 1):
-            logits = right + np.random.default_rng(seed).normal(0, 0.1, right.shape)
+            logits = certain + np.random.default_rng(seed).normal(0, 0.1, certain.shape)
             logits[wrong] = np.roll(logits[wrong], 1)
             folder = root / name / str(seed)
             make = planted.scratch if name == "scratch" else planted.plant
-            make(folder, seed=seed, test=0.9 + seed / 100 + (name == "kd") / 50, data=about)
-            planted.predictions(folder, labels, logits, right if name == "kd" else None)
+            make(folder, seed=seed, test=0.9 + seed / 100 + (name == "kd") / 50, data=node)
+            planted.predictions(folder, labels, logits, certain if name == "kd" else None)
             planted.history(folder, [0.5, 0.8, 0.9 + seed / 50])
     return labels, images
 
@@ -434,7 +434,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Page, str]:
     return report, Page(text), text
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(whole: tuple[Report, Page, str]) -> None:
+def test_page_has_no_requests_or_scripts(whole: tuple[Report, Page, str]) -> None:
     _, page, text = whole
     assert all(ask.startswith(("data:", "#")) for ask in page.asks)
     assert "script" not in page.tags
@@ -445,16 +445,16 @@ def test_the_page_asks_for_nothing_and_runs_nothing(whole: tuple[Report, Page, s
 def test_the_page_has_every_part(whole: tuple[Report, Page, str]) -> None:
     _, page, text = whole
     for heading in (
-        "Did distilling help?",
+        "Did distillation help?",
         "Results",
         "Gain over scratch",
         "Curves",
         "Accuracy against cost",
-        "Likeness and calibration",
+        "Agreement and calibration",
         "Gain by class",
-        "Where distilling changed the answer",
+        "Images with changed predictions",
         "Difference of logit correlations",
-        "Repeat it",
+        "Commands",
         "How to read this",
     ):
         assert heading in page.text
@@ -463,7 +463,7 @@ def test_the_page_has_every_part(whole: tuple[Report, Page, str]) -> None:
     assert "<script>$x^2$ | _a_</script>" in page.text  # shown, not run, and not taken for mathematics
 
 
-def test_the_page_is_the_same_every_time(whole: tuple[Report, Page, str]) -> None:
+def test_page_is_deterministic(whole: tuple[Report, Page, str]) -> None:
     report, _, text = whole
     again = write(report.study.root, report.study.root / "again")
     assert (again.out / "report.html").read_text() == text
@@ -471,16 +471,16 @@ def test_the_page_is_the_same_every_time(whole: tuple[Report, Page, str]) -> Non
 
 def test_the_images_whose_answer_changed_are_those_of_the_test_set(tmp_path: Path) -> None:
     labels, _ = world(tmp_path)
-    found = study(tmp_path)
-    ((_, ours, base),) = found.pairs()
-    ((better,), (worse,)) = evidence.changed(ours, base)
-    assert (better.index, better.label, better.ours, better.base) == (7, labels[7], 2, 0)
-    assert (worse.index, worse.ours, worse.base, worse.said_teacher) == (9, 0, 2, labels[9])
-    assert worse.said_ours == (labels[9] + 1) % 10
-    assert evidence.flips(ours[0], base[0]) == (1, 1)
-    assert found.images is not None
-    assert found.images.shown(7) != found.images.shown(9)
-    assert found.images.shown(7).startswith("data:image/png;base64,")
+    result = read_study(tmp_path)
+    ((_, ours, base),) = result.pairs()
+    ((better,), (worse,)) = predictions.changed(ours, base)
+    assert (better.index, better.label, better.student_correct, better.scratch_correct) == (7, labels[7], 2, 0)
+    assert (worse.index, worse.student_correct, worse.scratch_correct, worse.teacher_class) == (9, 0, 2, labels[9])
+    assert worse.student_class == (labels[9] + 1) % 10
+    assert predictions.flips(ours[0], base[0]) == (1, 1)
+    assert result.images is not None
+    assert result.images.data_uri(7) != result.images.data_uri(9)
+    assert result.images.data_uri(7).startswith("data:image/png;base64,")
 
 
 def test_data_that_a_run_folder_names_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,9 +491,9 @@ def test_data_that_a_run_folder_names_is_never_run(tmp_path: Path, monkeypatch: 
         summary = json.loads(path.read_text())
         summary["data"]["config"]["_target_"] = "evil_data.load"
         path.write_text(json.dumps(summary))
-    found = study(tmp_path)
-    assert found.images is None
-    assert "not registered with kd" in found.missing["images"]
+    result = read_study(tmp_path)
+    assert result.images is None
+    assert "not registered with kd" in result.missing["images"]
     assert "evil_data" not in sys.modules
 
 
@@ -501,9 +501,9 @@ def test_other_data_on_this_machine_is_not_shown(tmp_path: Path) -> None:
     world(tmp_path)
     for path in tmp_path.rglob("summary.json"):
         path.write_text(path.read_text().replace('"test_share"', '"test_share"').replace('"sha256": "', '"sha256": "0'))
-    found = study(tmp_path)
-    assert found.images is None
-    assert "its sha256 differs" in found.missing["images"]
+    result = read_study(tmp_path)
+    assert result.images is None
+    assert "its sha256 differs" in result.missing["images"]
 
 
 @pytest.mark.parametrize("damage", ["bytes", "shape", "nan"])
@@ -515,9 +515,9 @@ def test_damaged_predictions_are_left_out_and_named(tmp_path: Path, damage: str)
     else:
         bad = np.zeros((len(labels), 7)) if damage == "shape" else np.full((len(labels), 10), np.nan)
         planted.predictions(folder, labels, bad)
-    found = study(tmp_path)
-    assert set(found.kept) == {"scratch/0", "scratch/1", "kd/1"}
-    assert found.missing["kd/0"].startswith("kd/0: predictions.safetensors")
+    result = read_study(tmp_path)
+    assert set(result.predictions) == {"scratch/0", "scratch/1", "kd/1"}
+    assert result.missing["kd/0"].startswith("kd/0: predictions.safetensors")
 
 
 def test_a_card_of_kd_export_gives_the_latency(tmp_path: Path) -> None:
@@ -525,7 +525,7 @@ def test_a_card_of_kd_export_gives_the_latency(tmp_path: Path) -> None:
     card = {"format": "onnx", "latency": {"processor": "a CPU", "threads": 2, "batch_1": {"median_ms": 1.25}}}
     (tmp_path / "scratch/0/export/onnx").mkdir(parents=True)
     (tmp_path / "scratch/0/export/onnx/card.json").write_text(json.dumps(card))
-    table = tables.cost(study(tmp_path))
+    table = tables.cost(read_study(tmp_path))
     assert table.rows[0][4] == "1.25"
     assert "onnx on a CPU, 2 threads" in table.notes[0]
 
@@ -533,12 +533,12 @@ def test_a_card_of_kd_export_gives_the_latency(tmp_path: Path) -> None:
 # commands
 
 
-def test_commands_gather_the_seeds_and_quote(tmp_path: Path) -> None:
+def test_reproduction_commands_join_seeds_and_quote(tmp_path: Path) -> None:
     for seed in (0, 1):
         planted.scratch(tmp_path / f"scratch/{seed}", seed=seed)
         planted.typed(tmp_path / f"scratch/{seed}", "teacher=none", "objective=ce", f"seed={seed}", "task=a b")
     planted.plant(tmp_path / "kd/0")
-    lines = dict(commands(study(tmp_path)))
+    lines = dict(commands(read_study(tmp_path)))
     assert lines["scratch"] == ["kd-train -m teacher=none objective=ce 'task=a b' seed=0,1"]
     assert lines["kd"] == [
         f"kd-train --config-path {tmp_path / 'kd/0'} --config-name config hydra.run.dir=runs/again/kd/0"
@@ -553,10 +553,10 @@ def test_the_plan_of_a_comparison_gives_its_command_and_the_runs_not_begun(tmp_p
         folder = make(tmp_path / "s" / name / str(seed), seed=seed, cell={"role": "student", "label": name})
         planted.typed(folder, f"seed={seed}", f"cell={{seed:{seed}}}", f"objective={name}")
     (tmp_path / "s/plan.json").write_text(json.dumps(plan))
-    found = study(tmp_path)
-    assert [(run.name, run.why) for run in found.left] == [("s/kd/1", "planned by kd-compare, not begun")]
-    assert commands(found)[0] == ("the whole comparison", ["kd-compare 'objective=[kd]' seeds=2"])
-    assert ("scratch", ["kd-train -m objective=scratch seed=0,1"]) in commands(found)
+    result = read_study(tmp_path)
+    assert [(run.name, run.why) for run in result.excluded] == [("s/kd/1", "planned by kd-compare, not started")]
+    assert commands(result)[0] == ("the whole comparison", ["kd-compare 'objective=[kd]' seeds=2"])
+    assert ("scratch", ["kd-train -m objective=scratch seed=0,1"]) in commands(result)
 
 
 def kd_report(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -567,16 +567,16 @@ def kd_report(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     kd.cli.report()
 
 
-def test_the_command_prints_the_table_and_leaves_three_files(
+def test_command_prints_the_table_and_writes_three_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.seeds(tmp_path / "runs", "scratch", [0.90, 0.91])
     planted.seeds(tmp_path / "runs", "kd", [0.92, 0.94])
     monkeypatch.chdir(tmp_path)
     kd_report(monkeypatch, "runs=runs", "out=out")
-    said = capsys.readouterr().out
-    assert "93.00 ± 1.41" in said
-    assert "kd: no difference beyond seed spread" in said
+    output = capsys.readouterr().out
+    assert "93.00 ± 1.41" in output
+    assert "kd: no difference beyond seed spread" in output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.md", "results.csv"}
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
 
@@ -585,13 +585,13 @@ def test_the_command_prints_the_table_and_leaves_three_files(
     ("words", "line"),
     [
         ((), "runs must be given"),
-        (("runs=absent",), "runs=absent is no folder"),
-        (("runs=empty",), "runs=empty holds no run folder"),
+        (("runs=absent",), "runs=absent is not a folder"),
+        (("runs=empty",), "runs=empty contains no run folder"),
         (("runs=failed",), "no run below runs=failed has finished: 0"),
         (("run=empty",), "unknown key run; did you mean runs?"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_gives_a_one_line_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -603,7 +603,7 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         kd_report(monkeypatch, *words)
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said.startswith(f"error: {line}")
-    assert said.count("\n") == 1
+    assert errors.startswith(f"error: {line}")
+    assert errors.count("\n") == 1

@@ -14,6 +14,7 @@ from conftest import HERE
 from safetensors.torch import load_file
 from test_dot import Keep, Net, data, fit
 from torch import Tensor, nn
+from torch.multiprocessing import start_processes
 from trained import trained
 
 from kd import Arrays, Batch, Memory, Objective, Optim, Term
@@ -88,7 +89,7 @@ def test_three_steps_are_those_of_a_hand_computation() -> None:
     assert loss_of.pointer.item() == pointer == 24 % SIZE
 
 
-def test_a_run_that_goes_on_has_queue_head_and_teacher(tmp_path: Path) -> None:
+def test_resumed_run_has_queue_head_and_teacher(tmp_path: Path) -> None:
     straight, second = (distiller(Net(1), ReSSL(size=SIZE), dim=5, hidden=7) for _ in range(2))
     fit(straight, 7, callbacks=[Keep(5, tmp_path / "last.ckpt")])
     fit(second, 7, ckpt_path=tmp_path / "last.ckpt")
@@ -113,7 +114,7 @@ def _made() -> tuple[ReSSL, Tensor]:
 
 
 def test_the_keys_of_all_processes_enter_the_queue(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method="forkserver")
     alone, vectors = _made()
     for part in vectors.chunk(3):
         part = torch.cat([part[0::2], part[1::2]])
@@ -139,7 +140,7 @@ def test_the_weak_view_is_another_crop_and_flip_of_the_same_image() -> None:
     assert (middle > 0).all()  # nothing is erased; a shift by 2 leaves the middle inside
 
 
-def test_neighbours_are_as_near_under_autocast() -> None:
+def test_similarities_are_precise_under_autocast() -> None:
     torch.manual_seed(0)
     bank, labels = torch.nn.functional.normalize(torch.randn(200, 16), dim=1), torch.arange(200) % 3
     plain = knn(bank[:20], bank, labels, 3, 10)
@@ -147,7 +148,7 @@ def test_neighbours_are_as_near_under_autocast() -> None:
         assert torch.equal(knn(bank[:20], bank, labels, 3, 10), plain)
 
 
-def test_neighbours_vote_by_their_nearness() -> None:
+def test_neighbours_vote_by_similarity() -> None:
     bank = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
     vote = knn(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), bank, torch.tensor([0, 0, 1, 2]), 3, neighbours=2)
     assert vote.argmax(1).tolist() == [0, 1]
@@ -157,7 +158,7 @@ def test_neighbours_vote_by_their_nearness() -> None:
     torch.testing.assert_close(vote[0].exp(), torch.tensor([0.99 + 0.01 / 3, 0.01 / 3, 0.01 / 3]))
 
 
-def test_its_backbone_goes_on_to_a_probe_that_can_teach(tmp_path: Path) -> None:
+def test_backbone_trains_a_probe_usable_as_teacher(tmp_path: Path) -> None:
     small = ("data=digits", "data.batch_size=50", "student=resnet8", "data.pad=1", "data.per_class=30")
     words = ("teacher=momentum", "objective=ressl", "objective.ressl.size=256", "teacher.dim=32", "data.erase=0.5")
     source = trained(tmp_path / "ressl", *small, *words, "data.unlabelled=true", "epochs=3")

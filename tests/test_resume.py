@@ -1,4 +1,4 @@
-"""A run that is ended at any moment and gone on with ends as if nothing had happened, bit for bit."""
+"""A run that is interrupted at any moment and resumed ends bit for bit as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def run(folder: Path, *words: str, fresh: bool = False, **environment: str) -> s
     return kd_train_in(folder, words, {"COLUMNS": "120", "PYTHONPATH": PATH, **environment}, fresh=fresh)
 
 
-def whole(folder: Path, name: str, *words: str) -> Path:
-    """An uninterrupted run, of a teacher that is there before; in an interpreter with an order of sets of its own."""
+def whole(folder: Path, name: str, *words: str, fresh: bool = True) -> Path:
+    """An uninterrupted run, of a teacher that is there before; where ``fresh`` with another order of sets."""
     warm = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=warm", fresh="trainer.devices=2" in words)
     assert warm.returncode == 0, warm.stderr
-    done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}", fresh=True)
+    done = run(folder, *words, *WITNESS, f"+callbacks.witness.file={name}.txt", f"hydra.run.dir={name}", fresh=fresh)
     assert done.returncode == 0, done.stderr
     return folder / name
 
@@ -139,7 +139,7 @@ SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_any_signal_at_any_moment(tmp_path: Path, workers: int, accumulate: int) -> None:
+def test_resume_after_any_signal_at_any_moment(tmp_path: Path, workers: int, accumulate: int) -> None:
     pictures(tmp_path)
     words = (*FOLDER, f"data.workers={workers}", f"trainer.accumulate_grad_batches={accumulate}")
     words += ("callbacks.last.steps=2",)
@@ -167,7 +167,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_whatever_has_a_state_goes_on(tmp_path: Path, name: str) -> None:
+def test_resume_restores_every_stateful_part(tmp_path: Path, name: str) -> None:
     words = (*MEMORY, *CASES[name], "callbacks.last.steps=2")  # of the default student, cnn
     full = whole(tmp_path, "full", *words)
     strike = {"moment": "step", "epoch": 1, "batch": 4}
@@ -175,7 +175,7 @@ def test_whatever_has_a_state_goes_on(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_twice_in_the_first_epoch_and_in_the_test(tmp_path: Path) -> None:
+def test_resume_after_kills_in_the_first_epoch_and_in_the_test(tmp_path: Path) -> None:
     full = whole(tmp_path, "full", *MEMORY)
     struck = interrupted(tmp_path, "early", {"moment": "step", "epoch": 0, "batch": 1}, *MEMORY)
     as_if_nothing_happened(struck, full)
@@ -197,7 +197,7 @@ def _kill_while_saving(process: ForkServerProcess, checkpoints: Path, delay: flo
 
 
 @pytest.mark.slow
-def test_twenty_kills_during_saves(tmp_path: Path) -> None:
+def test_resume_after_twenty_kills_during_saves(tmp_path: Path) -> None:
     elsewhere = Path("/dev/shm")
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs a second file system at /dev/shm")
@@ -247,7 +247,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 1])
-def test_two_processes_stop_and_go_on(tmp_path: Path, after: int) -> None:
+def test_two_processes_resume(tmp_path: Path, after: int) -> None:
     ddp = ("trainer.devices=2", "trainer.strategy=ddp", "data.train=280", "trainer.log_every_n_steps=1")
     words = (*MEMORY, *ddp, "callbacks.last.steps=2")
     full = whole(tmp_path, "full", *words)

@@ -1,4 +1,4 @@
-"""What changes between a stop and a resume: the length, callbacks, loggers, the loader, the batch size found."""
+"""Changes between a stop and a resume: the length, callbacks, loggers, the loader, the batch size of the search."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ALIKE: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALIKE)
-def test_a_run_stopped_in_mid_epoch_sees_each_sample_once(tmp_path: Path, name: str) -> None:
+def test_run_resumed_in_mid_epoch_uses_each_sample_once(tmp_path: Path, name: str) -> None:
     words = (*SMALL, *EVERY, *ALIKE[name])
     strike = {"moment": "between", "epoch": 2} if name.endswith("between-epochs") else MIDDLE
     runs = whole(tmp_path, "full", *words), interrupted(tmp_path, "struck", strike, *words)
@@ -62,7 +62,7 @@ def test_a_run_stopped_in_mid_epoch_sees_each_sample_once(tmp_path: Path, name: 
     as_if_nothing_happened(runs[1], runs[0])
 
 
-def test_loaders_made_anew_each_epoch_give_no_sample_of_a_resumed_epoch_twice(tmp_path: Path) -> None:
+def test_reloaded_loaders_repeat_no_sample_of_a_resumed_epoch(tmp_path: Path) -> None:
     words = (*EVERY, "+trainer.reload_dataloaders_every_n_epochs=1")
     witness = ("+callbacks.witness._target_=saboteur.Witness", "+callbacks.witness.file=run.txt")
     launched(tmp_path, *words, *witness, *struck("step", 1, 4), "hydra.run.dir=run")
@@ -79,7 +79,7 @@ def rates_of(run: Path) -> list[float]:
         return [float(row["optim/lr"]) for row in csv.DictReader(file) if row["optim/lr"]]
 
 
-def test_a_longer_run_has_from_the_first_step_on_the_rates_of_its_new_length(tmp_path: Path) -> None:
+def test_extended_run_uses_the_schedule_of_its_new_length(tmp_path: Path) -> None:
     for name, epochs in (("short", 2), ("long", 4)):
         done = launched(
             tmp_path, "logger=csv", f"epochs={epochs}", f"hydra.run.dir={name}", "trainer.log_every_n_steps=1"
@@ -93,7 +93,7 @@ def test_a_longer_run_has_from_the_first_step_on_the_rates_of_its_new_length(tmp
     assert rates_of(tmp_path / "short") == [*before, *long[14:]]
 
 
-def test_every_point_of_the_csv_logger_is_kept_once(tmp_path: Path) -> None:
+def test_csv_logger_has_every_point_once(tmp_path: Path) -> None:
     words = ("logger=csv", *EVERY)
     full = launched(tmp_path, *words, "hydra.run.dir=full")
     assert full.returncode == 0, full.stderr
@@ -108,10 +108,8 @@ def test_every_point_of_the_csv_logger_is_kept_once(tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("moment", [("validation", 1), ("test", 2), ("between", 1)])
-def test_the_history_of_a_killed_run_has_its_epochs_and_none_twice_once_it_is_resumed(
-    tmp_path: Path, moment: tuple[str, int]
-) -> None:
+@pytest.mark.parametrize("moment", [("validation", 1), ("test", 2), ("between", 1)], ids=lambda moment: moment[0])
+def test_history_of_a_resumed_run_has_every_epoch_once(tmp_path: Path, moment: tuple[str, int]) -> None:
     launched(tmp_path, *struck(*moment), "hydra.run.dir=run")
     assert not (tmp_path / "run/summary.json").exists() or moment[0] == "test"
     with (tmp_path / "run/history.csv").open() as file:
@@ -122,13 +120,21 @@ def test_the_history_of_a_killed_run_has_its_epochs_and_none_twice_once_it_is_re
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
-FOUND = ("callbacks=batch_size", "callbacks.batch_size.start=8", "callbacks.batch_size.most=32")
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of a batch size that was searched, stopped in its second epoch."""
+    folder = tmp_path_factory.mktemp("searched")
+    search = ("callbacks=batch_size", "callbacks.batch_size.start=8", "callbacks.batch_size.most=32")
+    done = launched(folder, *search, *struck("step", 1, 1, 15), *EVERY, "hydra.run.dir=run")
+    assert done.returncode == 143, done.stderr
+    return folder
 
 
-@pytest.mark.parametrize("typed", [(), ("callbacks.batch_size=null",), ("callbacks=batch_size",)])
-def test_the_batch_size_found_is_that_of_the_resumed_run(tmp_path: Path, typed: tuple[str, ...]) -> None:
-    stopped = launched(tmp_path, *FOUND, *struck("step", 1, 1, 15), *EVERY, "hydra.run.dir=run")
-    assert stopped.returncode == 143, stopped.stderr
+@pytest.mark.parametrize(
+    "typed", [(), ("callbacks.batch_size=null",), ("callbacks=batch_size",)], ids=["none", "null", "again"]
+)
+def test_resumed_run_uses_the_batch_size_of_the_search(searched: Path, tmp_path: Path, typed: tuple[str, ...]) -> None:
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["batch_size"] == 32
     on = launched_resume(tmp_path, *typed)
     assert on.returncode == 0, on.stderr
@@ -157,26 +163,36 @@ SHAPING = {
 }
 
 
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+    """Folders with a run stopped in its second epoch: without a moving average, and with one."""
+    folders = {}
+    for begun in ((), ("callbacks=ema",)):
+        folders[begun] = tmp_path_factory.mktemp("shaped")
+        done = launched(folders[begun], *begun, *struck("step", 1, 1, 15), "hydra.run.dir=run")
+        assert done.returncode == 143, done.stderr
+    return folders
+
+
 @pytest.mark.parametrize("name", SHAPING)
-def test_a_callback_that_shapes_the_weights_is_not_changed_in_mid_run(
-    name: str, tmp_path: Path, complain: Complain
+def test_callbacks_affecting_weights_cannot_change_in_mid_run(
+    name: str, shaped: dict[tuple[str, ...], Path], tmp_path: Path, complain: Complain
 ) -> None:
     begun, typed, done = SHAPING[name]
-    stopped = launched(tmp_path, *begun, *struck("step", 1, 1, 15), "hydra.run.dir=run")
-    assert stopped.returncode == 143, stopped.stderr
+    shutil.copytree(shaped[begun], tmp_path, dirs_exist_ok=True)
     words = ("callbacks=ema", typed) if typed.startswith("~") or "decay" in typed else (typed,)
     line = complain("resume=run", "trust=true", *words)
     assert f"cannot be {done} a run that has begun, as" in line
     assert "shapes the weights that are trained" in line
 
 
-def test_callbacks_that_only_watch_may_be_added_and_removed(copy: Path) -> None:
+def test_observing_callbacks_may_be_added_and_removed(copy: Path) -> None:
     stop = f"+callbacks.stop={{_target_: {KD}.EarlyStopping, monitor: val/acc, patience: 5}}"
     on = launched(copy, "resume=run", "callbacks.throughput=null", stop, "callbacks.best.monitor=val/nll")
     assert on.returncode == 0, on.stderr
 
 
-def test_a_best_checkpoint_that_is_gone_is_said_and_the_best_of_the_rest_is_kept(copy: Path) -> None:
+def test_missing_best_checkpoint_is_reported_and_the_next_best_used(copy: Path) -> None:
     (copy / "run/checkpoints/best.ckpt").unlink()
     on = launched(copy, "resume=run")
     assert on.returncode == 0, on.stderr
@@ -187,7 +203,7 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_best_of_the_rest_is_kept
     assert kept["global_step"] == summary["metrics"]["best"]["step"]
 
 
-def test_a_best_checkpoint_lost_after_the_last_epoch_is_said_in_the_summary(copy: Path) -> None:
+def test_best_checkpoint_lost_after_the_last_epoch_is_in_the_summary(copy: Path) -> None:
     shutil.move(copy / "done/summary.json", copy / "old.json")
     (copy / "done/checkpoints/best.ckpt").unlink()
     on = launched(copy, "resume=done")
@@ -197,7 +213,7 @@ def test_a_best_checkpoint_lost_after_the_last_epoch_is_said_in_the_summary(copy
     assert metrics["best"] == metrics["last"]
 
 
-def test_a_run_that_stopped_early_is_finished_and_not_trained_on(tmp_path: Path) -> None:
+def test_early_stopped_run_is_finished_and_not_trained_further(tmp_path: Path) -> None:
     stop = f"+callbacks.stop={{_target_: {KD}.EarlyStopping, monitor: val/acc, patience: 1, min_delta: 1}}"
     done = launched(tmp_path, stop, "epochs=6", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -210,7 +226,7 @@ def test_a_run_that_stopped_early_is_finished_and_not_trained_on(tmp_path: Path)
 
 
 @pytest.mark.parametrize("steps", [5, 10])
-def test_a_run_of_some_steps_is_resumed_for_more_as_if_it_had_been_planned_so(tmp_path: Path, steps: int) -> None:
+def test_run_extended_in_steps_equals_a_longer_run(tmp_path: Path, steps: int) -> None:
     words = ("optim.schedule=constant", "optim.warmup=0", "epochs=3", *EVERY)
     witness = ("+callbacks.witness._target_=saboteur.Witness",)
     full = launched(
@@ -228,7 +244,7 @@ def test_a_run_of_some_steps_is_resumed_for_more_as_if_it_had_been_planned_so(tm
 
 
 @pytest.mark.parametrize("swa", [False, True])
-def test_averaged_weights_are_tested_also_where_a_run_is_resumed_in_its_test(tmp_path: Path, swa: bool) -> None:
+def test_averaged_weights_are_tested_after_resuming_in_the_test(tmp_path: Path, swa: bool) -> None:
     average = (f"+callbacks.swa={{_target_: {KD}.StochasticWeightAveraging, swa_lrs: 0.05, swa_epoch_start: 1}}",)
     words = average if swa else ("callbacks=ema", "callbacks.best=null")
     student = ("student=import", "student.path=test_best:Flat")
@@ -242,7 +258,7 @@ def test_averaged_weights_are_tested_also_where_a_run_is_resumed_in_its_test(tmp
     assert all(torch.equal(left[key], wanted[key]) for key in wanted)
 
 
-def test_a_signal_in_the_test_says_how_to_go_on(tmp_path: Path) -> None:
+def test_signal_during_the_test_prints_the_resume_command(tmp_path: Path) -> None:
     done = launched(tmp_path, *struck("test", 2, 0, 15), "hydra.run.dir=run")
     assert done.returncode == 143
     (line,) = done.stderr.splitlines()
@@ -254,7 +270,7 @@ def test_a_signal_in_the_test_says_how_to_go_on(tmp_path: Path) -> None:
     assert "untested" not in summary_of(tmp_path / "run")["metrics"]
 
 
-def test_a_resume_from_the_checkpoint_before_has_no_epoch_twice(copy: Path) -> None:
+def test_resume_from_the_previous_checkpoint_repeats_no_epoch(copy: Path) -> None:
     torn(copy / "run")
     assert (copy / "run/checkpoints/previous.ckpt").is_file()
     on = launched(copy, "resume=run")
@@ -285,7 +301,7 @@ def test_a_second_resume_after_a_resume(tmp_path: Path) -> None:
     assert all(torch.equal(left[key], wanted[key]) for key in wanted)
 
 
-def test_a_contradiction_is_not_resumed_into_a_new_run(complain: Complain, tmp_path: Path) -> None:
+def test_contradictory_resume_options_start_no_new_run(complain: Complain, tmp_path: Path) -> None:
     assert "resume= names no run folder" in complain("resume=")
     assert "resume_data=changed applies to a resumed run only" in complain("resume_data=changed")
     (tmp_path / "null").mkdir()

@@ -26,7 +26,7 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return others
 
 
-@pytest.mark.parametrize("known", [(1, 7), (8, 3), (0, 5)])
+@pytest.mark.parametrize("known", [(1, 7), (8, 3), (0, 5)], ids=["1-and-7", "8-and-3", "0-and-5"])
 def test_processes_with_unequal_labels_train_by_the_mean_over_all_labelled_samples(
     known: tuple[int, int], two_processes: list[Tensor]
 ) -> None:
@@ -47,7 +47,7 @@ def test_without_any_label_the_mean_over_processes_is_0(two_processes: list[Tens
     assert cross_entropy(torch.randn(4, 3), torch.full((4,), -1), shared=True) == 0
 
 
-@pytest.mark.parametrize("loss", [CE(), BYOT()])
+@pytest.mark.parametrize("loss", [CE(), BYOT()], ids=["ce", "byot"])
 def test_processes_ask_each_other_only_where_labels_may_be_unknown(loss: Any) -> None:
     assert loss.shared  # nothing is known of the data
     loss.attach_data(3, torch.tensor([0, 1, 2]))

@@ -1,4 +1,4 @@
-"""What makes a step faster gives what the plain step gives: equal, or apart by a bound that is measured."""
+"""Every faster variant of a step equals the plain step, or differs by a measured bound."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_fused_kl_has_a_second_derivative_and_leaves_the_teacher_s_to_the_pl
     ("name", "folded"),
     [("resnet8", 9), ("wrn_16_2", 7), ("vgg8", 5), ("MobileNetV2", None), ("ShuffleV2", None), ("ResNet18", 20)],
 )
-def test_a_folded_teacher_answers_as_the_plain_one_which_stays_as_it_is(name: str, folded: int | None) -> None:
+def test_folded_teacher_equals_the_plain_one(name: str, folded: int | None) -> None:
     network, images = trained(name), torch.rand(8, *SHAPE)
     before = Frozen(network).fingerprint()
     twin, count = for_inference(network, torch.rand(2, *SHAPE), fold=True, channels_last=True, dtype=None)
@@ -144,7 +144,7 @@ def test_a_folded_teacher_answers_as_the_plain_one_which_stays_as_it_is(name: st
     assert all(p.is_contiguous() for p in network.parameters())
 
 
-def test_what_cannot_be_folded_answers_all_the_same() -> None:
+def test_unfoldable_network_gives_equal_answers() -> None:
     class Odd(nn.Module):
         """A convolution that is used twice, a norm of batch statistics, and a choice that no tracer can follow."""
 
@@ -180,14 +180,14 @@ def test_a_network_that_names_its_device_is_not_traced() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
-def test_kept_weights_in_lower_precision_are_what_autocast_makes_of_them_at_every_step(name: str) -> None:
+def test_stored_lower_precision_weights_equal_those_of_autocast(name: str) -> None:
     network, images = trained(name), torch.rand(8, *SHAPE)
     twin, _ = for_inference(network, images, fold=False, channels_last=False, dtype=torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(twin(images), network(images))
 
 
-def test_a_tapped_layer_keeps_its_meaning() -> None:
+def test_tapped_layer_of_a_folded_network_is_unchanged() -> None:
     network, images = trained("wrn_16_2"), torch.rand(4, *SHAPE)
     layers = ("stem", "stage1.pre", "stage2", "embedding")
     plain = Frozen(copy.deepcopy(network))
@@ -206,7 +206,7 @@ def test_a_layer_that_overwrites_its_input_can_be_tapped_before_it() -> None:
     torch.testing.assert_close(Taps(network, ["1:in"])(images)["1:in"], network[0](images))
 
 
-def test_a_faster_teacher_moves_and_is_in_no_tree() -> None:
+def test_faster_teacher_moves_and_is_in_no_module_tree() -> None:
     network = trained("resnet8")
     teacher = Frozen(network)
     teacher.use_runner(for_inference(network, torch.rand(2, *SHAPE), True, True, None)[0], None)
@@ -225,7 +225,7 @@ def losses(folder: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def test_a_run_with_every_exact_switch_is_the_plain_run(tmp_path: Path) -> None:
+def test_run_with_every_exact_option_equals_the_plain_run(tmp_path: Path) -> None:
     """Bit for bit where only memory is at stake, to rounding where sums have another order."""
     found = {name: short_run(tmp_path / name, *words) for name, words in RUNS.items()}
     plain, quick = found["plain"], found["default"]
@@ -364,12 +364,12 @@ class Scrambled(nn.Module):
         ({"compile": True, "recompute": True}, "exclude each other"),
     ],
 )
-def test_switches_that_cannot_work_are_refused(wrong: Numbers, said: str) -> None:
+def test_invalid_speed_options_are_refused(wrong: Numbers, said: str) -> None:
     with pytest.raises(InputError, match=said):
         Speed(**wrong)
 
 
-def test_the_precision_under_which_answers_are_kept_is_the_one_they_were_computed_in() -> None:
+def test_cached_answers_record_the_precision_of_their_computation() -> None:
     assert Speed().cached_as("32-true") == "32-true"
     assert Speed().cached_as("bf16-mixed") == "bf16-mixed"
     assert Speed(teacher_precision="bf16").cached_as("32-true") == "bf16-mixed"
@@ -395,7 +395,7 @@ def filled(data: Data, folder: Path) -> Cached:
     return teacher
 
 
-def test_answers_laid_out_for_an_epoch_are_the_table_s(tmp_path: Path) -> None:
+def test_answers_arranged_for_an_epoch_equal_the_table(tmp_path: Path) -> None:
     data = made(views=3)
     teacher = filled(data, tmp_path)
     batches = [data.memory.augment(batch, 0, 0) for batch in data.train_dataloader()]
@@ -553,7 +553,9 @@ def test_a_live_step_makes_no_gpu_wait() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("words", [("speed.compile=true",), ("trainer.precision=bf16-mixed", "speed.compile=true")])
+@pytest.mark.parametrize(
+    "words", [("speed.compile=true",), ("trainer.precision=bf16-mixed", "speed.compile=true")], ids=["float32", "bf16"]
+)
 def test_cuda_graphs_begin_as_the_eager_run(kd_train: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
     for name, more in (("eager", words[:-1]), ("compiled", words)):
         done = kd_train(*SMALL, "trainer.accelerator=gpu", "teacher.cache=off", *more, f"hydra.run.dir={name}")
@@ -565,7 +567,7 @@ def test_cuda_graphs_begin_as_the_eager_run(kd_train: Run, tmp_path: Path, words
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
-def test_on_a_gpu_a_folded_teacher_answers_as_the_plain_one(name: str) -> None:
+def test_folded_teacher_equals_the_plain_one_on_a_gpu(name: str) -> None:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

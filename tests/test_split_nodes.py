@@ -1,4 +1,4 @@
-"""A node of the configuration is divided in one place: what the target names is the target's own."""
+"""A configuration node is divided into keys of its target and keys of the wrapper."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def node(target: str, **options: Any) -> dict[str, Any]:
     return {"_target_": f"{HERE}.{target}", **options}
 
 
-def test_a_parameter_that_the_target_names_is_the_target_s() -> None:
+def test_parameter_named_by_the_target_is_passed_to_it() -> None:
     own, rest = split(node("net", size=4, seed=3, checkpoint="w"), "student", prepare)
     assert own == node("net", size=4, seed=3)
     assert rest == {"checkpoint": "w"}
 
 
 @pytest.mark.parametrize("target", ["bare", "anything"])
-def test_what_no_target_names_goes_around_it(target: str) -> None:
+def test_other_keys_go_to_the_wrapper(target: str) -> None:
     own, rest = split(node(target, size=4, seed=3), "teacher", prepare, TeacherOptions)
     assert (own, rest) == (node(target), {"size": 4, "seed": 3})
 
@@ -133,21 +133,21 @@ def test_a_class_names_what_its_constructor_names() -> None:
     assert (own, rest) == (node("Loss", weight=2.0), {"stop": 3})
 
 
-def test_the_classes_of_a_teacher_keep_their_meaning() -> None:
+def test_teacher_classes_option_is_not_passed_to_the_network() -> None:
     own, rest = split({"_target_": "kd.models.resnet.resnet8", "classes": [1, 0]}, "teacher", prepare, TeacherOptions)
     assert "classes" not in own
     assert rest == {"classes": [1, 0]}
 
 
-def test_no_network_of_the_zoo_changes_its_meaning() -> None:
+def test_zoo_networks_are_divided_as_before() -> None:
     around = {*defaults_of(prepare), *defaults_of(TeacherOptions)}
     for name in models:
         target = f"{models[name].__module__}.{models[name].__qualname__}"
         assert shadowed({"_target_": target, **dict.fromkeys(around)}, "teacher", prepare, TeacherOptions) == [], name
 
 
-def test_a_node_without_a_target_or_with_none_that_exists_is_one_line() -> None:
-    with pytest.raises(InputError, match="student has no _target_: give the dotted path"):
+def test_missing_or_unknown_target_gives_a_one_line_error() -> None:
+    with pytest.raises(InputError, match="student has no _target_: set it to the dotted path"):
         split({"size": 4}, "student", prepare)
     with pytest.raises(InputError, match=r"student: _target_=no\.such.thing cannot be imported"):
         split({"_target_": "no.such.thing"}, "student", prepare)
@@ -161,7 +161,7 @@ def synthetic() -> Any:
 VALUES = dict.fromkeys(NAMES, 3)
 
 
-def test_every_name_of_kd_reaches_a_network_that_has_it_as_student_and_as_teacher() -> None:
+def test_parameters_with_names_used_by_kd_reach_the_network() -> None:
     network = assemble.network(node("net", **VALUES), "student", synthetic())
     assert SEEN == VALUES
     assert (network.size, network.output, network.trained) == (None, None, None)
@@ -218,7 +218,7 @@ def test_a_registered_entry_s_default_wins_over_that_of_what_goes_around_it() ->
     assert MISSING not in load("teacher/net_with_a_size.yaml").node.values()
 
 
-def test_a_clash_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_name_clash_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = ("data=synthetic", "data.shape=[1,8,8]", "data.classes=4", "data.train=60", "data.test=20", "epochs=1")
     own = ("~student", f"+student._target_={HERE}.net", "+student.size=4", "+student.seed=3")
     with caplog.at_level("INFO"):

@@ -1,4 +1,4 @@
-"""A stage of pre-training: its own rate, a schedule that begins after it, and an optimiser that begins anew."""
+"""Pre-training stages: their own learning rate, a schedule that begins after them, and a fresh optimiser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trainer(steps: int, epochs: int, accumulate: int = 1) -> Any:
 
 @pytest.mark.parametrize("init", [30 / 270, 0.1111, None])
 @pytest.mark.parametrize("steps", [1, 7, 781, 782])
-def test_milestones_after_pre_training_are_met_on_their_step(init: float | None, steps: int) -> None:
+def test_milestones_after_pre_training_apply_at_their_step(init: float | None, steps: int) -> None:
     objective = Objective({"ce": Term(CE(), start=30), "ab": Term(AB(), stop=30)})
     optim = Optim(make, "multistep", warmup=0, init=init)
     stage = stage_of(objective, optim, trainer(steps, 270))
@@ -45,7 +45,7 @@ def test_milestones_after_pre_training_are_met_on_their_step(init: float | None,
     assert drops == [180 * steps, 210 * steps, 240 * steps]
 
 
-def test_milestones_with_a_share_of_pre_training_alone_are_met_on_their_step() -> None:
+def test_milestones_with_only_a_share_of_pre_training_apply_at_their_step() -> None:
     optim = Optim(make, "multistep", warmup=0, init=30 / 270)
     rates = [optim.factor(step, 2700) for step in range(2700)]
     assert [step for step in range(1, 2700) if rates[step] != rates[step - 1]] == [1800, 2100, 2400]
@@ -103,7 +103,7 @@ class Memory(pl.Callback):
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "dot"])
-def test_the_optimiser_begins_anew_where_pre_training_ends(optimiser: str) -> None:
+def test_optimiser_is_reset_where_pre_training_ends(optimiser: str) -> None:
     config = compose(
         *("objective=fitnets", "init_epochs=2", "objective.fitnets.stop=2", "objective.ce.start=2"),
         *("objective.fitnets.student=stage1", "objective.fitnets.teacher=stage1", "optim.init_lr=0.001"),
@@ -129,9 +129,7 @@ def test_the_optimiser_begins_anew_where_pre_training_ends(optimiser: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["between", "step"])
-def test_a_run_stopped_around_the_end_of_pre_training_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, moment: str
-) -> None:
+def test_resume_around_the_end_of_pre_training_is_exact(tmp_path: Path, moment: str) -> None:
     words = (*MEMORY, "objective=fsp", "init_epochs=1", "student=resnet8", "optim.init_lr=0.01")
     words += ("callbacks.last.steps=2",)
     full = whole(tmp_path, "full", *words)

@@ -1,4 +1,4 @@
-"""All stages and the last one, by words that every network answers: the zoo's, torchvision's, timm's, one's own."""
+"""Names for all stages and the last one, for networks of the zoo, torchvision, timm and the user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ZOO = {
 
 
 @pytest.mark.parametrize(("name", "count"), ZOO.items())
-def test_every_network_of_the_zoo_answers_to_the_words(name: str, count: int) -> None:
+def test_stage_names_work_for_every_zoo_network(name: str, count: int) -> None:
     network = kd.models[name](classes=10)
     words = ["stages", "stages.pre", "stages[:-1]", "stages[1:]", "stage-1", "stage-2", "stage-1.pre"]
     tapped = Taps(network, [*words, *(f"stage{k}" for k in range(1, count + 1))])(torch.rand(2, 3, 32, 32))
@@ -144,7 +144,7 @@ class Own(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def test_a_network_of_one_s_own_is_measured_and_left_as_it_was() -> None:
+def test_stages_of_a_custom_network_are_measured_without_changing_it() -> None:
     network = Normalized(Own(), [0.5] * 3, [0.5] * 3)
     network.train()
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -159,8 +159,8 @@ def test_a_network_of_one_s_own_is_measured_and_left_as_it_was() -> None:
     assert not [hook for module in network.modules() for hook in module._forward_pre_hooks][3:]
 
 
-def test_what_has_no_stages_is_refused_in_one_line() -> None:
-    with pytest.raises(InputError, match="the stages of MLP cannot be measured; name its layers"):
+def test_network_without_stages_is_refused() -> None:
+    with pytest.raises(InputError, match="the stages of MLP cannot be detected; name its layers"):
         Taps(kd.models["mlp"](classes=3, shape=[1, 8, 8]), ["stages"])
     network = kd.models["resnet8"](classes=10)
     for word in ("stage-4", "stages[3:]"):
@@ -187,7 +187,7 @@ def test_of_unequal_networks_the_first_stages_are_compared_and_lists_are_flatten
     torch.testing.assert_close(total, AT()(*named))
 
 
-def test_a_member_of_an_ensemble_answers_to_the_words() -> None:
+def test_stage_names_work_for_ensemble_members() -> None:
     members = {name: kd.Frozen(kd.models["resnet8"](classes=4)) for name in ("a", "b")}
     ensemble = kd.distill.Ensemble(members)
     ensemble.tap(["a/stages"])

@@ -1,4 +1,4 @@
-"""The resized crop and the jitter of whole batches, against torchvision's, which take image by image."""
+"""Resized crop and jitter of whole batches, compared with torchvision's for single images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise(count: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(0, 256, (count, *shape), generator=generator).to(torch.uint8)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_box_is_enlarged_as_torchvision_does(shape: tuple[int, int, int]) -> None:
     sizes = torch.tensor(crop_boxes(shape, [0.1, 1.0]))[::37]
     images = noise(len(sizes), shape)
@@ -33,7 +33,7 @@ def test_a_box_is_enlarged_as_torchvision_does(shape: tuple[int, int, int]) -> N
         assert (mine.double() - expected).abs().max() <= 0.5 + 1e-9  # rounded once, to the nearest
 
 
-def test_the_whole_image_stays_as_it_is() -> None:
+def test_crop_of_the_whole_image_is_identity() -> None:
     images = noise(5, (3, 8, 6))
     zero = torch.zeros(5, dtype=torch.long)
     assert torch.equal(enlarged(images, zero, zero, zero + 8, zero + 6), images)
@@ -66,7 +66,7 @@ def test_places_of_boxes_are_uniform() -> None:
 ADJUST = [V.adjust_brightness, V.adjust_contrast, V.adjust_saturation]
 
 
-@pytest.mark.parametrize("shape", [(1, 14, 14), (3, 14, 14)])
+@pytest.mark.parametrize("shape", [(1, 14, 14), (3, 14, 14)], ids=["grey", "colour"])
 def test_jitter_is_torchvisions_one_after_the_other(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +90,7 @@ def test_jitter_of_nothing_changes_nothing() -> None:
     assert torch.equal(Jitter(0.0)(images, torch.arange(9), 0, 0), images)
 
 
-def test_both_are_part_of_what_decides_the_pixels() -> None:
+def test_both_are_part_of_the_augmentation_description() -> None:
     """So that teacher outputs kept for other views are not taken; without them nothing is said, as before they were."""
     images, labels = noise(8, (1, 8, 8)), torch.arange(8) % 2
     data = Arrays((images, labels), (images, labels), ("a", "b"))

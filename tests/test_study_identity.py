@@ -1,4 +1,4 @@
-"""By what a study is known, and which runs it takes for its own."""
+"""The identity of a study, and which runs it reuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def name_of(*words: str) -> str:
     return prepare({"kd": compose(*TAUGHT, "teacher.epochs=0", *words)}, words).name
 
 
-def test_the_name_of_a_study_knows_what_shapes_its_runs_and_nothing_else() -> None:
+def test_study_name_depends_only_on_what_affects_its_runs() -> None:
     name = name_of()
     for word in (
         *(
@@ -59,19 +59,19 @@ def test_other_content_under_the_same_path_is_another_study(tmp_path: Path) -> N
     assert names[1] != names[3]
 
 
-def test_a_cell_is_not_taken_for_one_of_another_configuration(tmp_path: Path) -> None:
+def test_cell_of_another_configuration_is_not_reused(tmp_path: Path) -> None:
     source = trained(tmp_path / "source", *SMALL, "teacher=none", "objective=ce", "seed=1")
     words = (*SMALL, "objective=kd", "teacher=cnn", f"teacher.checkpoint={source}", "teacher.min_accuracy=0")
     run = trained(tmp_path / "study", *words)
     for word in ("seed=4", "data.eval_batch_size=9", "callbacks.bar=null", "speed.fold=false"):
         check_same(compose(*words, word), run)
-    for word, said in (
+    for word, message in (
         ("T=2", "T=4.0, not 2.0"),
         ("callbacks.best.mode=min", "callbacks.best.mode=max, not min"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=1, not 2"),
         ("+callbacks.ema={_target_: kd.callbacks.EMA}", "callbacks.ema._target_=None"),
     ):
-        with pytest.raises(InputError, match=f"holds a run with .*{said}"):
+        with pytest.raises(InputError, match=f"contains a run with .*{message}"):
             check_same(compose(*words, word), run)
 
 
@@ -83,7 +83,7 @@ def test_a_teachers_weights_replaced_between_cells_of_a_study_are_refused(tmp_pa
     check_same(compose(*words), run)
     shutil.rmtree(teacher)
     shutil.copytree(sources[1], teacher)
-    with pytest.raises(InputError, match=r"whose teacher\.checkpoint held other weights than now"):
+    with pytest.raises(InputError, match=r"other weights in teacher\.checkpoint"):
         check_same(compose(*words), run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["about"]["files"]  # as a run of before had it
@@ -91,10 +91,10 @@ def test_a_teachers_weights_replaced_between_cells_of_a_study_are_refused(tmp_pa
     check_same(compose(*words), run)
 
 
-def test_a_cell_on_other_data_than_there_is_now_is_refused(tmp_path: Path) -> None:
+def test_cell_trained_on_changed_data_is_refused(tmp_path: Path) -> None:
     run = trained(tmp_path, *SMALL, "teacher=none", "objective=ce")
     config = compose(*SMALL, "teacher=none", "objective=ce")
     check_same(config, run, json.loads((run / "summary.json").read_text())["data"]["sha256"])
     check_same(config, run)
-    with pytest.raises(InputError, match="holds a run on other data than there is now"):
+    with pytest.raises(InputError, match="contains a run on other data"):
         check_same(config, run, "0" * 64)

@@ -1,4 +1,4 @@
-"""Loaders that go on anywhere, labelled subsets, and what unlabelled and mixed labels mean for the losses."""
+"""Loaders that can start anywhere, labelled subsets, and unlabelled and mixed labels in the losses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def order(memory: Memory, **given: Any) -> list[int]:
     return torch.cat([batch.index for batch in memory.loader("train", seed=3, epoch=lambda: 2, **given)]).tolist()
 
 
-def test_an_epoch_goes_on_at_any_batch() -> None:
+def test_epoch_can_continue_at_any_batch() -> None:
     memory = Memory(arrays(), batch_size=16, val="test", pad=1, flip=True)
     whole = list(memory.loader("train", seed=3, epoch=lambda: 2))
     for k in (0, 1, 7, 15):
@@ -38,7 +38,7 @@ def test_an_epoch_goes_on_at_any_batch() -> None:
         assert len(list(loader)) == 15  # the next epoch is whole
 
 
-def test_ranks_together_take_the_steps_that_one_alone_takes() -> None:
+def test_ranks_together_equal_one_process() -> None:
     alone = order(Memory(arrays(), batch_size=16, val="test"))
     both = Memory(arrays(), batch_size=8, val="test")
     ranks = [order(both, rank=r, world=2) for r in (0, 1)]
@@ -47,7 +47,7 @@ def test_ranks_together_take_the_steps_that_one_alone_takes() -> None:
         assert together == set(alone[16 * step : 16 * step + 16])
 
 
-def test_another_number_of_processes_goes_on_where_the_first_stopped() -> None:
+def test_resume_with_another_number_of_processes() -> None:
     memory = Memory(arrays(), batch_size=8, val="test")
     first = {i for rank in (0, 1, 2) for i in order(memory, rank=rank, world=3)[: 8 * 4]}
     rest = order(memory, start=8 * 4 * 3)
@@ -55,7 +55,7 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped() -> None:
     assert not first & set(rest)
 
 
-def test_a_data_module_starts_once_where_it_is_told() -> None:
+def test_data_module_starts_once_at_the_given_batch() -> None:
     data = Data(Memory(arrays(), batch_size=16, val="test"))
     data.start = 32
     loader = data.train_dataloader()
@@ -71,14 +71,14 @@ def test_resident_images_make_the_same_batches() -> None:
 
 
 @pytest.mark.gpu
-def test_resident_images_lie_on_the_gpu() -> None:
+def test_resident_images_are_on_the_gpu() -> None:
     memory = Memory(arrays(), batch_size=16, val="test", resident=True)
     pairs = list(zip(memory.loader("train", 1), memory.loader("train", 1, device=torch.device("cuda"))))
     assert all(b.images.is_cuda and torch.equal(a.images, b.images.cpu()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("asked", [{"fraction": 0.25}, {"per_class": 13}])
-def test_a_subset_is_drawn_by_class_and_leaves_validation_and_test_alone(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("asked", [{"fraction": 0.25}, {"per_class": 13}], ids=["fraction", "per-class"])
+def test_subset_is_drawn_by_class_from_training_images_only(asked: dict[str, Any]) -> None:
     whole, part = Memory(arrays(), batch_size=8, val=0.2), Memory(arrays(), batch_size=8, val=0.2, **asked)
     each = round(48 * asked["fraction"]) if "fraction" in asked else asked["per_class"]
     assert part.parts["train"][1].bincount().tolist() == [each] * 4
@@ -95,7 +95,7 @@ def test_a_larger_subset_contains_a_smaller_one() -> None:
     assert values[0] < values[1] < values[2]
 
 
-def test_the_rest_may_stay_without_labels() -> None:
+def test_remaining_images_may_be_used_without_labels() -> None:
     part = Memory(arrays(), batch_size=8, val=0.2, per_class=5)
     both = Memory(arrays(), batch_size=8, val=0.2, per_class=5, unlabelled=True)
     images, labels = both.parts["train"]
@@ -118,18 +118,18 @@ def test_labels_may_be_unknown_from_the_start() -> None:
 
 
 WRONG = {
-    "fraction": ({"fraction": 1.5}, r"fraction must be a share in \(0, 1\], got 1.5"),
-    "none": ({"fraction": 0.0}, "fraction must be a share"),
+    "fraction": ({"fraction": 1.5}, r"fraction must lie in \(0, 1\], got 1.5"),
+    "none": ({"fraction": 0.0}, "fraction must lie in"),
     "negative": ({"per_class": -1}, "per_class must be at least 1"),
     "both": ({"fraction": 0.5, "per_class": 3}, "give fraction or per_class, not both"),
-    "no subset": ({"unlabelled": True}, "give fraction or per_class with it"),
-    "too many": ({"per_class": 49}, "per_class=49 is more than the 48 training images of 'a'"),
-    "too few": ({"per_class": 1}, "batch_size=8 is more than the 4 training images"),
+    "no subset": ({"unlabelled": True}, "set fraction or per_class with it"),
+    "too many": ({"per_class": 49}, "per_class=49 exceeds the 48 training images of 'a'"),
+    "too few": ({"per_class": 1}, "batch_size=8 exceeds the 4 training images"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
-def test_subsets_that_cannot_be_are_refused(case: tuple[dict[str, Any], str]) -> None:
+def test_invalid_subsets_are_refused(case: tuple[dict[str, Any], str]) -> None:
     with pytest.raises(InputError, match=case[1]):
         Memory(arrays(), batch_size=8, val=0.2, **case[0])
 
@@ -157,7 +157,7 @@ def mixed(student: Tensor, soft: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(student[known], halves, label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("labels", [torch.full((3,), -1), torch.zeros(3, 4)])
+@pytest.mark.parametrize("labels", [torch.full((3,), -1), torch.zeros(3, 4)], ids=["class-numbers", "probabilities"])
 def test_cross_entropy_of_no_labels_is_zero_with_a_gradient_of_zero(labels: Tensor) -> None:
     student = torch.randn(3, 4, requires_grad=True)
     loss = CE()(student, labels)

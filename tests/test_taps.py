@@ -28,7 +28,7 @@ def test_names_are_those_of_the_network_behind_its_normalisation() -> None:
     assert Taps(network, ["layer2"])(torch.rand(2, 1, 8, 8))["layer2"].shape == (2, 32, 4, 4)
 
 
-def test_a_missing_layer_is_answered_with_the_nearest() -> None:
+def test_missing_layer_error_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown layer of ResNet 'layr2'; did you mean 'layer2'"):
         Taps(kd.models["resnet8"](classes=10), ["layr2"])
 
@@ -88,7 +88,7 @@ def test_a_tap_that_the_network_overwrites_by_itself_is_refused() -> None:
         Taps(Rewrites(), ["first"])(torch.randn(2, 3, 4, 4))
 
 
-def test_nothing_is_kept_between_calls_and_copies_are_their_own() -> None:
+def test_taps_hold_no_state_between_calls_and_copies_are_independent() -> None:
     network = kd.models["cnn"](classes=4)
     taps = Taps(network, ["layer1"])
     taps(torch.rand(2, 3, 8, 8))

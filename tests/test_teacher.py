@@ -1,4 +1,4 @@
-"""The frozen teacher's place outside of everything."""
+"""The frozen teacher: outside the module tree, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def make() -> tuple[nn.Module, Frozen, Batch]:
     return network, Frozen(network), Batch(torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long))
 
 
-def test_it_is_in_no_tree() -> None:
+def test_teacher_is_in_no_module_tree() -> None:
     network, teacher, _ = make()
     holder = nn.Module()
     holder.teacher = teacher
@@ -26,7 +26,7 @@ def test_it_is_in_no_tree() -> None:
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_train_does_not_reach_it_and_answers_repeat() -> None:
+def test_train_mode_does_not_affect_the_teacher() -> None:
     network, teacher, batch = make()
     before = teacher.fingerprint()
     teacher.train()
@@ -37,7 +37,7 @@ def test_train_does_not_reach_it_and_answers_repeat() -> None:
     assert teacher.fingerprint() == before
 
 
-def test_moves_reach_it() -> None:
+def test_teacher_moves_with_the_student() -> None:
     network, teacher, _ = make()
     holder = nn.Module()
     holder.teacher = teacher
@@ -45,12 +45,12 @@ def test_moves_reach_it() -> None:
     assert all(p.dtype == torch.float64 for p in network.parameters())
 
 
-def test_copies_share_it() -> None:
+def test_copies_share_the_teacher() -> None:
     _, teacher, _ = make()
     assert copy.deepcopy(teacher) is teacher
 
 
-def test_its_layers_can_be_tapped() -> None:
+def test_layers_of_the_teacher_can_be_tapped() -> None:
     teacher = Frozen(kd.models["cnn"](classes=4))
     teacher.tap(["layer1", "fc:in"])
     answer = teacher(Batch(torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)))
@@ -58,7 +58,7 @@ def test_its_layers_can_be_tapped() -> None:
     assert answer["fc:in"].shape == (2, 32)
 
 
-def test_the_fingerprint_sees_one_changed_number() -> None:
+def test_fingerprint_changes_with_one_number() -> None:
     network, teacher, _ = make()
     before = teacher.fingerprint()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Where a teacher's network and weights come from: the user's own code, as it is or trained first, and run folders."""
+"""Sources of a teacher's network and weights: user code, ready or trained first, and run folders."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ EDITS: dict[str, tuple[str, Callable[[str], str], bool]] = {
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("node", [IMPORT, {"_target_": "mine.Net"}], ids=["import", "target"])
-def test_edited_code_of_a_network_is_another_network(mine: Path, edit: str, node: dict[str, Any]) -> None:
+def test_edited_network_code_changes_its_identity(mine: Path, edit: str, node: dict[str, Any]) -> None:
     file, change, differs = EDITS[edit]
     before = network_key(node), answers_key(node)
     (mine / file).write_text(change((mine / file).read_text()))
@@ -92,7 +92,7 @@ def test_edited_code_of_a_network_is_another_network(mine: Path, edit: str, node
     assert ((network_key(node), answers_key(node)) != before) == differs
 
 
-def test_a_teacher_whose_code_was_edited_is_trained_anew(mine: Path) -> None:
+def test_teacher_with_edited_code_is_retrained(mine: Path) -> None:
     words = (*PLAIN, "teacher=import", "teacher.path=mine:fresh", "objective=kd")
     first = trained(mine / "a", *words)
     shutil.copytree(mine / "a/teachers", mine / "b/teachers")
@@ -104,7 +104,7 @@ def test_a_teacher_whose_code_was_edited_is_trained_anew(mine: Path) -> None:
     assert len(list((mine / "b/teachers").iterdir())) == 2
 
 
-def test_code_of_a_library_is_known_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_code_is_identified_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     import kd.distill.source
 
     for name in ("torchvision", "timm"):
@@ -118,7 +118,7 @@ def test_code_of_a_library_is_known_by_its_version(monkeypatch: pytest.MonkeyPat
     assert code_of({"_target_": "torch.optim.SGD"}) == {}
 
 
-def test_a_file_that_an_argument_names_is_known_by_its_content(tmp_path: Path) -> None:
+def test_file_argument_is_identified_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     keys = []
     for content in ("one", "two", "one"):
@@ -162,7 +162,7 @@ def as_returned(name: str) -> str:
     return Frozen(getattr(mine, name)(4)).fingerprint()
 
 
-def test_a_network_in_eval_mode_teaches_as_it_is(mine: Path) -> None:
+def test_network_in_eval_mode_is_used_without_training(mine: Path) -> None:
     run = trained(mine, *PLAIN, "teacher=import", "teacher.path=mine:done")
     assert sha256_of(run) == as_returned("done")
     assert not (mine / "teachers").exists()
@@ -171,12 +171,12 @@ def test_a_network_in_eval_mode_teaches_as_it_is(mine: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["teacher.epochs=0", "teacher.train=false"])
-def test_a_teacher_is_taken_as_it_is_where_that_is_said(mine: Path, word: str) -> None:
+def test_teacher_is_used_untrained_on_request(mine: Path, word: str) -> None:
     trained(mine, *PLAIN, "teacher=import", "teacher.path=mine:fresh", word)
     assert not (mine / "teachers").exists()
 
 
-def test_a_network_in_training_mode_is_trained_first_and_one_in_eval_mode_where_that_is_said(mine: Path) -> None:
+def test_network_in_training_mode_is_trained_first(mine: Path) -> None:
     run = trained(mine / "a", *PLAIN, "teacher=import", "teacher.path=mine:fresh")
     assert len(list((mine / "a/teachers").iterdir())) == 1
     run = trained(mine / "b", *PLAIN, "teacher=import", "teacher.path=mine:done", "teacher.train=true")
@@ -184,13 +184,13 @@ def test_a_network_in_training_mode_is_trained_first_and_one_in_eval_mode_where_
     assert sha256_of(run) != as_returned("done")
 
 
-def test_a_teacher_as_it_is_with_more_classes_gives_the_columns_that_are_picked(mine: Path) -> None:
+def test_columns_of_a_ready_teacher_with_more_classes_can_be_selected(mine: Path) -> None:
     words = ("teacher=import", "teacher.path=mine:many", "teacher.outputs=9", "teacher.classes=[8,2,0,5]")
     run = trained(mine, *PLAIN, *words)
     assert json.loads((run / "summary.json").read_text())["teacher"]["classes"] == [8, 2, 0, 5]
 
 
-def test_an_untrained_teacher_as_it_is_does_not_pass_the_gate(complain: Complain) -> None:
+def test_untrained_ready_teacher_fails_the_accuracy_gate(complain: Complain) -> None:
     words = [word for word in PLAIN if not word.startswith("teacher.")]
     assert "has a validation accuracy of" in complain(*words, "teacher=cnn", "teacher.epochs=0")
 
@@ -203,20 +203,20 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_teachers_that_cannot_be_are_refused_before_any_is_trained(words: tuple[str, ...], complain: Complain) -> None:
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_invalid_teachers_are_refused_before_any_training(words: tuple[str, ...], complain: Complain) -> None:
     assert REFUSED[words] in complain(*PLAIN, "teacher=cnn", *words)
     assert not Path("runs/teachers").exists()
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_a_member_that_cannot_be_is_refused_before_another_is_trained(complain: Complain) -> None:
+def test_invalid_ensemble_member_is_refused_before_any_training(complain: Complain) -> None:
     line = complain(*PLAIN, "teacher=[cnn,mlp]", "teacher.members.mlp.epochs=-1")
     assert "teacher.members.mlp.epochs=-1" in line
     assert not Path("runs/teachers").exists()
 
 
-def test_networks_of_the_zoo_and_of_libraries_have_weights_only_where_they_are_asked_for() -> None:
+def test_zoo_and_library_networks_are_pretrained_only_on_request() -> None:
     data = SimpleNamespace(classes=4, shape=(3, 8, 8))
     cnn = {"_target_": "kd.models.small.CNN"}
     assert not has_weights(MemberSpec("", "teacher", cnn), data)
@@ -262,7 +262,7 @@ def test_another_network_than_the_run_folders_is_refused_by_name(source: Path, c
     assert "teacher.heads=4" in complain(*PLAIN, f"teacher={source}", "teacher.heads=4")
 
 
-def test_no_run_folder_is_said(complain: Complain) -> None:
+def test_missing_run_folder_is_reported(complain: Complain) -> None:
     assert "teacher=./nowhere is neither a network nor a run folder" in complain(*PLAIN, "teacher=./nowhere")
     Path("empty").mkdir()
     assert "empty is not a finished run" in complain(*PLAIN, "teacher=empty")
@@ -295,7 +295,7 @@ def test_a_run_folders_network_fetches_nothing(source: Path, tmp_path: Path) -> 
     check_network({**timm, "pretrained": False, "checkpoint": str(run)}, "teacher")
 
 
-def test_weights_replaced_under_the_same_path_are_seen(source: Path, tmp_path: Path) -> None:
+def test_weights_replaced_under_the_same_path_are_detected(source: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(source, tmp_path / "run"))
     config = {"teacher": {"checkpoint": str(run)}, "student": {"checkpoint": None}}
     before = files_of(config)
@@ -305,7 +305,7 @@ def test_weights_replaced_under_the_same_path_are_seen(source: Path, tmp_path: P
     assert files_of(config) != before
 
 
-def test_an_edited_description_of_a_run_is_refused_where_it_is_read(source: Path, tmp_path: Path) -> None:
+def test_edited_run_description_is_refused(source: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(source, tmp_path / "run"))
     whole = json.loads((run / "summary.json").read_text())
     for key, value in (("config", {**whole["student"]["config"], "heads": 4}), ("mean", [0.1]), ("size", 16)):
@@ -342,7 +342,7 @@ CUTS = {
 }
 
 
-def test_what_cuts_the_students_training_short_does_not_cut_its_teachers(tmp_path: Path) -> None:
+def test_limits_on_student_training_do_not_apply_to_its_teacher(tmp_path: Path) -> None:
     words = (*PLAIN, "teacher=mlp", "teacher.epochs=4", "epochs=1")
     whole = trained(tmp_path, *words)
     known = sha256_of(whole)
@@ -354,7 +354,7 @@ def test_what_cuts_the_students_training_short_does_not_cut_its_teachers(tmp_pat
         assert teacher.name == next((tmp_path / "teachers").iterdir()).name
 
 
-def test_the_teachers_course_can_be_said(tmp_path: Path) -> None:
+def test_training_options_of_the_teacher_can_be_set(tmp_path: Path) -> None:
     trained(tmp_path, *PLAIN, "teacher=mlp", "teacher.epochs=4", "teacher.trainer={limit_train_batches: 2}")
     (teacher,) = (tmp_path / "teachers").iterdir()
     assert json.loads((teacher / "summary.json").read_text())["training"]["steps"] == 8
@@ -407,7 +407,7 @@ def test_the_same_weights_in_a_network_with_other_options_have_a_table_of_their_
     assert again.table.folder == folders[1]
 
 
-def test_wrong_rows_of_partly_known_batches_are_found_out_in_every_epoch(tmp_path: Path) -> None:
+def test_wrong_rows_of_partly_cached_batches_are_detected_in_every_epoch(tmp_path: Path) -> None:
     _, data, teacher = table(tmp_path, kd.models["cnn"](classes=4, channels=1))
     assert isinstance(teacher, Cached)
     for epoch in range(12):
@@ -423,7 +423,7 @@ def test_wrong_rows_of_partly_known_batches_are_found_out_in_every_epoch(tmp_pat
         all(teacher(batch) for batch in later)
 
 
-def test_the_check_of_partly_known_batches_does_not_change_what_is_written(tmp_path: Path) -> None:
+def test_check_of_partly_cached_batches_does_not_change_the_table(tmp_path: Path) -> None:
     states = []
     for name, checked in (("a", True), ("b", False)):
         torch.manual_seed(0)
@@ -437,7 +437,7 @@ def test_the_check_of_partly_known_batches_does_not_change_what_is_written(tmp_p
     assert torch.equal(*states)
 
 
-def test_a_finished_run_in_float64_is_read_again_and_its_table_is_exact(tmp_path: Path) -> None:
+def test_finished_float64_run_reloads_and_its_table_is_exact(tmp_path: Path) -> None:
     words = (*PLAIN, "teacher=resnet8", "trainer.precision=64-true", "data.pad=1")
     run = trained(tmp_path, *words)
     summary = json.loads((run / "summary.json").read_text())

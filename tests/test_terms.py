@@ -1,4 +1,4 @@
-"""Which terms count when, when the teacher runs, and what is tried of each term before anything is trained."""
+"""When terms apply, when the teacher runs, and the checks of each term before training."""
 
 from __future__ import annotations
 
@@ -122,6 +122,7 @@ def fitted(objective: Objective, teacher: Frozen | None, epochs: int = 3, **kind
         ({"weight": 0.9, "stop": 1}, [0, 1, 2]),
         ({"weight": 0.9, "warmup": 3}, [*range(9)]),
     ],
+    ids=["weight-0", "late-start", "early-stop", "warmup"],
 )
 def test_the_teacher_runs_only_in_steps_where_a_term_with_it_counts(term: dict[str, Any], steps: list[int]) -> None:
     teacher = Counted()
@@ -136,14 +137,14 @@ def test_a_term_of_weight_zero_without_the_teacher_is_still_logged() -> None:
     assert "train/sure" in trainer.callback_metrics
 
 
-def test_two_optimiser_parts_go_on_in_epochs_without_the_teacher() -> None:
+def test_optimiser_with_two_parts_works_in_epochs_without_the_teacher() -> None:
     teacher = Counted()
     terms = Objective({"ce": Term(CE(), 0.1), "kd": Term(KL(), 0.9, start=1)})
     fitted(terms, teacher, epochs=2, kind=DOTDistiller, make=partial(DOT, lr=0.05))
     assert teacher.calls == [3, 4, 5]
 
 
-def test_separate_gradients_of_task_and_distillation_go_twice_through_recomputed_blocks() -> None:
+def test_separate_gradients_pass_twice_through_recomputed_blocks() -> None:
     weights = []
     for again in (False, True):
         torch.manual_seed(1)
@@ -176,9 +177,7 @@ STANDARDISED += [NKD(standardise=True), DIST(standardise=True)]
 
 
 @pytest.mark.parametrize("loss", STANDARDISED, ids=lambda loss: type(loss).__name__)
-def test_a_loss_on_standardised_logits_of_two_classes_is_said_to_teach_nothing(
-    loss: nn.Module, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_warning_for_standardised_logits_of_two_classes(loss: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     for classes, expected in ((2, True), (3, False), (10, False)):
         caplog.clear()
         check_terms(Objective({"ce": Term(CE()), "kd": Term(loss)}), *logits(classes))
@@ -211,7 +210,7 @@ def test_a_term_that_gives_nothing_a_gradient_is_refused_by_name() -> None:
     check_terms(Objective({"ce": Term(CE()), "still": Term(Const(), weight=0)}), *logits(5))
 
 
-def test_a_trial_leaves_the_term_and_the_random_numbers_as_they_were() -> None:
+def test_trial_restores_the_term_and_the_random_state() -> None:
     class Counting(nn.Module):
         seen = 0
 

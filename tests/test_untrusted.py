@@ -1,4 +1,4 @@
-"""What a user was given is data: files of weights, run folders and caches run nothing, whoever wrote them."""
+"""Weights, run folders and caches from others are data: they never run code."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_payload_in_weights_never_runs(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
     path = evil(run.parent, kind, touched)
     line = complain(*SMALL, "teacher=cnn", f"teacher.checkpoint={path}")
-    assert "holds Python objects" in line or "no file of weights" in line
+    assert "contains Python objects" in line or "not a weights file" in line
     refused(evaluate, str(run), teacher_checkpoint=str(path))
     for function in (evaluate, export, kd.load, config_of):
         refused(function, str(path))
@@ -276,7 +276,7 @@ CONFIG: dict[str, Planter] = {
 
 
 @pytest.mark.parametrize("target", PROBES)
-def test_a_target_in_a_run_folder_never_runs(target: str, run: Path, armed: Path) -> None:
+def test_target_in_a_run_folder_never_runs(target: str, run: Path, armed: Path) -> None:
     node = {"_target_": target, **probes(armed)[target]}
     whole = {name: (run / name).read_text() for name in ("summary.json", "config.yaml")}
     for place, plant in {**SUMMARY, **CONFIG}.items():
@@ -299,7 +299,9 @@ def test_a_target_in_a_run_folder_never_runs(target: str, run: Path, armed: Path
 
 
 @pytest.mark.parametrize("target", ["torch.optim.sgd.torch.load", "torch.utils.collect_env.run", "pathlib.Path.touch"])
-def test_the_commands_refuse_a_target_in_one_line(target: str, run: Path, armed: Path, complain: Complain) -> None:
+def test_commands_refuse_a_target_with_a_one_line_error(
+    target: str, run: Path, armed: Path, complain: Complain
+) -> None:
     node = {"_target_": target, **probes(armed)[target]}
     SUMMARY["student.config"](run, node)
     CONFIG["callbacks"](run, node)
@@ -334,7 +336,7 @@ FORBIDDEN = (
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_loaded_that_could_run(path: Path) -> None:
+def test_no_loader_can_run_code(path: Path) -> None:
     tree = ast.parse(path.read_text())
     for name, call in calls(tree):
         assert not re.fullmatch(FORBIDDEN, name), f"{path}:{call.lineno}: {name}"

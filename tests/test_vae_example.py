@@ -1,4 +1,4 @@
-"""examples/vae: its divergences are torch's, and a few epochs of it do what it says."""
+"""examples/vae: its divergences are torch's, and a few epochs have the documented effect."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_keys_and_logits_are_those_of_timm(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(patch=st.integers(1, 5), rows=st.integers(1, 4), columns=st.integers(1, 4), channels=st.integers(1, 4))
-def test_images_of_every_shape_are_taken(name: str, patch: int, rows: int, columns: int, channels: int) -> None:
+def test_images_of_every_shape_are_accepted(name: str, patch: int, rows: int, columns: int, channels: int) -> None:
     shape = [channels, patch * rows, patch * columns]
     network = kd.models[name](classes=3, shape=shape, patch=patch, width=8, depth=1, heads=2)
     tapped = Taps(network, network.aliases)(torch.rand(2, *shape))
@@ -62,7 +62,7 @@ def test_a_step_with_taps_reaches_every_parameter(name: str) -> None:
         assert parameter.grad.isfinite().all(), key
 
 
-def test_what_cannot_be_cut_or_was_made_for_another_size_is_refused() -> None:
+def test_image_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="patch=5 does not cut images of 28x28 evenly; these do: 2, 4, 7, 14, 28"):
         kd.models["vit_tiny"](classes=3, shape=[1, 28, 28], patch=5)
     with pytest.raises(InputError, match="multiple of heads"):

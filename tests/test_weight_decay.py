@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for, with every optimiser, and what runs say of it."""
+"""Which parameters are decayed, with every optimiser, and what runs report about it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_biases_norms_tokens_positions_and_temperatures_are_not_decayed() -> Non
     assert names - undecayed(Parts()) == WEIGHTS
 
 
-def test_what_a_network_of_timm_names_is_not_decayed() -> None:
+def test_no_decay_list_of_timm_is_respected() -> None:
     import timm
 
     class Stated(Parts):
@@ -93,7 +93,7 @@ def test_every_trained_parameter_is_in_one_group() -> None:
     assert list(parameter_groups(module, True)[0]["params"]) == [p for p in module.parameters() if p.requires_grad]
 
 
-def test_all_parameters_undecayed_make_one_group_and_another_word_is_refused() -> None:
+def test_decay_can_be_disabled_and_unknown_values_are_refused() -> None:
     groups = parameter_groups(nn.BatchNorm1d(2), False)
     assert [group["weight_decay"] for group in groups] == [0.0]
     with pytest.raises(InputError, match="decay_norm_bias must be true or false"):
@@ -113,7 +113,7 @@ QUICK += ["trainer.enable_progress_bar=false"]
 
 
 @pytest.mark.parametrize(("words", "value"), [("optim=adamw", False), ("optim=sgd", True), ("optim=dot", True)])
-def test_the_default_is_the_published_recipes_and_is_said(
+def test_default_is_that_of_published_recipes_and_is_reported(
     words: str, value: bool, kd_train: Run, tmp_path: Path
 ) -> None:
     done = kd_train(*QUICK, words, "hydra.run.dir=run")
@@ -124,7 +124,7 @@ def test_the_default_is_the_published_recipes_and_is_said(
     assert bool(re.search(r"no weight decay on \d+ biases", line)) == (not value)
 
 
-def test_an_optimiser_of_ones_own_takes_the_key(kd_train: Run, tmp_path: Path) -> None:
+def test_custom_optimiser_accepts_the_key(kd_train: Run, tmp_path: Path) -> None:
     own = "optim={_target_: torch.optim.Adagrad, weight_decay: 0.1, decay_norm_bias: false}"
     (tmp_path / "conf/optim").mkdir(parents=True)
     (tmp_path / "conf/optim/mine.yaml").write_text(yaml.safe_dump(yaml.safe_load(own.partition("=")[2])))
@@ -142,5 +142,5 @@ def test_a_configuration_without_the_key_decays_everything_as_before() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1]
 
 
-def test_a_word_that_is_neither_true_nor_false_is_refused(complain: Complain) -> None:
+def test_non_boolean_value_is_refused(complain: Complain) -> None:
     assert "optim.decay_norm_bias=maybe" in complain("optim.decay_norm_bias=maybe")

@@ -1,4 +1,4 @@
-"""Files of weights: what is chosen among several, what is left out, and what a file is that holds none."""
+"""Files of weights: which entries are chosen or skipped, and errors for files that hold no weights."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_weights_beside_the_raw_ones_are_named_and_chosen_by_a_key(
     with caplog.at_level("INFO"):
         load_into(network, tmp_path / "w.pth")
     assert same(network, raw)
-    assert f"holds several; 'state_dict' taken, checkpoint_key={key} would take {key!r}" in caplog.text
+    assert f"contains several; using 'state_dict'; set checkpoint_key={key} to use {key!r}" in caplog.text
     load_into(network, tmp_path / "w.pth", key=key)
     assert same(network, ema)
 
 
-def test_a_key_that_a_file_does_not_have_is_answered_with_those_that_it_has(tmp_path: Path) -> None:
+def test_missing_key_error_lists_the_available_keys(tmp_path: Path) -> None:
     torch.save({"model": cnn().state_dict(), "model_ema": cnn().state_dict(), "optimizer": {}}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="unknown checkpoint_key 'modelema'; did you mean 'model_ema'"):
         read(tmp_path / "w.pth", "modelema")
@@ -67,12 +67,12 @@ def test_a_key_that_a_file_does_not_have_is_answered_with_those_that_it_has(tmp_
 
 def test_a_key_without_a_checkpoint_is_refused(complain: Complain) -> None:
     line = complain("student=cnn", "student.checkpoint_key=ema", "teacher=none", "objective=ce")
-    assert line == "error: student: checkpoint_key=ema is of a file, but there is no checkpoint"
+    assert line == "error: student: checkpoint_key=ema selects weights in a file, but checkpoint is not set"
 
 
-def test_an_unknown_container_asks_for_its_key(tmp_path: Path) -> None:
+def test_unknown_container_needs_a_key(tmp_path: Path) -> None:
     torch.save({"weights": cnn().state_dict(), "epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="but 'weights', 'epoch'; take one by checkpoint_key=weights"):
+    with pytest.raises(InputError, match="but 'weights', 'epoch'; set checkpoint_key=weights"):
         read(tmp_path / "w.pth")
     load_into(cnn(), tmp_path / "w.pth", key="weights")
 
@@ -81,7 +81,7 @@ def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
     content: dict[str, object] = {}
     content["state_dict"] = content
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="holds no state dict of tensors"):
+    with pytest.raises(InputError, match="contains no state dict of tensors"):
         read(tmp_path / "w.pth")
 
 
@@ -112,7 +112,7 @@ STRANGERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
 
 
 @pytest.mark.parametrize("kind", STRANGERS)
-def test_what_is_known_to_stand_beside_weights_is_left_out(kind: str, tmp_path: Path) -> None:
+def test_known_non_weight_entries_are_skipped(kind: str, tmp_path: Path) -> None:
     network, other = cnn(1), cnn(2)
     torch.save(STRANGERS[kind](network.state_dict()), tmp_path / "w.pth")
     load_into(other, tmp_path / "w.pth")
@@ -121,24 +121,24 @@ def test_what_is_known_to_stand_beside_weights_is_left_out(kind: str, tmp_path: 
         torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
 
 
-def test_strangers_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_unknown_entries_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save({**cnn().state_dict(), "total_ops": torch.zeros(1)}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         load_into(cnn(), tmp_path / "w.pth")
-    assert "without total_ops, which are no weights of the network" in caplog.text
+    assert "without total_ops, which the network does not have" in caplog.text
 
 
-def test_two_networks_in_one_file_are_told_apart_by_a_prefix(tmp_path: Path) -> None:
+def test_two_networks_in_one_file_are_selected_by_prefix(tmp_path: Path) -> None:
     a, b = cnn(1), cnn(2)
     torch.save({**under("a.", a.state_dict()), **under("b.", b.state_dict())}, tmp_path / "w.pth")
     network = cnn()
-    with pytest.raises(InputError, match=r"under the prefix a\., b\. \(checkpoint_key=a takes it off\)"):
+    with pytest.raises(InputError, match=r"under the prefix a\., b\. \(set checkpoint_key=a to remove it\)"):
         load_into(network, tmp_path / "w.pth")
     load_into(network, tmp_path / "w.pth", key="b")
     assert same(network, b)
 
 
-def test_a_misfit_names_the_first_keys_of_both_and_the_nearest(tmp_path: Path) -> None:
+def test_mismatch_error_names_first_and_nearest_keys(tmp_path: Path) -> None:
     network = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), fc=nn.Linear(2, 2)))
     state = network.state_dict()
     torch.save({key.replace("fc.", "fc.1."): value for key, value in state.items()}, tmp_path / "w.pth")
@@ -171,7 +171,7 @@ def test_a_hugging_face_folder_is_read(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_names_its_files(tmp_path: Path) -> None:
     (tmp_path / "epoch_3.pth").touch()
-    with pytest.raises(InputError, match=r"give the file of weights itself; there are epoch_3\.pth"):
+    with pytest.raises(InputError, match=r"set the path of the weights file; available: epoch_3\.pth"):
         read(tmp_path)
 
 
@@ -231,7 +231,7 @@ KINDS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_file_of_another_kind_is_called_what_it_is(name: str, tmp_path: Path) -> None:
+def test_file_of_another_kind_is_identified(name: str, tmp_path: Path) -> None:
     content, said = KINDS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -255,7 +255,7 @@ def test_the_classes_that_weights_know_are_the_classifier_s_where_a_norm_is_name
     assert outputs_of(NormLast(3), tmp_path / "w.pth") == 7
 
 
-def test_the_version_of_a_module_s_weights_is_read_and_kept(tmp_path: Path) -> None:
+def test_module_version_of_weights_is_preserved(tmp_path: Path) -> None:
     from torchvision.models import mnasnet0_5
 
     network = mnasnet0_5(num_classes=3)
@@ -265,7 +265,7 @@ def test_the_version_of_a_module_s_weights_is_read_and_kept(tmp_path: Path) -> N
     load_into(mnasnet0_5(num_classes=3), tmp_path / "w.pth")
 
 
-def test_an_infinite_mask_of_the_network_s_own_is_no_damage(tmp_path: Path) -> None:
+def test_infinite_mask_buffer_is_accepted(tmp_path: Path) -> None:
     def masked() -> nn.Module:
         network = nn.Linear(2, 2)
         network.register_buffer("mask", torch.tensor([0.0, float("-inf")]))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -105,13 +106,36 @@ def test_parameters_and_multiply_accumulates_are_the_recorded_ones(name: str) ->
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_images_of_every_size_and_kind_are_taken(name: str) -> None:
+def test_images_of_every_size_and_kind_are_accepted(name: str) -> None:
     for channels, height, width in [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 33, 47), (2, 96, 96)]:
         with torch.device("meta"):
             network = kd.models[name](classes=7, channels=channels).eval()
             tapped = Taps(network, ["last", "logit_map"])(torch.empty(2, channels, height, width))
         assert tapped[""].shape == (2, 7)
         assert tapped["logit_map"].shape == (2, 7, *tapped["last"].shape[2:])
+
+
+@pytest.mark.parametrize("name", sorted(name for name in kd.models if name not in ("import", "timm", "torchvision")))
+def test_arguments_have_the_libraries_names_too(name: str) -> None:
+    make = kd.models[name]
+    with torch.device("meta"):
+        states = [
+            {key: tensor.shape for key, tensor in network.state_dict().items()}
+            for network in (
+                make(num_classes=7, in_channels=1),
+                make(classes=7, channels=1),
+                make(7, (1, 32, 32) if "shape" in inspect.signature(make).parameters else 1),
+            )
+        ]
+    assert states[0] == states[1] == states[2]
+    assert make.__module__.startswith("kd.models.")
+    with pytest.raises(TypeError, match="got both classes and num_classes"):
+        make(classes=7, num_classes=7)
+
+
+def test_networks_of_libraries_take_the_libraries_names() -> None:
+    network = kd.models["torchvision"]("resnet18", num_classes=7, in_channels=1)
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, 7)
 
 
 def test_vgg_halves_large_images_once_more() -> None:

@@ -11,6 +11,7 @@ import yaml
 from pytorch_lightning.callbacks import BatchSizeFinder
 
 from kd.callbacks.checkpoint import AtomicCheckpointIO
+from kd.data.datamodule import data_of
 from kd.files import write_text
 from kd.run_folder.layout import CONFIG
 
@@ -33,12 +34,12 @@ class BatchSize(BatchSizeFinder):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.ckpt_path is not None:
-            size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            size = data_of(trainer).batch_size
             log.info("batch size: %d, as determined at the start of the run", size)
             return
         super().on_fit_start(trainer, pl_module)
         trainer.strategy.setup_optimizers(trainer)  # the length of their schedule depends on the batch size
-        size = int(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        size = int(data_of(trainer).batch_size or 0)
         log.info("batch size: %d, the largest that fits; set data.batch_size=%d to skip the search", size, size)
         _configure(trainer, pl_module, size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kd.callbacks.position import validation_batches
 from kd.callbacks.tensorboard import board
+from kd.data.datamodule import data_of
 from kd.errors import InputError
 from kd.losses.cross_entropy import class_of
 
@@ -89,7 +91,7 @@ class Pictures(Callback):
             disagreed = self._disagreed(trainer, pl_module) if pl_module.teacher is not None else None
             if disagreed is not None:
                 images, classes = disagreed
-                names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]
+                names = data_of(trainer).names
                 writer.add_image("pictures/disagreement", grid(images), trainer.global_step)
                 writer.add_text("pictures/disagreement", caption(classes, names), trainer.global_step)
 
@@ -130,7 +132,7 @@ def grid(images: Tensor, columns: int = 8, scale: int = 56) -> Tensor:
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).clamp(0, 1)
 
 
-def caption(classes: Tensor, names: tuple[str, ...] | None, columns: int = 8) -> str:
+def caption(classes: Tensor, names: Sequence[str] | None, columns: int = 8) -> str:
     """A markdown table for the grid: label, teacher's and student's prediction for each image."""
     name = lambda c: "?" if c < 0 else names[c] if names else str(c)  # noqa: E731 (-1 is unknown)
     cells = [f"**{name(y)}** teacher {name(t)}, student {name(s)}" for y, t, s in classes.tolist()]

@@ -21,7 +21,7 @@ from torch import nn
 from kd.callbacks._lightning import log_train_step, validates_next
 from kd.distill.identity import files_of
 from kd.errors import InputError, Stopped, TrainingFailed, disk_fault
-from kd.files import relative
+from kd.files import atomic, relative
 from kd.process.command import command
 from kd.run_folder import integrity
 from kd.run_folder.checkpoints import LAST, PREVIOUS
@@ -47,16 +47,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             TrainingFailed: no space left, or another disk error.
         """
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with atomic(path) as temporary, temporary.open("wb") as file:
                 torch.save(integrity.sealed(checkpoint), file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
         except Exception as error:
-            temporary.unlink(missing_ok=True)
             fault = disk_fault(error)
             if fault is None:
                 raise

@@ -13,7 +13,7 @@ def mode_of(monitor: str | None) -> str | None:
     Args:
         monitor: the metric's tag, for example ``val/acc``; None monitors nothing, and any mode is valid.
     """
-    part, _, name = (monitor or "val/acc").partition("/")
+    part, _, name = str(monitor or "val/acc").partition("/")  # no text is no metric's tag either
     last = name.rpartition("/")[2].removeprefix("teacher_")
     if part not in ("val", "teacher", "train", "time") or last in EITHER:
         return None

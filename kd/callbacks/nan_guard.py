@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kd.callbacks._lightning import norms_of
+from kd.distill.metrics import HINT
 from kd.errors import InputError, TrainingFailed, unknown
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ CHOICES = ("stop", "skip")
 class NaNGuard(Callback):
     """Checks the gradient's norm before each update, after it was reduced over the processes, so that all agree.
 
-    Warns of non-finite logits in validation and test.
+    Non-finite logits in validation lead to a warning; in the test they end the run, after the student was saved.
 
     Args:
         nan: ``stop`` ends the run before the update; ``skip`` skips the update.
@@ -63,23 +64,16 @@ class NaNGuard(Callback):
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._check_logits(trainer, "val", "validation")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.warned = False
-        self._check_logits(trainer, "test", "test")
-
-    def _check_logits(self, trainer: pl.Trainer, part: str, name: str) -> None:
         """Warns once if logits are not finite, which may happen in eval mode alone."""
-        nll = trainer.callback_metrics.get(f"{part}/nll")
-        if nll is None or nll.isfinite() or trainer.sanity_checking or self.warned or not trainer.is_global_zero:
-            return
-        self.warned = True
-        log.warning(
-            "the student's logits on %s images are not finite in eval mode, so its scores are meaningless: a lower "
-            "optim.lr or a larger data.batch_size often helps; check the running statistics of its batch norms",
-            name,
-        )
+        scores = getattr(pl_module, "scores", {})
+        count = scores["val"].not_finite()["student"] if "val" in scores else 0
+        if count and not (trainer.sanity_checking or self.warned) and trainer.is_global_zero:
+            self.warned = True
+            log.warning(
+                "the student's logits on %d validation images are not finite in eval mode, so its scores are "
+                "meaningless: %s",
+                *(count, HINT),
+            )
 
     @property
     def state_key(self) -> str:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kd.callbacks._lightning import duration_of, is_resumed, set_last_rates, set_reload_epoch
 from kd.data.batch import Batch
+from kd.data.datamodule import data_of, image_data
 from kd.data.loader import batches_of
 from kd.errors import InputError
 from kd.run_folder.checkpoints import FORMAT, Saved
@@ -33,7 +34,7 @@ class Position(Callback):
         checkpoint["kd"] = {
             "format_version": FORMAT,
             "teacher_sha256": pl_module.teacher_sha256,
-            "data_sha256": sha256_of(trainer.datamodule),  # type: ignore[attr-defined]
+            "data_sha256": sha256_of(data_of(trainer)),
             "place": position_of(trainer),
             "versions": versions(),
         }
@@ -80,7 +81,7 @@ def check_same_run(checkpoint: Saved, data: Any, teacher: str | None, changed: b
 
 def sha256_of(data: Any) -> str | None:
     """The data's sha256; None for a data module that cannot compute it."""
-    return data.describe()["sha256"] if hasattr(data, "describe") else None
+    return image_data(data).describe().get("sha256")
 
 
 def validation_batches(trainer: pl.Trainer, module: Any) -> Generator[Batch]:
@@ -99,7 +100,7 @@ def position_of(trainer: pl.Trainer) -> dict[str, Any]:
     """A run's position: the number of samples of the epoch that were processed, over all processes."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     batches = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
-    size = getattr(trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
+    size = data_of(trainer).batch_size or 0
     steps = int(trainer.estimated_stepping_batches)
     position = {"samples": batches * size * trainer.world_size, "world": trainer.world_size}
     position |= {"steps": steps, "epochs": trainer.max_epochs or 0}
@@ -136,12 +137,12 @@ def restore_position(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
     """
     for line in (".*and is not empty", ".*your dataloader is not resumable"):  # kd's data is, by `start`
         warnings.filterwarnings("ignore", message=line)
-    position, data = checkpoint["kd"]["place"], trainer.datamodule  # type: ignore[attr-defined]
+    position, data = checkpoint["kd"]["place"], data_of(trainer)
     if position.get("stopped_early") and position["limits"] == _limits(trainer):
         trainer.should_stop = True
     if position["samples"]:
-        if not hasattr(data, "start"):
-            name = type(data).__name__
+        if data.start is None:
+            name = type(data.lightning).__name__
             log.warning("resume: %s has no `start`, so the rest of this epoch is drawn in its own order", name)
         else:
             data.start = position["samples"]
@@ -149,8 +150,8 @@ def restore_position(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         return
     if position["samples"]:
         done = position["samples"]
-        count = len(getattr(data, "train_labels", ())) or done
-        sizes = (data.batch_size, trainer.world_size, getattr(data, "drop_last", True))
+        count = done if data.train_labels is None else len(data.train_labels) or done
+        sizes = (data.batch_size or 0, trainer.world_size, data.drop_last)
         batches = batches_of(count, *sizes) - batches_of(count - done, *sizes)  # all without those to come
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         current |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}

@@ -15,6 +15,7 @@ from torch import Tensor
 from kd.callbacks._lightning import bf16_on_cpu, drop_compiled
 from kd.callbacks.position import validation_batches
 from kd.data.batch import Batch
+from kd.data.datamodule import data_of
 from kd.distill.cached import Cached
 from kd.distill.ensemble import Ensemble
 from kd.distill.teacher import Frozen, FrozenTeacher, Teacher
@@ -92,7 +93,7 @@ class ApplySpeed(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        student, data = pl_module.student, trainer.datamodule  # type: ignore[attr-defined]
+        student, data = pl_module.student, data_of(trainer)
         mode = "reduce-overhead" if trainer.strategy.root_device.type == "cuda" else None
         one = trainer.accumulate_grad_batches == 1  # gradients of a CUDA graph cannot be accumulated
         example = torch.rand(2, *data.shape)
@@ -162,7 +163,7 @@ class ApplySpeed(Callback):
         if not faster:
             return
         for frozen in faster.values():  # a search for the batch size has ended by now
-            frozen.compiled_for = getattr(trainer.datamodule, "batch_size", None) if self.speed.compile else None  # type: ignore[attr-defined]
+            frozen.compiled_for = data_of(trainer).batch_size if self.speed.compile else None
         with closing(validation_batches(trainer, pl_module)) as batches:
             first = next(batches, None)
         if first is None:
@@ -210,10 +211,10 @@ class ApplySpeed(Callback):
         return f"speed.{switch}: the {label}'s {result}, more than rounding; set speed.{switch}=false"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
+        device, data = trainer.strategy.root_device, data_of(trainer)
         for cached in teachers(pl_module.teacher, Cached).values():
-            if device.type == "cuda" and hasattr(data, "plan") and pl_module.asks_teacher():
-                cached.prefetch(*data.plan(trainer.current_epoch), device)
+            if device.type == "cuda" and pl_module.asks_teacher() and (plan := data.plan(trainer.current_epoch)):
+                cached.prefetch(*plan, device)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.speed.compile:

@@ -133,7 +133,7 @@ def _report(composed: DictConfig) -> None:
     from kd.report import write
 
     config = plain(composed)
-    write(Path(str(config["runs"])), Path(str(config["out"] or config["runs"]))).say()
+    write(Path(str(config["runs"])), Path(str(config["out"] or config["runs"]))).print()
 
 
 def _command(name: str, task: Callable[[DictConfig], Any]) -> None:

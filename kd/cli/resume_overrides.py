@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import InputError
+from kd.registry import nested
 
 RESUME = ("resume", "resume_data", "trust")
 RUN_OPTIONS = ("callbacks.", "logger.", "trainer.", "data.", "student.", "teacher.", "objective.", "optim.")
@@ -64,8 +65,5 @@ def changed_options(config: Mapping[str, Any], overrides: Sequence[Any]) -> dict
             continue
         if name.partition(".")[0] not in config:  # an experiment, for example, which sets many keys
             return {key: value for key, value in config.items() if key not in (*RESUME, "cell")}
-        value: Any = config
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        typed[name] = value
+        typed[name] = nested.get(config, name)
     return typed

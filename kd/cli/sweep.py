@@ -20,6 +20,6 @@ class SweepReport(Callback):
 
         folder = Path(str(config.hydra.sweep.dir))
         try:
-            write(folder, folder).say()
+            write(folder, folder).print()
         except InputError as error:
             print(f"no report: {error}")

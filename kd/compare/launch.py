@@ -1,4 +1,4 @@
-"""``kd-compare``: launches the cells of a comparison through Hydra, shows how far it is, and ends in the report."""
+"""``kd-compare``: launches the cells of a comparison through Hydra, with a progress bar, and writes the report."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from kd.process.classify import classify
 from kd.process.exits import Failure, exit_on_error, write_traceback
 from kd.process.job import Job
 
-HELP = """kd-compare measures whether distillation helps: one teacher and, for each seed, one student from scratch and
-one for each objective, with the same budget and the same batches; then a table, verdicts and report.html.
+HELP = """kd-compare tests whether distillation helps: it trains one teacher and, for each seed, a student from scratch
+and one per objective, with the same budget and the same batches, and writes a table, verdicts and report.html.
 
   kd-compare objective=[kd,dkd,dist] seeds=5 student=resnet8 teacher=resnet56 epochs=30
 
-  objective=[...]   names from configs/objective; by default kd
-  seeds=5           the number of seeds, counted from 0, or a list: seeds=[3,4]
+  objective=[...]   names in configs/objective; default kd
+  seeds=5           number of seeds, counted from 0, or a list: seeds=[3,4]
   shuffled=true     adds a control: the first objective with the teacher's logits shuffled across samples
-  +variants.NAME=[OVERRIDE,...]   adds a student with these overrides of kd-train
-  study=FOLDER      the folder of the runs; by default it is named after the configuration, so that the same command
-                    resumes a comparison and skips finished runs
-  hydra/launcher=joblib   runs in parallel, with any of Hydra's launchers
+  +variants.NAME=[OVERRIDE,...]   adds a student with overrides of kd-train
+  study=FOLDER      folder of the runs; by default a folder named after the configuration, so that the same command
+                    resumes where it was interrupted and skips finished runs
+  hydra/launcher=joblib   runs in parallel, with any Hydra launcher
 
 Everything else is an override of kd-train; see kd-train --help."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra/job_logging=file", "hydra/hydra_logging=none")
@@ -51,7 +51,7 @@ QUIET = ("trainer.enable_progress_bar=false", "hydra/job_logging=file", "hydra/h
 
 @dataclass
 class CompareOptions:
-    """What ``kd-compare`` takes besides the overrides of ``kd-train``."""
+    """The options of ``kd-compare`` besides overrides of ``kd-train``."""
 
     objective: Sequence[str] = ("kd",)
     seeds: int | Sequence[int] = 5
@@ -61,109 +61,109 @@ class CompareOptions:
 
 
 def parse_options(words: Sequence[str]) -> tuple[CompareOptions, list[str]]:
-    """The words that are kd-compare's own, and the rest, which are overrides of kd-train.
+    """Splits a command line into the options of kd-compare and the overrides of kd-train.
 
     Raises:
-        InputError: a value of its own that is no such thing.
+        InputError: an invalid value of an option.
     """
-    own, rest = CompareOptions(), []
+    options, overrides = CompareOptions(), []
     variants: dict[str, Sequence[str]] = {}
     for word in words:
         name, _, text = word.lstrip("+").partition("=")
         if name.startswith("variants."):
             variants[name.removeprefix("variants.")] = _list(word, text)
         elif name == "objective":
-            own.objective = _list(word, text)
+            options.objective = _list(word, text)
         elif name == "seeds":
             value = yaml.safe_load(text)
-            own.seeds = value if isinstance(value, int) else _list(word, text)
+            options.seeds = value if isinstance(value, int) else _list(word, text)
         elif name == "study":
-            own.study = text
+            options.study = text
         elif name == "shuffled":
             if text not in ("true", "false"):
-                raise InputError(f"{word}: shuffled is true or false")
-            own.shuffled = text == "true"
+                raise InputError(f"{word}: shuffled must be true or false")
+            options.shuffled = text == "true"
         elif name == "seed":
-            raise InputError(f"{word}: a comparison has seeds, for example seeds=5 or seeds=[3,4]")
+            raise InputError(f"{word}: set seeds instead, for example seeds=5 or seeds=[3,4]")
         else:
-            rest.append(word)
-    own.variants = variants
-    return own, rest
+            overrides.append(word)
+    options.variants = variants
+    return options, overrides
 
 
 def _list(word: str, text: str) -> list[Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{word} is no list; write for example objective=[kd,dkd]") from error
+        raise InputError(f"{word} is not a list, for example objective=[kd,dkd]") from error
     return value if isinstance(value, list) else [value]
 
 
 def compare(words: Sequence[str], plain: Any) -> Failure | None:
-    """Runs the comparison that the words of a command line ask for, or what is left of it, and reports.
+    """Runs the unfinished cells of a comparison and writes the report.
 
     Args:
-        words: overrides.
-        plain: from a composed configuration to plain containers.
+        words: the arguments of the command line.
+        plain: converts a composed configuration to plain containers.
 
     Returns:
-        Why a run failed, if any did; the others go on.
+        The first failure, if any run failed; the others are run nevertheless.
 
     Raises:
-        InputError: anything in the words that cannot work.
+        InputError: invalid arguments.
     """
     from kd.report import write
 
-    own, rest = parse_options(words)
-    cells = plan(own.objective, own.seeds, own.shuffled, own.variants or {})
+    options, overrides = parse_options(words)
+    cells = plan(options.objective, options.seeds, options.shuffled, options.variants or {})
     with initialize_config_dir(str(kd.CONFIG_DIR), version_base="1.3"):
-        configs = {cell.label: plain(compose("train", _composed(cell, rest))) for cell in cells}
-        with _told():
-            prepared = prepare(configs, rest)
-        folder = Path(own.study) if own.study else Path("runs/compare") / prepared.name
+        configs = {cell.label: plain(compose("train", _composed(cell, overrides))) for cell in cells}
+        with _log_to_stdout():
+            prepared = prepare(configs, overrides)
+        folder = Path(options.study) if options.study else Path("runs/compare") / prepared.name
         for cell in {cell.label: cell for cell in cells if cell not in unfinished(cells, folder)}.values():
             check_same(configs[cell.label], folder / cell.folder, prepared.contents[cell.label])
         if unfinished(cells, folder):
-            with _told():
-                teach(configs)  # once nothing is left that could be refused
+            with _log_to_stdout():
+                teach(configs)  # after all checks
         folder.mkdir(parents=True, exist_ok=True)
         planned = {"words": list(words), "cells": [asdict(cell) for cell in cells]}
         write_text(folder / "plan.json", json.dumps(planned, indent=1) + "\n")
-        failed = launch(cells, folder, rest)
+        failed = launch(cells, folder, overrides)
     if failed and len(unfinished(cells, folder)) == len(cells):
         return failed[0]
     report = write(folder, folder)
-    _board(folder, report.markdown())
-    report.say()
+    _write_to_tensorboard(folder, report.markdown())
+    report.print()
     return failed[0] if failed else None
 
 
-def launch(cells: Sequence[Cell], folder: Path, rest: Sequence[str]) -> list[Failure]:
-    """Runs the cells without a finished run through Hydra's launcher; what failed."""
-    left = unfinished(cells, folder)
-    if done := len(cells) - len(left):
-        Console(highlight=False).print(f"{done} of {len(cells)} runs are finished already, in {folder}")
-    if not left:
+def launch(cells: Sequence[Cell], folder: Path, overrides: Sequence[str]) -> list[Failure]:
+    """Runs the unfinished cells through Hydra's launcher and returns the failures."""
+    remaining = unfinished(cells, folder)
+    if done := len(cells) - len(remaining):
+        Console(highlight=False).print(f"{done} of {len(cells)} runs are already finished, in {folder}")
+    if not remaining:
         return []
     loader = GlobalHydra.instance().hydra
     assert loader is not None
-    where = f"hydra.sweep.dir={folder}"
-    master = loader.compose_config("train", [*QUIET, where, *_for_hydra(rest)], run_mode=RunMode.MULTIRUN)
+    sweep_dir = f"hydra.sweep.dir={folder}"
+    master = loader.compose_config("train", [*QUIET, sweep_dir, *_for_hydra(overrides)], run_mode=RunMode.MULTIRUN)
     context = HydraContext(config_loader=loader.config_loader, callbacks=callbacks_of(master))
     launcher = Plugins.instance().instantiate_launcher(config=master, hydra_context=context, task_function=_job)
-    with _progress(cells, folder, len(left)):
-        words = [cell.words(folder.name, [*QUIET, where, *rest]) for cell in left]
+    with _progress(cells, folder, len(remaining)):
+        words = [cell.words(folder.name, [*QUIET, sweep_dir, *overrides]) for cell in remaining]
         returned: Sequence[JobReturn] = launcher.launch(words, 0)
-    found = [(cell, job.return_value) for cell, job in zip(left, returned)]
-    return [failure.of(cell.folder) for cell, failure in found if isinstance(failure, Failure)]
+    values = [(cell, job.return_value) for cell, job in zip(remaining, returned)]
+    return [value.of(cell.folder) for cell, value in values if isinstance(value, Failure)]
 
 
-def _composed(cell: Cell, rest: Sequence[str]) -> list[str]:
-    return [word for word in cell.words("", rest) if not word.startswith("hydra.sweep")]
+def _composed(cell: Cell, overrides: Sequence[str]) -> list[str]:
+    return [word for word in cell.words("", overrides) if not word.startswith("hydra.sweep")]
 
 
 def _for_hydra(words: Sequence[str]) -> list[str]:
-    """The words that say how jobs are launched; the others are each cell's own."""
+    """The overrides that configure the launcher; the others apply to each cell."""
     return [word for word in words if word.lstrip("+~").startswith("hydra")]
 
 
@@ -188,16 +188,16 @@ def _failure(error: Exception, job: Job) -> Failure:
 
 
 @contextmanager
-def _progress(cells: Sequence[Cell], folder: Path, left: int) -> Iterator[None]:
-    """One bar over all cells, that counts the finished run folders, whoever fills them."""
+def _progress(cells: Sequence[Cell], folder: Path, total: int) -> Iterator[None]:
+    """A progress bar that counts finished run folders, as cells may run in other processes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
     stop = threading.Event()
     with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
-        task = bar.add_task("compare", total=left)
+        task = bar.add_task("compare", total=total)
 
         def watch() -> None:
             while not stop.wait(0.5):
-                bar.update(task, completed=left - len(unfinished(cells, folder)))
+                bar.update(task, completed=total - len(unfinished(cells, folder)))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -206,12 +206,12 @@ def _progress(cells: Sequence[Cell], folder: Path, left: int) -> Iterator[None]:
         finally:
             stop.set()
             watcher.join()
-            bar.update(task, completed=left - len(unfinished(cells, folder)))
+            bar.update(task, completed=total - len(unfinished(cells, folder)))
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What kd says of the teacher goes to the terminal, as no job has set up logging yet."""
+def _log_to_stdout() -> Iterator[None]:
+    """Prints kd's log to stdout, because no job has configured logging yet."""
     logger, handler = logging.getLogger("kd"), logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level
@@ -224,8 +224,8 @@ def _told() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _board(folder: Path, text: str) -> None:
-    """The report's table in TensorBoard's text tab, under the run ``report``."""
+def _write_to_tensorboard(folder: Path, text: str) -> None:
+    """Adds the report's table to TensorBoard's text tab, as the run ``report``."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder / "report")) as board:

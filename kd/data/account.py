@@ -1,4 +1,4 @@
-"""What a data set of files is, said when a run starts: its parts, its classes, and what is left out."""
+"""Number of images per class and part, printed when a run starts."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 
 from kd.data.decode import File
 
-SHOWN = 30  # classes in the table; of more, the smallest and the largest are named
+MAX_ROWS = 30  # classes in the table; of more classes, only the smallest and the largest are named
 
 
 def account(parts: Mapping[str, Sequence[File]], names: Sequence[str]) -> list[str]:
-    """A table of the pictures of each class in each part; in words where there are many classes."""
+    """A table of the number of images of each class in each part; a summary if there are many classes."""
     counts = {part: _counts(files, len(names)) for part, files in parts.items()}
-    if len(names) > SHOWN:
+    if len(names) > MAX_ROWS:
         return [
             f"classes: {', '.join(names[:5])}, ..., {names[-1]}",
             *(_extremes(part, each, names) for part, each in counts.items()),
         ]
     width = max(map(len, (*names, "class")))
     columns = {part: max(len(part), len(f"{max(each, default=0):,}")) for part, each in counts.items()}
-    head = "  ".join([f"{'class':{width}}", *(f"{part:>{wide}}" for part, wide in columns.items())])
+    head = "  ".join([f"{'class':{width}}", *(f"{part:>{size}}" for part, size in columns.items())])
     rows = [
-        "  ".join([f"{name:{width}}", *(f"{counts[part][at]:>{wide},}" for part, wide in columns.items())])
-        for at, name in enumerate(names)
+        "  ".join([f"{name:{width}}", *(f"{counts[part][label]:>{size},}" for part, size in columns.items())])
+        for label, name in enumerate(names)
     ]
     return [head, *rows]
 
@@ -37,5 +37,5 @@ def _counts(files: Sequence[File], classes: int) -> list[int]:
 
 def _extremes(part: str, counts: Sequence[int], names: Sequence[str]) -> str:
     least, most = min(counts), max(counts)
-    few, many = names[counts.index(least)], names[counts.index(most)]
-    return f"{part}: {least:,} ({few}) to {most:,} ({many}) pictures of a class"
+    smallest, largest = names[counts.index(least)], names[counts.index(most)]
+    return f"{part}: {least:,} ({smallest}) to {most:,} ({largest}) images per class"

@@ -1,4 +1,4 @@
-"""From whatever a loader of one's own yields to a :class:`Batch`: the one place where its structure is known."""
+"""From whatever a custom loader yields to a :class:`Batch`: the only place that knows the structure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INDEX = ("index", "idx")
 
 
 class Parts(NamedTuple):
-    """What a batch is made of, as its loader gave it; None for what it does not have."""
+    """The parts of a batch as the loader yielded them; None for absent ones."""
 
     images: Any
     labels: Any = None
@@ -34,24 +34,24 @@ class Parts(NamedTuple):
 
 
 class Adapter:
-    """Makes batches [B, C, H, W] of pixels with their labels out of what a loader yields.
+    """Converts what a loader yields to batches of pixels [B, C, H, W] and labels.
 
     A batch is ``(images, labels, ...)``, or a mapping or named tuple with one of the usual names for each, or a list
-    of samples. A third tensor of whole numbers [B] is the position in the training set; whatever else comes along is
-    left out. See :func:`~kd.data.images.images_of` and :func:`~kd.data.labels.labels_of` for what is taken as what.
+    of samples. A third integer tensor [B] is the position in the training set; other entries are ignored. See
+    :func:`~kd.data.images.images_of` and :func:`~kd.data.labels.labels_of` for the conversions.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         shape: [C, H, W] of the images.
-        names: the classes' names, for labels that are names.
+        names: the class names, for labels that are names.
 
     Attributes:
-        unlabelled: whether some training label was -1, not known.
-        mixed: whether training labels came as probabilities.
+        unlabelled: whether some training label was -1 (unknown).
+        mixed: whether training labels were probabilities.
         without_labels: whether training batches had no labels at all.
 
     Raises:
-        InputError: a batch that is not clear; what it is and what would be are named.
+        InputError: an ambiguous batch; the message names what it is and what is accepted.
     """
 
     def __init__(self, classes: int, shape: Sequence[int], names: Sequence[str] | None = None) -> None:
@@ -65,25 +65,32 @@ class Adapter:
         parts = parts_of(raw)
         first, train = part not in self._looked_at, part == "train"
         self._looked_at.add(part)
-        # of training only the first batch, as a GPU would wait each time; what is not finite shows in the loss
+        # only the first training batch, as each check makes a GPU wait; non-finite values show in the loss
         look = {"ranged": first or not train, "finite": not train}
         images = images_of(parts.images, f"the {part} images", self._note, self.shape, **look)
         if first and list(images.shape[1:]) != self.shape:
             self._other_size(list(images.shape[1:]), part)
         labels = self._labels(parts.labels, len(images), part)
         index = parts.index if train and _positions(parts.index, len(images)) else None
+        if first and index is not None and (count := len(index.unique())) < len(index):
+            log.warning(
+                "data: the third entry of a train batch is read as positions in the training set, but %d images have "
+                "%d distinct values: remove it if it is something else, as losses with a memory would be wrong",
+                len(index),
+                count,
+            )
         if parts.index is not None and index is None and train:
-            self._note(f"the {part} batches have more than images and labels: {kind(parts.index)}, not used")
+            self._note(f"the {part} batches have a third entry, {kind(parts.index)}, which is ignored")
         view = parts.view if isinstance(raw, Batch) else None
         return Batch(images, labels, index, view).each(lambda each: each.to(device or images.device))
 
-    def _labels(self, given: Any, count: int, part: str) -> Tensor:
-        if given is None:
-            self._note(f"the {part} batches have no labels: taken as not known")
+    def _labels(self, raw: Any, count: int, part: str) -> Tensor:
+        if raw is None:
+            self._note(f"the {part} batches have no labels: treated as unknown (-1)")
             self.without_labels |= part == "train"
             labels = torch.full((count,), UNKNOWN)
         else:
-            labels = labels_of(given, self.classes, f"the {part} labels", self._note, self.names)
+            labels = labels_of(raw, self.classes, f"the {part} labels", self._note, self.names)
         if len(labels) != count:
             raise InputError(f"a batch of the {part} part has {count} images and {len(labels)} labels")
         if part == "train":
@@ -92,10 +99,10 @@ class Adapter:
         return labels
 
     def _other_size(self, shape: list[int], part: str) -> None:
-        said = f"the {part} images are {shape}, but their shape [C, H, W] was said to be {self.shape}"
+        message = f"the {part} images are {shape}, but the declared shape [C, H, W] is {self.shape}"
         if part == "train":
-            raise InputError(f"{said}; set shape={shape}")
-        log.warning("data: %s", said)
+            raise InputError(f"{message}; set shape={shape}")
+        log.warning("data: %s", message)
 
     def _note(self, text: str) -> None:
         if text not in self._noted:
@@ -107,7 +114,7 @@ def parts_of(raw: Any) -> Parts:
     """The parts of a batch of any structure.
 
     Raises:
-        InputError: a structure in which images cannot be told from labels.
+        InputError: a structure in which images and labels cannot be distinguished.
     """
     if isinstance(raw, Batch):
         return Parts(*raw)
@@ -128,25 +135,25 @@ def parts_of(raw: Any) -> Parts:
 
 
 def images_in(raw: Any) -> int:
-    """How many images a batch of any structure has."""
+    """Number of images in a batch of any structure."""
     return len(parts_of(raw).images)
 
 
 def _by_name(raw: Mapping[str, Any]) -> Parts:
-    found = {}
-    for what, names in (("images", IMAGES), ("labels", LABELS), ("index", INDEX)):
+    parts = {}
+    for key, names in (("images", IMAGES), ("labels", LABELS), ("index", INDEX)):
         present = [name for name in names if name in raw]
         if len(present) > 1:
-            raise InputError(f"a batch has several {what}: {', '.join(present)}; leave one of them")
-        found[what] = raw[present[0]] if present else None
-    if found["images"] is None:
-        there = ", ".join(map(str, raw)) or "nothing"
-        raise InputError(f"a batch has no images: its keys are {there}; known are {', '.join(IMAGES)}")
-    return Parts(**found)
+            raise InputError(f"a batch has several {key}: {', '.join(present)}; keep one of them")
+        parts[key] = raw[present[0]] if present else None
+    if parts["images"] is None:
+        keys = ", ".join(map(str, raw)) or "nothing"
+        raise InputError(f"a batch has no images: its keys are {keys}; accepted: {', '.join(IMAGES)}")
+    return Parts(**parts)
 
 
 def _is_sample(raw: Any) -> bool:
-    """Whether one of a list is an (image, label) itself, so that the list was not collated."""
+    """Whether an element of a list is an (image, label) pair, so that the list was not collated."""
     if isinstance(raw, Mapping):
         return True
     if not isinstance(raw, (list, tuple)) or isinstance(raw, Batch) or len(raw) < 2:
@@ -158,6 +165,6 @@ def _is_image(raw: Any) -> bool:
     return isinstance(raw, Image.Image) or (isinstance(raw, (Tensor, np.ndarray)) and raw.ndim >= 2)
 
 
-def _positions(given: Any, count: int) -> bool:
-    whole = isinstance(given, Tensor) and not given.is_floating_point() and given.dtype != torch.bool
-    return whole and given.shape == (count,)
+def _positions(index: Any, count: int) -> bool:
+    whole = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
+    return whole and index.shape == (count,)

@@ -1,8 +1,8 @@
-"""Random choices that are computed and not remembered: pure functions of (seed, epoch, index).
+"""Stateless random choices: pure functions of (seed, epoch, index).
 
 A sample's augmentation is a *view*: with padding p and flips there are (2p + 1)^2 * 2 of them, numbered
-``(dy * (2p + 1) + dx) * 2 + flip``. Whole batches are augmented at once, on whatever device they lie: integers
-decide everything, so that every device shows the same pixels.
+``(dy * (2p + 1) + dx) * 2 + flip``. Whole batches are augmented at once, on their device, in integer
+arithmetic, so that every device computes the same pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kd.data.transforms import PerSample
 
 BORDERS = ("zero", "edge", "reflect")
-RULE = 1  # goes up when a change of the code gives some view other pixels
+RULE = 1  # increased when a change of the code changes the pixels of some view
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:
@@ -33,20 +33,20 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def views(index: Tensor, seed: int, epoch: int | Tensor, pad: int, flip: bool) -> Tensor:
-    """The crop and flip that each sample gets in this epoch, uniform over all of them."""
+    """The crop and flip of each sample in this epoch, uniform over all of them."""
     count = view_count(pad, flip)
     return below(count, hashed(seed, epoch, index, VIEW)) if count > 1 else torch.zeros_like(index)
 
 
 def view_count(pad: int, flip: bool) -> int:
-    """How many crops and flips there are."""
+    """Number of crops and flips."""
     return (2 * pad + 1) ** 2 * (2 if flip else 1)
 
 
 def crop_flip(images: Tensor, view: Tensor, pad: int, flip: bool, border: str = "zero") -> Tensor:
-    """Each image's view: a border of ``pad`` pixels, a crop back to its size, and a horizontal flip or none.
+    """Each image's view: padding by ``pad`` pixels, a crop to the original size, and possibly a horizontal flip.
 
-    In other words a shift by up to ``pad`` pixels each way; what comes in is zero, the edge's pixel, or reflected.
+    Equivalently, a shift by up to ``pad`` pixels in each direction; new pixels are zero, the edge's, or reflected.
     ``images`` [B, C, H, W] of any dtype, ``view`` [B].
     """
     if pad == 0 and not flip:
@@ -60,16 +60,16 @@ def crop_flip(images: Tensor, view: Tensor, pad: int, flip: bool, border: str = 
         images = F.pad(images, (pad, pad, pad, pad))
     else:
         rows, columns = _inside(rows - pad, height, border), _inside(columns - pad, width, border)
-    place = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    position = rows[:, :, None] * images.shape[3] + columns[:, None, :]
     flat = images.reshape(batch, channels, -1)
-    taken = flat.gather(2, place.reshape(batch, 1, -1).expand(batch, channels, height * width))
+    taken = flat.gather(2, position.reshape(batch, 1, -1).expand(batch, channels, height * width))
     return taken.reshape(batch, channels, height, width)
 
 
-def _inside(place: Tensor, size: int, border: str) -> Tensor:
+def _inside(position: Tensor, size: int, border: str) -> Tensor:
     if border == "edge":
-        return place.clamp(0, size - 1)
-    return size - 1 - (size - 1 - place.abs()).abs()
+        return position.clamp(0, size - 1)
+    return size - 1 - (size - 1 - position.abs()).abs()
 
 
 def _per_sample(transform: Any, shape: Sequence[int]) -> PerSample:
@@ -79,25 +79,26 @@ def _per_sample(transform: Any, shape: Sequence[int]) -> PerSample:
 
 
 class Augment:
-    """What is done to each training image: crop and flip, ``scale``, ``jitter``, ``transform``, ``erase``, ``cutout``.
+    """Augmentation of each training image: crop and flip, ``scale``, ``jitter``, ``transform``, ``erase``, ``cutout``.
 
     Args:
         shape: [C, H, W] of the images.
-        fill: the colour [C] of what is erased, in [0, 255].
-        pad: the random crop's padding in pixels: a shift by up to so many each way.
-        border: what a shift brings in: ``zero``, ``edge`` or ``reflect``.
+        fill: the colour [C] of erased pixels, in [0, 255].
+        pad: the random crop's padding in pixels: the maximum shift in each direction.
+        border: the padding mode: ``zero``, ``edge`` or ``reflect``.
         flip: whether half of the images are flipped horizontally.
-        erase: the share of images from which a random box is erased (see :func:`~kd.data.boxes.random_boxes`).
-        erase_area: the least and the largest share of the image that this box takes.
-        cutout: side of a square erased from every image, in pixels (see :func:`~kd.data.boxes.centred_square`).
-        transform: what runs sample by sample (see :class:`~kd.data.transforms.PerSample`), or None.
-        keep: how many views each sample has, drawn once and for all; 0 for a new one each epoch.
-        scale: the least and the largest share of the image that a random box takes, which is enlarged to the image's
-            size (see :class:`~kd.data.resize.ResizedCrop`); None for none.
-        jitter: by how much brightness, contrast and saturation change (see :class:`~kd.data.jitter.Jitter`).
+        erase: the fraction of images from which a random box is erased (see :func:`~kd.data.erasing.random_boxes`).
+        erase_area: the minimum and maximum fraction of the image area in this box.
+        cutout: side of a square erased from every image, in pixels (see :func:`~kd.data.erasing.centred_square`).
+        transform: a per-sample transform (see :class:`~kd.data.transforms.PerSample`), or None.
+        keep: number of views of each sample, drawn once for all runs; 0 for a new one each epoch.
+        scale: the minimum and maximum fraction of the image area in a random box, which is enlarged to the image's
+            size (see :class:`~kd.data.resized_crop.ResizedCrop`); None for none.
+        jitter: strength of the changes of brightness, contrast and saturation (see
+            :class:`~kd.data.color_jitter.Jitter`).
 
     Raises:
-        InputError: a number out of range, or a transform that changes shape or type of an image.
+        InputError: a number out of range, or a transform that changes an image's shape or type.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Augment:
         jitter: float = 0.0,
     ) -> None:
         if not 0 <= pad < min(shape[1:]):
-            raise InputError(f"pad must lie between 0 and the image size, got {pad}")
+            raise InputError(f"pad must be at least 0 and less than the image size, got {pad}")
         if border not in BORDERS:
             raise unknown("border", border, BORDERS)
         if keep < 0:
@@ -136,15 +137,15 @@ class Augment:
 
     @property
     def views(self) -> int:
-        """How many views an image has; 0 if they cannot be counted."""
+        """Number of views of an image; 0 if they cannot be enumerated."""
         if self.keep:
             return self.keep
         return 0 if self.whole or self.transform or self.erasings else view_count(self.pad, self.flip)
 
     def draw(self, index: Tensor, seed: int, epoch: int | Tensor) -> tuple[Tensor | None, int, int | Tensor]:
-        """Each sample's view where they are counted, and the (seed, epoch) from which all its choices are drawn.
+        """Each sample's view where views can be enumerated, and the (seed, epoch) from which all its choices are drawn.
 
-        Kept views are drawn as in so many epochs of a seed of their own: apart from the run's seed.
+        With ``keep``, views are drawn as epochs of a separate seed, independent of the run's seed.
         """
         if self.keep:
             view = below(self.keep, hashed(seed, epoch, index, VIEW))
@@ -152,7 +153,7 @@ class Augment:
         return (views(index, seed, epoch, self.pad, self.flip) if self.views else None), seed, epoch
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int | Tensor, view: Tensor | None) -> Tensor:
-        """The images [B, C, H, W] as uint8, augmented; ``view`` their crops and flips, if they are known already."""
+        """The images [B, C, H, W] as uint8, augmented; ``view`` are their crops and flips, if already drawn."""
         if view is None and (self.pad or self.flip):
             view = views(index, seed, epoch, self.pad, self.flip)
         if view is not None:
@@ -166,7 +167,7 @@ class Augment:
         return images
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the pixels of a view, in plain containers."""
+        """Everything that determines the pixels of a view, in plain containers."""
         return {
             "rule": RULE,
             "pad": self.pad,

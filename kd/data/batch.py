@@ -1,4 +1,4 @@
-"""What data is made of: the batch that travels, and the arrays that a source answers with."""
+"""A batch, and the arrays that a data source returns."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One step's worth of samples.
+    """The samples of one step.
 
     ``images`` [B, C, H, W] as uint8 or float in [0, 1], never normalised in transit; ``labels`` [B] class
-    numbers, -1 where not known, or [B, C] probabilities, zero where not known; ``index`` [B] the position in the
-    training set; ``view`` [B] which augmentation each image got, where augmentations are counted: the pixels are then
-    a function of (index, view). Until it is augmented, ``view`` is which time a sample comes, where samples repeat.
+    numbers, -1 where unknown, or [B, C] probabilities, zero where unknown; ``index`` [B] the position in the
+    training set; ``view`` [B] the augmentation of each image, where views can be enumerated: the pixels are then a
+    function of (index, view). Before augmentation, ``view`` is the occurrence number of a sample, where samples repeat.
     """
 
     images: Tensor
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     view: Tensor | None = None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch of what ``function`` makes of each of its tensors."""
+        """Applies ``function`` to each tensor of the batch."""
         return Batch(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
 
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 class Arrays:
     """An image data set in memory: uint8 images [N, C, H, W] and int64 labels [N], for training and for test.
 
-    What is as clear is taken too; see :func:`kd.data.arrays.adapted`. A training label is -1 where it is not known.
-    ``names`` are the classes, the labels' own words or numbers where absent; ``mean`` and ``std`` per channel on the
-    [0, 1] scale, computed from the training images where absent.
+    Other unambiguous forms are converted; see :func:`kd.data.arrays.adapted`. A training label is -1 if unknown.
+    ``names`` are the class names, by default the distinct labels or numbers; ``mean`` and ``std``, per channel on the
+    [0, 1] scale, are by default computed from the training images.
     """
 
     train: tuple[Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""Random brightness, contrast and saturation of a whole batch, in whole numbers."""
+"""Random brightness, contrast and saturation of a whole batch, in integer arithmetic."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ONE = 256
 
 
 class Jitter:
-    """Scales brightness, contrast and saturation of each image, one after the other, by factors near 1.
+    """Scales brightness, contrast and saturation of each image, in this order, by random factors.
 
     Args:
-        strength: s; each factor is uniform in [1 - s, 1 + s], in steps of 1/256. Saturation is of images with three
-            channels.
+        strength: s; each factor is uniform in [1 - s, 1 + s], in steps of 1/256. Saturation applies to
+            images with three channels.
 
     Raises:
         InputError: a strength out of range.
@@ -31,7 +31,7 @@ class Jitter:
         self.most = round(strength * ONE)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int | Tensor) -> Tensor:
-        """uint8 images [B, C, H, W] with other brightness, contrast and saturation."""
+        """uint8 images [B, C, H, W] with changed brightness, contrast and saturation."""
         bits = hashed(seed, epoch, index, JITTER + torch.arange(3, device=index.device)[:, None])
         factors = (below(2 * self.most + 1, bits) + (ONE - self.most)).int()[..., None, None, None]
         pixels = _blend(images.int(), 0, factors[0])
@@ -41,7 +41,7 @@ class Jitter:
         return pixels.to(torch.uint8)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the colours."""
+        """Everything that determines the colours."""
         return {"strength": self.strength}
 
 

@@ -1,4 +1,4 @@
-"""From a file to an image."""
+"""Decoding of image files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch import Tensor
 from kd.errors import InputError
 
 ORIENTATION, BITS, SAMPLES, PHOTOMETRIC = 274, 258, 339, 262  # tags of EXIF and TIFF
-DARK = 4096  # a 16-bit picture whose largest value is below it holds, most likely, numbers of 12 bits or fewer
-# of broken metadata, and of pictures near the limit beyond which there is an error
+DARK = 4096  # a 16-bit image whose largest value is below this most likely holds values of 12 bits or fewer
+# warnings of broken metadata, and of images near Pillow's size limit, beyond which it raises an error
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Damaged(InputError):
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 class File(NamedTuple):
-    """An image file, or ``length`` bytes of a larger one from ``offset`` on, and its class number, -1 if not known."""
+    """An image file, or ``length`` bytes of a larger one from ``offset`` on, and its class number, -1 if unknown."""
 
     path: str
     label: int
@@ -40,12 +40,12 @@ class File(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How files become pixels.
+    """How files are converted to pixels.
 
     Args:
-        exif: whether pictures are turned as their EXIF orientation says.
+        exif: whether the EXIF orientation is applied.
         background: the colour behind transparent pixels, as Pillow names colours: ``white``, ``#ff8800``.
-        white: the value that is white in pictures of more than 8 bits; the largest that their format has if None.
+        white: the white level of images with more than 8 bits; None for the maximum of their format.
     """
 
     exif: bool = True
@@ -57,7 +57,9 @@ class Reading(NamedTuple):
         try:
             ImageColor.getrgb(self.background)
         except (ValueError, AttributeError, TypeError) as error:
-            raise InputError(f"background={self.background!r} is no colour: write white, black or '#rrggbb'") from error
+            raise InputError(
+                f"background={self.background!r} is not a colour: set white, black or '#rrggbb'"
+            ) from error
         if self.white is not None and not 0 < self.white < float("inf"):
             raise InputError(f"white={self.white} must be a finite number above 0")
 
@@ -66,42 +68,42 @@ PLAIN = Reading()
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """A path or name for the terminal: bytes that are not UTF-8 and what is not printable as escapes."""
+    """A path or name for the terminal, with escapes for bytes that are not UTF-8 and unprintable characters."""
     decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
-    return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in decoded)
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in decoded)
 
 
 def decode(file: File, reading: Reading = PLAIN) -> Tensor:
-    """The image as uint8 [3, H, W]: grey ones in three equal channels, the first frame where there are several.
+    """The image as uint8 [3, H, W]: greyscale images in three equal channels, the first frame of several.
 
     Raises:
-        Damaged: it is no whole image; the file is named.
-        InputError: what its values mean is not clear; the file is named.
+        Damaged: the image is incomplete or corrupt; the file is named.
+        InputError: an ambiguous white level; the file is named.
     """
     try:
         return pixels(Image.open(io.BytesIO(contents(file))), reading)
     except InputError as error:
         raise InputError(f"{file} {error}") from error
     except UnidentifiedImageError as error:
-        raise Damaged(f"{file} cannot be decoded: it is in no format that Pillow reads{_pointer(file)}") from error
-    except Exception as error:  # Pillow's readers raise whatever comes along in a broken file
+        raise Damaged(f"{file} cannot be decoded: Pillow does not know its format{_pointer(file)}") from error
+    except Exception as error:  # Pillow's readers raise any exception on a broken file
         line = (str(error).splitlines() or [""])[0]
         raise Damaged(f"{file} cannot be decoded: {type(error).__name__} {line}") from error
 
 
 def _pointer(file: File) -> str:
     pointer = contents(file).startswith(b"version https://git-lfs")
-    return ", but a pointer of git-LFS: git lfs pull fetches the picture" if pointer else ""
+    return ": it is a git-LFS pointer; fetch the image with git lfs pull" if pointer else ""
 
 
 def contents(file: File) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or a device, which might never end.
+        OSError: it cannot be read, or is a pipe or a device.
     """
     if not stat.S_ISREG(os.stat(file.path).st_mode):
-        raise OSError("is no regular file")
+        raise OSError("is not a regular file")
     with open(file.path, "rb") as stream:
         stream.seek(file.offset)
         return stream.read() if file.length is None else stream.read(file.length)
@@ -111,11 +113,11 @@ def pixels(image: Image.Image, reading: Reading = PLAIN) -> Tensor:
     """A Pillow image as uint8 [3, H, W].
 
     Raises:
-        InputError: what its values mean is not clear.
+        InputError: an ambiguous white level.
     """
     tiff = image.format == "TIFF"
     if tiff and not reading.exif:
-        image.getexif().pop(ORIENTATION, None)  # Pillow turns pictures of this format by itself
+        image.getexif().pop(ORIENTATION, None)  # Pillow applies it to images of this format by itself
     raw = _raw_mode(image)
     image.load()
     turned = _orientation(image) if reading.exif and not tiff else None
@@ -129,12 +131,15 @@ def pixels(image: Image.Image, reading: Reading = PLAIN) -> Tensor:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file stores its values, in Pillow's words; empty where its reader scales them by a maximum stated."""
+    """The storage mode of the values as Pillow calls it; empty if its reader scales them by a stated maximum.
+
+    For an image that is already loaded, or without a file, it is the mode.
+    """
     tile = (getattr(image, "tile", None) or [None])[0]
     if tile is None or tile[0] == "ppm":
-        return ""
-    given = tile[3]
-    return str(given[0] if isinstance(given, tuple) and given else given)
+        return "" if tile else image.mode
+    arguments = tile[3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
@@ -143,24 +148,26 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
     turns |= {6: way.ROTATE_270, 7: way.TRANSVERSE, 8: way.ROTATE_90}
     try:
         return turns.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken metadata, which viewers pass over too
+    except Exception:  # broken metadata, which viewers ignore too
         return None
 
 
 def _of_8_bits(image: Image.Image, raw: str, white: float | None) -> Image.Image:
-    """Grey values of 9 to 32 bits, or floats, as grey of 8 bits."""
+    """Grey values of 9 to 32 bits, or floats, as 8-bit grey."""
     values: NDArray[np.float64] = np.asarray(image).astype(np.float64)
     most, least = float(values.max()), float(values.min())
     whole = image.mode != "F"
     top = white if white is not None else _largest(image)
     kind = "32-bit integers" if whole else "floats"
     if top is None:
-        raise InputError(f"holds {kind} up to {most:g}, and what is white is stated nowhere: give data.white=NUMBER")
+        raise InputError(f"holds {kind} up to {most:g} without a stated white level: set data.white=NUMBER")
     if not 0 <= least <= most <= top:
         stated = f"data.white={white:g}" if white is not None else "its format"
-        raise InputError(f"holds values from {least:g} to {most:g}, but {stated} allows 0 to {top:g}: give data.white=")
+        raise InputError(
+            f"holds values from {least:g} to {most:g}, but {stated} allows 0 to {top:g}: set data.white=NUMBER"
+        )
     if white is None and top == 65535 and 0 < most < DARK and raw:
-        remedy = "give data.white=4095 for values of 12 bits, or data.white=65535 to take it as it is"
+        remedy = "set data.white=4095 for 12-bit values, or data.white=65535 to keep the values"
         raise InputError(f"{_dark(f'no value above {most:g}')} {remedy}")
     scaled = values * 256 // (top + 1) if whole else (values / top * 255).round()
     grey = scaled.clip(0, 255).astype(np.uint8)
@@ -169,7 +176,7 @@ def _of_8_bits(image: Image.Image, raw: str, white: float | None) -> Image.Image
 
 
 def _largest(image: Image.Image) -> float | None:
-    """The largest value that the format has; None where none is stated."""
+    """The maximum of the format; None if none is stated."""
     if image.format == "TIFF":
         bits, kind = (image.tag_v2.get(tag, (1,))[0] for tag in (BITS, SAMPLES))  # type: ignore[attr-defined]
         if kind == 3:
@@ -179,23 +186,25 @@ def _largest(image: Image.Image) -> float | None:
 
 
 def _check_colours(image: Image.Image, white: float | None) -> None:
-    """Refuses colours of 16 bits, of which Pillow keeps the upper 8, where the lower ones hold the picture."""
+    """Refuses 16-bit colours, of which Pillow keeps the upper 8 bits, if the lower bits hold the image."""
     if white not in (None, 65535):
-        raise InputError(f"has colours of 16 bits, of which the upper 8 are read: data.white={white:g} cannot be")
+        raise InputError(
+            f"has 16-bit colours, of which the upper 8 bits are read: data.white={white:g} is not supported"
+        )
     most = int(np.asarray(image)[..., :3].max()) if image.mode in ("RGB", "RGBA", "RGBX") else DARK
     if white is None and 0 < most < DARK // 256:
-        raise InputError(f"{_dark(f'no value above {256 * most + 255}')} data.white=65535 takes it as it is")
+        raise InputError(f"{_dark(f'no value above {256 * most + 255}')} set data.white=65535 to keep the values")
 
 
-def _dark(found: str) -> str:
-    return f"is of 16 bits with {found}, while 65535 is white, so that it would be read as black:"
+def _dark(values: str) -> str:
+    return f"has 16 bits with {values}, while 65535 is white, so it would be read as black:"
 
 
 def _opaque(image: Image.Image, background: str) -> Image.Image:
-    """The picture as RGB, on a ground of one colour where it is transparent."""
+    """The image as RGB, with one colour behind transparent pixels."""
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
-    picture = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")

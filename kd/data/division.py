@@ -1,4 +1,4 @@
-"""Which of the files found train, validate and test, where the data set itself leaves it open."""
+"""Draws test and validation parts from the training files where the data set has none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd.errors import InputError
 
 
 class Roles(NamedTuple):
-    """The files of each part, the shares that were chosen, and what there is to say."""
+    """The files of each part, the fractions that were drawn, and messages."""
 
     train: list[File]
     val: list[File]
@@ -24,46 +24,46 @@ class Roles(NamedTuple):
     notes: list[str]
 
 
-def divided(found: Listing, val: float | str | None, test: float | str | None, subset: Subset, seed: int) -> Roles:
-    """Draws a test part where there is none, then holds out a validation part where there is none.
+def divided(listing: Listing, val: float | str | None, test: float | str | None, subset: Subset, seed: int) -> Roles:
+    """Draws a test part if there is none, then holds out a validation part if there is none.
 
     Args:
-        found: the files; without any that train, the test part is alone.
-        val: a share, ``test``, or else None.
-        test: a share, or else None.
+        listing: the files; without training files, there is only a test part.
+        val: a fraction, ``test``, or None.
+        test: a fraction, or None.
         subset: of the training files.
-        seed: of what is drawn.
+        seed: of the draws.
 
     Raises:
-        InputError: shares out of range, or a class so small that nothing can be drawn.
+        InputError: fractions out of range, or no class with two images to draw from.
     """
-    if not found.train:
-        return Roles([], [], found.test, {}, list(found.notes))
-    train, tested, notes, shares = found.train, found.test, list(found.notes), {}
+    if not listing.train:
+        return Roles([], [], listing.test, {}, list(listing.notes))
+    train, test_files, notes, shares = listing.train, listing.test, list(listing.notes), {}
     if single := sum(len(members) == 1 for members in _by_class(train)):
-        notes.append(f"classes with one training picture, which stays in training: {single}")
-    if not isinstance(test, str) and (test is not None or not tested):
-        notes += ["the part test is not used, as data.test is a share"] if tested else []
+        notes.append(f"classes with a single training image, which is not held out: {single}")
+    if not isinstance(test, str) and (test is not None or not test_files):
+        notes += ["the test part is not used, as data.test is a fraction"] if test_files else []
         share = shares["test"] = _share(share_of(len(train)) if test is None else test)
-        rest, drawn = stratified(_labels(train), share, seed, TEST_SPLIT)
+        remaining, drawn = stratified(_labels(train), share, seed, TEST_SPLIT)
         if not len(drawn):
-            raise InputError("there is no test part, and none can be drawn, as each class has one picture")
-        train, tested = [train[i] for i in rest.tolist()], [train[i] for i in drawn.tolist()]
-        notes.append(f"there is no test part: {share:g} of each class is drawn for it")
-    drawing: Any = "test" if found.val else val
-    if drawing is None:
-        drawing = shares["val"] = share_of(len(train))
-        notes.append(f"there is no validation part: {drawing:g} of each class is held out for it")
-    parts = split(_labels(train), drawing, subset, seed, found.names)
-    held_out = found.val or [train[i] for i in parts.held_out.tolist()] or tested
-    kept = [train[i]._replace(label=label) for i, label in zip(parts.train.tolist(), parts.labels.tolist())]
-    return Roles(kept, held_out, tested, shares, notes)
+            raise InputError("there is no test part, and none can be drawn, as each class has one image")
+        train, test_files = [train[i] for i in remaining.tolist()], [train[i] for i in drawn.tolist()]
+        notes.append(f"no test part: {share:g} of each class is drawn for testing")
+    val_source: Any = "test" if listing.val else val
+    if val_source is None:
+        val_source = shares["val"] = share_of(len(train))
+        notes.append(f"no validation part: {val_source:g} of each class is held out for validation")
+    parts = split(_labels(train), val_source, subset, seed, listing.names)
+    held_out = listing.val or [train[i] for i in parts.held_out.tolist()] or test_files
+    train_files = [train[i]._replace(label=label) for i, label in zip(parts.train.tolist(), parts.labels.tolist())]
+    return Roles(train_files, held_out, test_files, shares, notes)
 
 
-def _share(given: Any) -> float:
-    if not isinstance(given, float) or not 0 < given < 1:
-        raise InputError(f"test must be a share in (0, 1), or a folder or csv file, got {given!r}")
-    return given
+def _share(value: Any) -> float:
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise InputError(f"test must be a fraction in (0, 1), or a folder or csv file, got {value!r}")
+    return value
 
 
 def _labels(files: list[File]) -> Tensor:
@@ -71,7 +71,7 @@ def _labels(files: list[File]) -> Tensor:
 
 
 def _by_class(files: list[File]) -> list[list[File]]:
-    found: dict[int, list[File]] = {}
+    files_of: dict[int, list[File]] = {}
     for file in files:
-        found.setdefault(file.label, []).append(file)
-    return list(found.values())
+        files_of.setdefault(file.label, []).append(file)
+    return list(files_of.values())

@@ -1,4 +1,4 @@
-"""Boxes in images: random erasing, cutout, and the mask that CutMix shares with them."""
+"""Boxes in images: random erasing, cutout, and their mask, which CutMix uses too."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ STEPS = 64
 def random_boxes(shape: Sequence[int], area: Sequence[float], aspect: float = 3.3) -> list[tuple[int, int]]:
     """Heights and widths of random erasing's boxes (Zhong et al. 2017, arXiv:1708.04896), all equally likely.
 
-    Area uniform between the two shares of the image, log of height / width uniform within ``aspect``, rounded to
-    pixels; boxes as large as the image are left out. The table is made on the host, so that integers alone choose.
+    Area uniform between the two fractions of the image, log of height / width uniform within ``aspect``, rounded to
+    pixels; boxes as large as the image are excluded. The table is made on the host, so the choice is in integers.
 
     Raises:
-        InputError: shares out of range, or no box fits.
+        InputError: fractions out of range, or no box fits.
     """
     if not _is_range(area) or area[1] >= 1:
-        raise InputError(f"erase_area must be two shares 0 < least <= largest < 1, got {area}")
+        raise InputError(f"erase_area must be two fractions 0 < minimum <= maximum < 1, got {area}")
     return _fitting("erase_area", shape, area, aspect, most=(shape[1] - 1, shape[2] - 1))
 
 
 def crop_boxes(shape: Sequence[int], scale: Sequence[float], aspect: float = 4 / 3) -> list[tuple[int, int]]:
     """Heights and widths of the random resized crop's boxes (Szegedy et al. 2014, arXiv:1409.4842), all equally likely.
 
-    As :func:`random_boxes`, up to the whole image.
+    Like :func:`random_boxes`, up to the whole image.
 
     Raises:
-        InputError: shares out of range, or no box fits.
+        InputError: fractions out of range, or no box fits.
     """
     if not _is_range(scale):
-        raise InputError(f"scale must be two shares 0 < least <= largest <= 1, got {scale}")
+        raise InputError(f"scale must be two fractions 0 < minimum <= maximum <= 1, got {scale}")
     return _fitting("scale", shape, scale, aspect, most=(shape[1], shape[2]))
 
 
@@ -53,17 +53,17 @@ def _fitting(
     option: str, shape: Sequence[int], area: Sequence[float], aspect: float, most: tuple[int, int]
 ) -> list[tuple[int, int]]:
     height, width = shape[1:]
-    found = []
+    boxes = []
     for a in range(STEPS):
         size = height * width * (area[0] + (area[1] - area[0]) * (a + 0.5) / STEPS)
         for r in range(STEPS):
             ratio = math.exp(math.log(aspect) * (2 * (r + 0.5) / STEPS - 1))
             box = round(math.sqrt(size * ratio)), round(math.sqrt(size / ratio))
             if 0 < box[0] <= most[0] and 0 < box[1] <= most[1]:
-                found.append(box)
-    if not found:
-        raise InputError(f"{option}={list(area)} gives no box inside images of {height}x{width}")
-    return found
+                boxes.append(box)
+    if not boxes:
+        raise InputError(f"{option}={list(area)} gives no box that fits into images of {height}x{width}")
+    return boxes
 
 
 def centred_square(shape: Sequence[int], side: int) -> list[tuple[int, int]]:
@@ -77,53 +77,59 @@ def centred_square(shape: Sequence[int], side: int) -> list[tuple[int, int]]:
     return [(side, side)]
 
 
-def box_mask(top: Tensor, left: Tensor, height: Tensor, width: Tensor, shape: Sequence[int]) -> Tensor:
-    """True [B, H, W] inside each image's box; boxes [B] may reach out of the image."""
-    rows = torch.arange(shape[-2], device=top.device)
-    columns = torch.arange(shape[-1], device=top.device)
-    down = (rows >= top[:, None]) & (rows < (top + height)[:, None])
-    across = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+def box_mask(y: Tensor, x: Tensor, height: Tensor, width: Tensor, shape: Sequence[int]) -> Tensor:
+    """True [B, H, W] inside each image's box; boxes [B] may extend beyond the image."""
+    rows = torch.arange(shape[-2], device=y.device)
+    columns = torch.arange(shape[-1], device=y.device)
+    down = (rows >= y[:, None]) & (rows < (y + height)[:, None])
+    across = (columns >= x[:, None]) & (columns < (x + width)[:, None])
     return down[:, :, None] & across[:, None, :]
 
 
 class Erasing:
-    """Paints a box in a share of the images.
+    """Fills a box in a fraction of the images.
 
     Args:
         shape: [C, H, W] of the images.
         fill: the colour [C], in [0, 255].
-        share: of the images that get a box.
+        share: the fraction of images with a box.
         sizes: (height, width) of boxes, all equally likely.
-        inside: whether the box lies inside the image, uniformly; else its centre is any pixel of it.
+        inside: whether the box lies inside the image, uniformly; otherwise its centre is any pixel.
 
     Raises:
-        InputError: a share out of range.
+        InputError: a fraction out of range.
     """
 
     def __init__(
         self, shape: Sequence[int], fill: Sequence[int], share: float, sizes: list[tuple[int, int]], inside: bool
     ) -> None:
         if not 0 <= share <= 1:
-            raise InputError(f"erase must be a share in [0, 1], got {share}")
+            raise InputError(f"erase must be a fraction in [0, 1], got {share}")
         self.shape, self.share, self.inside = tuple(shape), share, inside
         self.tables = PerDevice(torch.tensor(sizes), torch.tensor(list(fill), dtype=torch.uint8).view(-1, 1, 1))
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int | Tensor, number: int) -> Tensor:
-        """The images [B, C, H, W] with their boxes; ``number`` sets several erasings of one image apart."""
+        """The images [B, C, H, W] with their boxes; ``number`` distinguishes several erasings of one image."""
         sizes, fill = self.tables.on(images.device)
         stream = ERASE + 4 * number + torch.arange(4, device=index.device)[:, None]
         bits = hashed(seed, epoch, index, stream)
         height, width = sizes[below(len(sizes), bits[1])].unbind(1)
         if self.inside:
-            top, left = below(self.shape[1] - height + 1, bits[2]), below(self.shape[2] - width + 1, bits[3])
+            y, x = (
+                below(self.shape[1] - height + 1, bits[2]),
+                below(self.shape[2] - width + 1, bits[3]),
+            )
         else:
-            top, left = below(self.shape[1], bits[2]) - height // 2, below(self.shape[2], bits[3]) - width // 2
-        mask = box_mask(top, left, height, width, self.shape)
+            y, x = (
+                below(self.shape[1], bits[2]) - height // 2,
+                below(self.shape[2], bits[3]) - width // 2,
+            )
+        mask = box_mask(y, x, height, width, self.shape)
         mask = mask & (bits[0] < round(self.share * 2**32))[:, None, None]
         return torch.where(mask[:, None], fill, images)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides which pixels get which colour."""
+        """Everything that determines the erased pixels."""
         sizes, fill = self.tables.host
         digest = hashlib.sha256(sizes.numpy().tobytes()).hexdigest()[:16]
         return {"share": self.share, "inside": self.inside, "sizes": digest, "fill": fill.flatten().tolist()}

@@ -1,4 +1,4 @@
-"""Images in files, decoded by workers: class folders as ImageNet has them, or webdataset's shards."""
+"""Images in files, decoded by workers: class folders like ImageNet's, or webdataset's shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from functools import cached_property
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -15,10 +14,10 @@ from kd.data.account import account
 from kd.data.augment import RULE
 from kd.data.batch import Batch
 from kd.data.content import Content
-from kd.data.datamodule import overfits
+from kd.data.datamodule import ImageData, overfits
 from kd.data.decode import Reading
 from kd.data.division import Roles, divided
-from kd.data.image_files import Decoded, ImageFiles, Views, training_transform
+from kd.data.image_files import ImageFileLoader, ImageFiles, Views, training_transform
 from kd.data.listing import Listing, listed
 from kd.data.loader import check_last
 from kd.data.sampler import check_sampler
@@ -27,57 +26,61 @@ from kd.errors import InputError, unknown
 from kd.registry import modules
 
 DAMAGED = ("refuse", "skip")
+FIRST = 2  # images of the first batch of a part
 
 
 @modules.register("folder")
-class Folder(pl.LightningDataModule):
-    """Images in files behind a LightningDataModule.
+class Folder(ImageData):
+    """A LightningDataModule for images in files.
 
-    What is None is scaled to the data; see :mod:`kd.data.scaled`.
+    Options that are None are derived from the data; see :mod:`kd.data.scaled`.
 
     Args:
-        root: holds parts of class folders, class folders, or shards. See :func:`~kd.data.listing.listed`.
-        size: height and width of the images given: in training by ``crop``, elsewhere by resizing to size * 8 / 7
-            and a centre crop. None for that of the pictures, at most 224.
+        root: contains parts of class folders, class folders, or shards. See :func:`~kd.data.listing.listed`.
+        size: height and width of the network's input: in training by ``crop``, in evaluation by resizing to
+            size * 8 / 7 and a centre crop. None for the median of the images, at most 224.
         batch_size: images per step and process, also in evaluation. None for 8 to 256.
-        train: the training part, a folder or a csv file of path and label below ``root``, where it is not called so;
-            ``none`` where there is a test part alone.
-        val: the share of the training images held out for validation, ``"test"``, or the validation part as a folder or
-            csv file. None for the part that is called so, beside a test part; else for a share of 0.02 to 0.2.
-        test: the test part as a folder or csv file, or the share of the training images that is drawn for it. None for
-            the part that is called so, else for a share.
-        fraction: the share of each class's remaining training images that is used; see :class:`~kd.data.split.Subset`.
-        per_class: how many training images of each class are used; 0 for all.
-        unlabelled: whether the rest of that subset stays in the training set, without its labels.
-        workers: processes that decode. None for as many as there are processors, up to 4.
-        crop: ``resized`` for a random resized crop (Szegedy et al. 2015, arXiv:1409.4842), ``centre`` for the crop of
-            evaluation.
-        scale: the least and the largest share of the picture that the random crop takes.
+        train: the training part, a folder or a csv file of path and label below ``root``, if it has another name;
+            ``none`` if there is only a test part.
+        val: the fraction of the training images held out for validation, ``"test"``, or the validation part as a folder
+            or csv file. None for the part with that name, beside a test part; otherwise for a fraction of 0.02 to 0.2.
+        test: the test part as a folder or csv file, or the fraction of the training images drawn for it. None for the
+            part with that name, otherwise for a fraction.
+        fraction: the fraction of each class's remaining training images to use; see :class:`~kd.data.split.Subset`.
+        per_class: number of training images of each class that are used; 0 for all.
+        unlabelled: whether the images outside that subset stay in the training set, without their labels.
+        workers: number of decoding processes. None for one per CPU, at most 4.
+        crop: ``resized`` for a random resized crop (Szegedy et al. 2015, arXiv:1409.4842), ``centre`` for the
+            evaluation crop.
+        scale: the minimum and maximum fraction of the image area in the random crop.
         flip: whether half of the images are flipped horizontally.
-        transform: what comes after them, such as ``randaugment``; see :mod:`kd.data.transforms`.
-        views: how many augmentations each image has, drawn once for all runs; 0 for a new one each epoch.
-        sampler: ``balanced`` gives every class equally often; see :func:`~kd.data.sampler.balanced`.
-        mean: per channel on the [0, 1] scale; ImageNet's unless said otherwise.
+        transform: applied afterwards, such as ``randaugment``; see :mod:`kd.data.transforms`.
+        views: number of augmentations of each image, drawn once for all runs; 0 for a new one each epoch.
+        sampler: ``balanced`` samples every class equally often; see :func:`~kd.data.sampler.balanced`.
+        mean: per channel on the [0, 1] scale; by default ImageNet's.
         std: likewise.
-        exif: whether pictures are turned as their EXIF orientation says.
+        exif: whether the EXIF orientation is applied.
         background: the colour behind transparent pixels.
-        white: the value that is white in pictures of more than 8 bits; the largest that their format has if None.
-        damaged: ``refuse`` pictures that cannot be decoded, or ``skip`` them: then all are decoded once at the start.
+        white: the white level of images with more than 8 bits; None for the maximum of their format.
+        damaged: ``refuse`` images that cannot be decoded, or ``skip`` them: then all are decoded once at the start.
         seed: of the order and the augmentation.
-        split_seed: draws the validation split, the test split and the subset.
-        drop_last: whether the rest of an epoch that is no whole batch is left out; else it is a smaller batch.
+        split_seed: seed of the validation split, the test split and the subset.
+        drop_last: whether the last incomplete batch of an epoch is dropped; otherwise it is a smaller batch.
 
     Attributes:
-        start: as of :class:`~kd.data.module.Data`.
         resolved: ``size`` and ``batch_size``, where they were None.
-        shares: of ``test`` and ``val``, where they are drawn for want of a part.
+        shares: fractions of ``test`` and ``val``, where these parts are drawn.
 
     Raises:
         InputError: absent or empty folders, classes that ``train`` does not have, numbers out of range.
     """
 
-    mixed = False
-    checked = True  # batches come as they must be, and need not be looked at
+    checked = True
+    subset_of_classes = True  # of images to test on, some classes may be absent
+    start: int
+    batch_size: int
+    train_labels: Tensor
+    names: tuple[str, ...]
 
     def __init__(
         self,
@@ -112,75 +115,70 @@ class Folder(pl.LightningDataModule):
         self.sampler, self.drop_last, self.reading = sampler, drop_last, Reading(exif, background, white)
         self.root, self.mean, self.std, self.seed, self.start = root, mean, std, seed, 0
         self.content, self.val, self.workers = Content(root), val, scaled.workers() if workers is None else workers
-        found = self._found(train, val, test, damaged)
-        roles = divided(found, val, test, Subset(fraction, per_class, unlabelled), split_seed)
+        listing = self._listing(train, val, test, damaged)
+        roles = divided(listing, val, test, Subset(fraction, per_class, unlabelled), split_seed)
         self._scale(roles, size, batch_size)
         self._augment = training_transform(self.shape[1], crop, scale, flip, transform)
         self._views = Views(views, self._augment.random)
-        self._divide(roles, found.names)
+        self._divide(roles, listing.names)
 
     def _scale(self, roles: Roles, size: int | None, batch_size: int | None) -> None:
-        """Size and batch size, of the data's own scale where they are not given."""
-        some = roles.train or roles.test
-        scaled.look(some, self.reading)
-        self.resolved = {} if size else {"size": scaled.size_of(some)}
+        """Sets size and batch size, derived from the data where they are None."""
+        files = roles.train or roles.test
+        scaled.check_values(files, self.reading)
+        self.resolved = {} if size else {"size": scaled.size_of(files)}
         self.resolved |= {} if batch_size else {"batch_size": scaled.batch_of(len(roles.train))}
         size = size or self.resolved["size"]
         self.shape, self.batch_size = (3, size, size), batch_size or self.resolved["batch_size"]
         if roles.train and len(roles.train) < self.batch_size:
-            raise InputError(f"batch_size={self.batch_size} is more than the {len(roles.train)} training images")
+            raise InputError(f"batch_size={self.batch_size} exceeds the {len(roles.train)} training images")
         if roles.train:
             check_last(len(roles.train), self.batch_size, self.drop_last)
 
     def _divide(self, roles: Roles, names: tuple[str, ...]) -> None:
-        self.names, self.classes, self.shares = names, len(names), roles.shares
-        self.train_labels: Tensor = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
+        self.names, self.classes, self.shares, self.views = names, len(names), roles.shares, self._views.count
+        self.train_labels = torch.tensor([file.label for file in roles.train], dtype=torch.int64)
         centre = training_transform(self.shape[1], "centre", [1, 1], False, None)
         chosen = {"train": (roles.train, self._augment), "val": (roles.val, centre), "test": (roles.test, centre)}
         self.parts = {part: ImageFiles(of, how, self.reading) for part, (of, how) in chosen.items()}
         self._notes = roles.notes
 
-    def _found(self, train: str | None, val: float | str | None, test: float | str | None, damaged: str) -> Listing:
-        """The files below the root, without those that are damaged if these are to be skipped."""
+    def _listing(self, train: str | None, val: float | str | None, test: float | str | None, damaged: str) -> Listing:
+        """The files below the root, without damaged ones if these are skipped."""
         self.reading.check()
         if damaged not in DAMAGED:
             raise unknown("data.damaged", damaged, DAMAGED)
-        found = listed(self.root, train, text(val), text(test), validates=val is None or text(val) is not None)
+        listing = listed(self.root, train, text(val), text(test), validates=val is None or text(val) is not None)
         if damaged == "refuse":
-            return found
-        notes, sound = list(found.notes), []
-        for part, files in (("train", found.train), ("test", found.test), ("val", found.val)):
+            return listing
+        notes, sound = list(listing.notes), []
+        for part, files in (("train", listing.train), ("test", listing.test), ("val", listing.val)):
             faults = self.content.damaged(files, self.reading)
             sound.append([file for file, fault in zip(files, faults) if not fault])
-            if said := [fault for fault in faults if fault]:
-                notes.append(f"left out: damaged pictures of {part} ({len(said):,}), first {said[0]}")
+            if messages := [fault for fault in faults if fault]:
+                notes.append(f"skipped: damaged images of {part} ({len(messages):,}), first {messages[0]}")
             if len(files) and not sound[-1]:
-                raise InputError(f"no picture of {part} can be decoded: {said[0]}")
+                raise InputError(f"no image of {part} can be decoded: {messages[0]}")
         train_files, test_files, val_files = sound
-        return Listing(train_files, test_files, found.names, val_files, tuple(notes))
-
-    @property
-    def views(self) -> int:
-        """How many views a training image has; 0 if they cannot be counted."""
-        return self._views.count
+        return Listing(train_files, test_files, listing.names, val_files, tuple(notes))
 
     @property
     def unlabelled(self) -> bool:
-        """Whether some training labels are -1, not known."""
+        """Whether some training labels are -1 (unknown)."""
         return bool((self.train_labels < 0).any())
 
     def augmentation(self) -> dict[str, Any]:
-        """Everything that decides the pixels of view v of sample i, in plain containers."""
+        """Everything that determines the pixels of view v of sample i, in plain containers."""
         reading = self.reading._asdict()
         return {"rule": RULE, "reading": reading, **self._augment.describe(), "views": self.views}
 
     def train_sha256(self) -> str:
-        """sha256 of the training files' paths below root, sizes, labels and content, in their order."""
+        """sha256 of the training files' paths below root, sizes, labels and content, in order."""
         return self._digests[0]
 
     def counts(self) -> dict[str, int]:
-        """How many images each part has, and how many of the training images have labels if not all do."""
-        counts = {part: len(pictures) for part, pictures in self.parts.items()}
+        """Number of images of each part, and of labelled training images if not all are."""
+        counts = {part: len(image_files) for part, image_files in self.parts.items()}
         return {**counts, "labelled": int((self.train_labels >= 0).sum())} if self.unlabelled else counts
 
     def describe(self) -> dict[str, Any]:
@@ -193,36 +191,48 @@ class Folder(pl.LightningDataModule):
         return digests[0], hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def account(self) -> list[str]:
-        """What there is to say of the data when a run starts, in lines: classes, what is left out, what lies twice."""
-        parts = {part: pictures.files for part, pictures in self.parts.items() if pictures.files}
+        """Lines printed when a run starts: images per class, skipped files, duplicates, derived options."""
+        parts = {part: image_files.files for part, image_files in self.parts.items() if image_files.files}
         if parts.get("val") is parts.get("test"):
             parts.pop("val", None)
-        lines = [*account(parts, self.names), *self._notes, *self.content.twice(parts)]
+        lines = [*account(parts, self.names), *self._notes, *self.content.duplicates(parts)]
         options = " ".join(f"data.{key}={value}" for key, value in self.resolved.items())
-        return [*lines, *([f"scaled to the data: {options}"] if options else [])]
+        return [*lines, *([f"derived from the data: {options}"] if options else [])]
 
-    def _loader(self, part: str, start: int = 0) -> Decoded:
+    def first_batch(self, part: str) -> Batch:
+        return Batch(*next(iter(ImageFileLoader(self.parts[part], FIRST, 0, None, self.seed))))
+
+    def labels(self, part: str) -> Tensor:
+        return torch.tensor([file.label for file in self.parts[part].files], dtype=torch.int64)
+
+    def image(self, part: str, position: int) -> Tensor:
+        return self.parts[part][position, 0, 0][0]
+
+    def _loader(self, part: str, start: int = 0) -> ImageFileLoader:
         if not self.parts[part].files:
-            raise InputError(f"data.root={self.root} has no part {part}: it is a test part alone")
+            raise InputError(f"data.root={self.root} has no {part} part, only a test part")
         trainer, train = self.trainer, part == "train"
         epoch = (lambda: trainer.current_epoch) if trainer and not overfits(trainer) else int
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         views = self._views if train else None
-        pictures = self.parts[part]
-        if train and overfits(trainer):  # a view of them could not be counted, as they are not augmented
-            pictures, views = ImageFiles(pictures.files, self.parts["val"].recipe, self.reading), Views(0, random=True)
-        place = (self.seed, epoch, rank, world, start)
+        image_files = self.parts[part]
+        if train and overfits(trainer):  # without augmentation
+            image_files, views = (
+                ImageFiles(image_files.files, self.parts["val"].pipeline, self.reading),
+                Views(0, random=True),
+            )
+        order = (self.seed, epoch, rank, world, start)
         balance = self.train_labels if train and self.sampler and not overfits(trainer) else None
-        return Decoded(pictures, self.batch_size, self.workers, views, *place, self.drop_last, balance)
+        return ImageFileLoader(image_files, self.batch_size, self.workers, views, *order, self.drop_last, balance)
 
-    def train_dataloader(self) -> Decoded:
+    def train_dataloader(self) -> ImageFileLoader:
         start, self.start = self.start, 0
         return self._loader("train", start)
 
-    def val_dataloader(self) -> Decoded:
+    def val_dataloader(self) -> ImageFileLoader:
         return self._loader("val")
 
-    def test_dataloader(self) -> Decoded:
+    def test_dataloader(self) -> ImageFileLoader:
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
@@ -230,7 +240,7 @@ class Folder(pl.LightningDataModule):
 
 
 def text(value: float | str | None) -> str | None:
-    """The name of a part, if an option gives one and not a share or the word ``test``."""
+    """The name of a part, if an option gives one; None for a fraction or ``test``."""
     return value if isinstance(value, str) and value != "test" else None
 
 

@@ -1,4 +1,4 @@
-"""Pictures decoded by workers, each augmented from a seed of its own: how many workers there are changes nothing."""
+"""Image files decoded by workers, each augmented from its own seed, so the number of workers changes nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from kd.errors import InputError, unknown
 from kd.rng import TRANSFORM, VIEW, VIEWS, below, hashed
 
 CROPS = ("resized", "centre")
-Key = tuple[int, int, int]  # position, view (-1: not counted), seed
+Key = tuple[int, int, int]  # position, view (-1: not enumerated), seed
 
 
-class Recipe:
-    """From a decoded picture to the image given: a crop, perhaps a flip, and what comes after."""
+class Pipeline:
+    """From a decoded image to the network's input: a crop, possibly a flip, and further transforms."""
 
     def __init__(self, steps: list[Callable[[Tensor], Tensor]], random: bool) -> None:
         self.steps, self.random = steps, random
 
     def __call__(self, image: Tensor, seed: int) -> Tensor:
-        """The image [3, size, size], a function of the picture and the seed."""
+        """The image [3, size, size], a function of the decoded image and the seed."""
         with seeds_kept() as generator:
             generator.manual_seed(seed)
             for step in self.steps:
@@ -42,35 +42,35 @@ class Recipe:
         return {"torchvision": torchvision.__version__, "steps": described(self.steps)}
 
 
-def training_transform(size: int, crop: str, scale: Sequence[float], flip: bool, transform: Any) -> Recipe:
-    """The recipe that the options of :class:`~kd.data.folder.Folder` describe.
+def training_transform(size: int, crop: str, scale: Sequence[float], flip: bool, transform: Any) -> Pipeline:
+    """The pipeline for the options of :class:`~kd.data.folder.Folder`.
 
     Raises:
-        InputError: an unknown crop or transform, a scale out of range, or a transform that changes size or type.
+        InputError: an unknown crop or transform, a scale out of range, or a transform that changes size or dtype.
     """
     if crop not in CROPS:
         raise unknown("crop", crop, CROPS)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise InputError(f"scale must be two shares 0 < least <= largest <= 1, got {list(scale)}")
+        raise InputError(f"scale must be two fractions 0 < minimum <= maximum <= 1, got {list(scale)}")
     resized = v2.RandomResizedCrop(size, scale=tuple(scale), antialias=True)
     centre = [v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size)]
     steps: list[Any] = [resized] if crop == "resized" else centre
     steps += [v2.RandomHorizontalFlip()] if flip else []
     steps += [transform_of(transform)] if transform else []
-    recipe = Recipe(steps, crop == "resized" or flip or bool(transform))
-    found = recipe(torch.zeros(3, size, size, dtype=torch.uint8), 0)
-    if found.dtype != torch.uint8 or found.shape != (3, size, size):
-        made = f"{found.dtype} {list(found.shape)}"
-        raise InputError(f"data.transform={transform} must keep uint8 images [3, {size}, {size}], gives {made}")
-    return recipe
+    pipeline = Pipeline(steps, crop == "resized" or flip or bool(transform))
+    example = pipeline(torch.zeros(3, size, size, dtype=torch.uint8), 0)
+    if example.dtype != torch.uint8 or example.shape != (3, size, size):
+        output = f"{example.dtype} {list(example.shape)}"
+        raise InputError(f"data.transform={transform} must keep uint8 images [3, {size}, {size}], returns {output}")
+    return pipeline
 
 
 class Views:
-    """Which view each sample gets, and the seed that makes its pixels.
+    """Draws the view of each sample, and the seed of its pixels.
 
     Args:
-        keep: how many views each sample has, drawn once and for all; 0 for a new one each epoch.
-        random: whether there is any choice at all.
+        keep: number of views of each sample, drawn once for all runs; 0 for a new one each epoch.
+        random: whether the pipeline makes any random choice.
     """
 
     def __init__(self, keep: int, random: bool) -> None:
@@ -80,7 +80,7 @@ class Views:
         self.count = keep or (0 if random else 1)
 
     def keys(self, index: Tensor, seed: int, epoch: int | Tensor) -> list[Key]:
-        """Position, view and seed for each position in ``index`` [n]; ``epoch`` may differ from one to the next."""
+        """Position, view and seed for each position in ``index`` [n]; ``epoch`` may differ between positions."""
         view = torch.full_like(index, -1 if self.count == 0 else 0)
         drawn = epoch
         if self.keep:
@@ -92,8 +92,8 @@ class Views:
 class ImageFiles(Dataset[Any]):
     """Files as (uint8 image [3, H, W], label, position, view)."""
 
-    def __init__(self, files: list[File], recipe: Recipe, reading: Reading = PLAIN) -> None:
-        self.files, self.recipe, self.reading = files, recipe, reading
+    def __init__(self, files: list[File], pipeline: Pipeline, reading: Reading = PLAIN) -> None:
+        self.files, self.pipeline, self.reading = files, pipeline, reading
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,17 +101,17 @@ class ImageFiles(Dataset[Any]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
         position, view, seed = key
         file = self.files[position]
-        return self.recipe(decode(file, self.reading), seed), file.label, position, view
+        return self.pipeline(decode(file, self.reading), seed), file.label, position, view
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
         try:
             return [self[key] for key in keys]
         except InputError as error:
-            return [error]  # a worker that raised would have its traceback put into the message
+            return [error]  # an exception raised in a worker would carry its traceback in the message
 
 
 def collate(samples: list[Any]) -> Batch | InputError:
-    """Samples as a batch, or what is wrong with one of them."""
+    """Samples as a batch, or the error of one of them."""
     if isinstance(samples[0], InputError):
         return samples[0]
     images, *numbers = zip(*samples)
@@ -120,7 +120,7 @@ def collate(samples: list[Any]) -> Batch | InputError:
 
 
 class Keys:
-    """The sampler: what each pass gives, in its order, equally much to each process in training.
+    """The sampler: the keys of each pass in order, equally many for each process in training.
 
     Arguments as of :class:`~kd.data.loader.Loader`; ``views`` None for evaluation.
     """
@@ -149,27 +149,27 @@ class Keys:
         epoch = self.epoch()
         if self.balance is not None and self.views is not None:
             order, times = (each[start:][self.rank :: self.world] for each in balanced(self.balance, self.seed, epoch))
-            least, most = (self.count - start) // self.world, rounds(self.balance)
-            for stretch, time in zip(order[:least].split(4096), times[:least].split(4096)):
-                yield from self.views.keys(stretch, self.seed, epoch * most + time)
+            size, repeats = (self.count - start) // self.world, rounds(self.balance)
+            for chunk, time in zip(order[:size].split(4096), times[:size].split(4096)):
+                yield from self.views.keys(chunk, self.seed, epoch * repeats + time)
             return
         order = shard(self.count, self.views is not None, self.seed, epoch, self.rank, self.world, start)
         if self.views is None:
             yield from ((position, -1, 0) for position in order.tolist())
             return
-        for stretch in order[: (self.count - start) // self.world].split(4096):
-            yield from self.views.keys(stretch, self.seed, epoch)
+        for chunk in order[: (self.count - start) // self.world].split(4096):
+            yield from self.views.keys(chunk, self.seed, epoch)
 
 
-class Decoded:
-    """An iterable with a length over pictures; arguments as of :class:`~kd.data.loader.Loader`.
+class ImageFileLoader:
+    """A sized iterable over image files; arguments as of :class:`~kd.data.loader.Loader`.
 
-    ``views`` says how training samples are augmented; None for evaluation, in order and unpadded.
+    ``views`` draws the views of training samples; None for evaluation, in order and unpadded.
     """
 
     def __init__(
         self,
-        pictures: ImageFiles,
+        files: ImageFiles,
         batch_size: int,
         workers: int,
         views: Views | None,
@@ -181,11 +181,11 @@ class Decoded:
         drop_last: bool = True,
         balance: Tensor | None = None,
     ) -> None:
-        # the workers end with each pass: those that outlive it are, in a cycle of references, waited for in vain
+        # workers end with each pass: persistent ones, in a reference cycle, can block at exit
         self.loader: DataLoader[Any] = DataLoader(
-            pictures,
+            files,
             batch_size,
-            sampler=Keys(len(pictures), views, seed, epoch, rank, world, start, balance),
+            sampler=Keys(len(files), views, seed, epoch, rank, world, start, balance),
             num_workers=workers,
             collate_fn=collate,
             drop_last=views is not None and drop_last,

@@ -1,4 +1,4 @@
-"""What the folders of a data set serve for: training, validation and test, by their names or by the user's word."""
+"""Which folders of a data set are for training, validation and test, by their names or by options."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from kd.data.decode import printable
 from kd.data.scan import entries, extensions, folders, hidden
-from kd.data.tables import KINDS
+from kd.data.tables import KINDS, WORDS
 from kd.errors import InputError, nearest
 
-WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 ANNOTATIONS = "val_annotations.txt"
 NONE = "none"
-DEEP = 3  # folders below a class folder in which its first picture is looked for
+DEEP = 3  # levels below a class folder that are searched for its first image
 
 
 class NoTraining(InputError):
@@ -22,68 +21,71 @@ class NoTraining(InputError):
 
 
 class Layout(NamedTuple):
-    """For each part its class folders or csv file, what there is to say, and the parts that the user named."""
+    """For each part its class folders or csv file, messages, and the parts that options name."""
 
     parts: dict[str, Path]
     notes: list[str]
     named: frozenset[str] = frozenset()
 
 
-def layout(root: Path, named: Mapping[str, str | None]) -> Layout:
-    """The parts of a data set: those that are named, then those that are called as a part, then the root itself.
+def layout(root: Path, options: Mapping[str, str | None]) -> Layout:
+    """The parts of a data set: those that options name, then those with the name of a part, then the root itself.
 
     Args:
         root: the data set's folder.
-        named: for ``train``, ``val`` and ``test`` a folder or csv file below ``root``, or None to look for it;
-            ``train`` may be ``none``: then there is a test part alone.
+        options: for ``train``, ``val`` and ``test`` a folder or csv file below ``root``, or None to search for it;
+            ``train`` may be ``none`` if there is only a test part.
 
     Raises:
-        InputError: nothing of the kind; what is there is said, and how it can be named.
+        InputError: no such parts; the message lists the folder's contents and the options.
     """
-    given = {part: _place(root, part, name) for part, name in named.items() if name not in (None, NONE)}
-    used = [place.resolve() for place in given.values()]
-    found, notes = _called(root)
-    found = {part: place for part, place in found.items() if part not in given and place.resolve() not in used}
-    parts = {**found, **given}
-    if named.get("train") == NONE:
-        test = given.get("test") or found.get("test") or found.get("val") or _top(root, [])
-        return Layout({"test": test}, ["there is a test part alone"], frozenset(given))
+    named_parts = {part: _named_path(root, part, name) for part, name in options.items() if name not in (None, NONE)}
+    used = [path.resolve() for path in named_parts.values()]
+    called_parts, notes = _called(root)
+    called_parts = {
+        part: path for part, path in called_parts.items() if part not in named_parts and path.resolve() not in used
+    }
+    parts = {**called_parts, **named_parts}
+    if options.get("train") == NONE:
+        test = named_parts.get("test") or called_parts.get("test") or called_parts.get("val") or _top(root, [])
+        return Layout({"test": test}, ["there is only a test part"], frozenset(named_parts))
     if "train" not in parts:
-        if found or "test" in given:
+        if called_parts or "test" in named_parts:
             raise NoTraining(
-                f"data.root={printable(root)} holds no train part; it holds {here(root)}: give data.train=FOLDER or a "
-                "csv file of path and label (kd-evaluate and kd-export take a test part alone)"
+                f"data.root={printable(root)} has no train part; it contains {contents_of(root)}: set "
+                "data.train=FOLDER or a csv file of path and label (kd-evaluate and kd-export need only a test part)"
             )
-        parts["train"] = _top(root, list(given.values()))
-        notes = ["there are class folders and no parts"]
-    if "test" in found and (why := _unlabelled(found["test"])):
-        notes.append(f"{found['test'].name}/ is not used: {why}")
+        parts["train"] = _top(root, list(named_parts.values()))
+        notes = ["class folders without parts", *_nested(parts["train"])]
+    if "test" in called_parts and (why := _unlabelled(called_parts["test"])):
+        notes.append(f"{called_parts['test'].name}/ is not used: {why}")
         del parts["test"]
-    return Layout(parts, notes, frozenset(given))
+    return Layout(parts, notes, frozenset(named_parts))
 
 
-def here(root: Path) -> str:
-    """What a folder holds, in a few words."""
+def contents_of(root: Path) -> str:
+    """The contents of a folder, abridged."""
     inside = [entry for entry in entries(root) if not hidden(entry.name)]
     names = [printable(entry.name) + "/" * _safe_is_dir(root / entry.name) for entry in inside]
     return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "") if names else "nothing"
 
 
-def _place(root: Path, part: str, name: str | None) -> Path:
-    """The folder or csv file that an option names."""
-    place = root / str(name)
-    if place.is_dir() or (place.is_file() and place.suffix.lower() in KINDS):
-        return place
+def _named_path(root: Path, part: str, name: str | None) -> Path:
+    """The folder or csv file given by an option."""
+    path = root / str(name)
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in KINDS):
+        return path
     choices = [entry.name for entry in entries(root) if not hidden(entry.name)]
-    near = nearest(str(name), choices)
-    hint = f"; did you mean {printable(near)!r}?" if near else ""
+    match = nearest(str(name), choices)
+    hint = f"; did you mean {printable(match)!r}?" if match else ""
     raise InputError(
-        f"data.{part}={name} is neither a folder nor a csv file below {printable(root)}{hint} (it holds {here(root)})"
+        f"data.{part}={name} is neither a folder nor a csv file below {printable(root)}{hint} "
+        f"(it contains {contents_of(root)})"
     )
 
 
 def _called(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders that are called as a part, and which others are not used beside them."""
+    """The folders with the name of a part, and a message about the folders that are not used."""
     names = folders(root)
     called = {part: [name for name in names if name.lower() in words] for part, words in WORDS.items()}
     every = [name for several in called.values() for name in several]
@@ -92,36 +94,49 @@ def _called(root: Path) -> tuple[dict[str, Path], list[str]]:
     for part, several in called.items():
         if len(several) > 1:
             both = " and ".join(f"{name}/" for name in several)
-            raise InputError(f"data.root={printable(root)} holds {both}: choose by data.{part}={several[0]}")
-    found = {part: root / several[0] for part, several in called.items() if several}
-    rest = [f"{printable(name)}/" for name in names if name not in every]
-    return found, [f"not used: {', '.join(rest[:5])}"] if rest and found else []
+            raise InputError(f"data.root={printable(root)} contains {both}: select one with data.{part}={several[0]}")
+    called_parts = {part: root / several[0] for part, several in called.items() if several}
+    unused = [f"{printable(name)}/" for name in names if name not in every]
+    return called_parts, [f"not used: {', '.join(unused[:5])}"] if unused and called_parts else []
 
 
 def _top(root: Path, others: list[Path]) -> Path:
-    """The root itself, if it holds class folders besides the folders that are named already."""
-    classes = [name for name in folders(root) if root / name not in others and _shows(root / name, DEEP)]
-    within = [name for name in classes if _parts_in(root / name)]
-    place = printable(root)
-    if len(within) == 1 and len(classes) == 1:
-        raise InputError(f"data.root={place} holds {within[0]}/ alone: did you mean data.root={place}/{within[0]}?")
-    if within:
+    """The root itself, if it contains class folders other than the folders that options name."""
+    classes = [name for name in folders(root) if root / name not in others and _has_images(root / name, DEEP)]
+    nested = [name for name in classes if _parts_in(root / name)]
+    path = printable(root)
+    if len(nested) == 1 and len(classes) == 1:
+        raise InputError(f"data.root={path} contains only {nested[0]}/: did you mean data.root={path}/{nested[0]}?")
+    if nested:
         raise InputError(
-            f"data.root={place} holds {printable(within[0])}/{folders(root / within[0])[0]}/: parts within classes; "
-            "what is needed is PART/CLASS/*, such as train/CLASS/* and test/CLASS/*"
+            f"data.root={path} contains {printable(nested[0])}/{folders(root / nested[0])[0]}/: parts within classes; "
+            "expected PART/CLASS/*, such as train/CLASS/* and test/CLASS/*"
         )
     if len(classes) < 2:
         raise InputError(_unknown(root))
     return root
 
 
+def _nested(root: Path) -> list[str]:
+    """A warning about class folders that look like parts, as all of them contain the same folders."""
+    outer = folders(root)
+    inner = {tuple(folders(root / name)) for name in outer}
+    if len(inner) != 1 or len(subfolders := inner.pop()) < 2:
+        return []
+    classes, names = (", ".join(f"{printable(name)}/" for name in some[:3]) for some in (outer, subfolders))
+    return [
+        f"WARNING: {classes} are used as classes, but each contains {names}: if these are the classes, set "
+        f"data.train={printable(outer[-1])} and the like"
+    ]
+
+
 def _unknown(root: Path) -> str:
     tables = [entry.name for entry in entries(root) if entry.name.lower().endswith(KINDS)]
     example = f"data.train={tables[0]}" if tables else "data.train=labels.csv"
     return (
-        f"data.root: {printable(root)} holds {here(root)}: neither train/CLASS/* (val/ and test/ beside it), nor two "
-        "class folders of pictures, nor *train*.tar. Name folders of class folders by data.train=, data.val= and "
-        f"data.test=, or csv files of path and label: {example}"
+        f"data.root: {printable(root)} contains {contents_of(root)}: neither train/CLASS/* (with val/ or test/), nor "
+        "two class folders of images, nor *train*.tar. Set data.train=, data.val= and data.test= to folders of class "
+        f"folders, or to csv files of path and label: {example}"
     )
 
 
@@ -131,23 +146,23 @@ def _parts_in(folder: Path) -> list[str]:
 
 
 def _unlabelled(folder: Path) -> str | None:
-    """Why a folder has no labels: pictures without class folders, or all of them in one folder; None if it has."""
+    """Why a folder has no labels: images without class folders, or all of them in one; None if it has labels."""
     if not folder.is_dir() or (folder / ANNOTATIONS).is_file():
         return None
     inside = folders(folder)
     if not inside:
-        return "it has no class folders, so that its pictures have no labels"
+        return "it has no class folders, so its images have no labels"
     if len(inside) == 1 and inside[0].lower() in ("images", "unknown", "unlabeled", "unlabelled", "all", "test"):
-        return f"all of it lies in {inside[0]}/, which is no class"
+        return f"all images are in {inside[0]}/, which is not a class"
     return None
 
 
-def _shows(folder: Path, deep: int) -> bool:
-    """Whether a folder holds a picture, or one of those below it does."""
+def _has_images(folder: Path, depth: int) -> bool:
+    """Whether a folder or one of its subfolders contains an image."""
     inside = entries(folder)
     if any(entry.name.lower().endswith(extensions()) and not hidden(entry.name) for entry in inside):
         return True
-    return deep > 0 and any(_shows(folder / name, deep - 1) for name in folders(folder))
+    return depth > 0 and any(_has_images(folder / name, depth - 1) for name in folders(folder))
 
 
 def _safe_is_dir(path: Path) -> bool:

@@ -1,8 +1,8 @@
-"""MixUp and CutMix with a computed partner: pure functions of (seed, epoch, index), in whole numbers.
+"""MixUp and CutMix with a computed partner: pure functions of (seed, epoch, index), in integer arithmetic.
 
-A sample's partner comes from the whole training set, so that what it becomes does not depend on which other samples
-share its batch. The share of the sample's own image is a whole number of 65,536ths: mixed pixels are rounded to
-uint8, mixed labels are exact in float32.
+A sample's partner comes from the whole training set, so that the result does not depend on the other samples of its
+batch. The fraction of the sample's own image is a multiple of 1/65,536: mixed pixels are rounded to uint8, mixed labels
+are exact in float32.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ONE = 2**16
 
 
 class Mixing:
-    """Mixes each training image and its label with another's.
+    """Mixes each training image and its label with another image and its label.
 
     Args:
         shape: [C, H, W] of the images.
-        classes: how many there are.
+        classes: number of classes.
         mixup: alpha of MixUp's Beta(alpha, alpha) (Zhang et al. 2018, arXiv:1710.09412), 0 for none.
-        cutmix: the same of CutMix (Yun et al. 2019, arXiv:1905.04899). With both, each sample gets one of them,
-            half the time each.
+        cutmix: likewise of CutMix (Yun et al. 2019, arXiv:1905.04899). With both, each sample gets one of them
+            with equal probability.
 
     Raises:
         InputError: an alpha below 0.
@@ -59,22 +59,25 @@ class Mixing:
 
         Args:
             pair: the samples' images and their partners', uint8 [B, C, H, W], both augmented.
-            labels: likewise, class numbers [B]; where either is -1, unlabelled, the row of the answer is zero.
+            labels: likewise, class numbers [B]; where either is -1 (unlabelled), the mixed row is zero.
             index: positions [B].
             seed: of the choices, with ``epoch``.
             epoch: a number, or one for each sample.
         """
-        own, other = pair
-        shares, sizes = self.tables.on(own.device)
+        first, other = pair
+        shares, sizes = self.tables.on(first.device)
         bits = hashed(seed, epoch, index, MIX + 1 + torch.arange(4, device=index.device)[:, None])
         draw = bits[1] >> 16
         cut = self._cut(bits[0])
         height, width = sizes[draw].unbind(1)
-        top, left = below(self.shape[1], bits[2]) - height // 2, below(self.shape[2], bits[3]) - width // 2
-        mask = box_mask(top, left, height, width, self.shape) & cut[:, None, None]
+        y, x = (
+            below(self.shape[1], bits[2]) - height // 2,
+            below(self.shape[2], bits[3]) - width // 2,
+        )
+        mask = box_mask(y, x, height, width, self.shape) & cut[:, None, None]
         share = torch.where(cut, ONE - mask.sum((1, 2)) * ONE // (self.shape[1] * self.shape[2]), shares[draw])
-        part = torch.where(cut, ONE, share).int()[:, None, None, None]
-        blend = ((own * part + other * (ONE - part) + ONE // 2) >> 16).to(torch.uint8)
+        weight = torch.where(cut, ONE, share).int()[:, None, None, None]
+        blend = ((first * weight + other * (ONE - weight) + ONE // 2) >> 16).to(torch.uint8)
         return torch.where(mask[:, None], other, blend), self._labels(labels, share)
 
     def _cut(self, bits: Tensor) -> Tensor:
@@ -84,13 +87,13 @@ class Mixing:
 
     def _labels(self, labels: tuple[Tensor, Tensor], share: Tensor) -> Tensor:
         classes = torch.arange(self.classes, device=share.device)
-        own, other = ((part[:, None] == classes).float() for part in labels)
+        first, other = ((numbers[:, None] == classes).float() for numbers in labels)
         weight = (share.float() / ONE)[:, None]
-        known = ((labels[0] >= 0) & (labels[1] >= 0)).float()[:, None]
-        return (weight * own + (1 - weight) * other) * known
+        labelled = ((labels[0] >= 0) & (labels[1] >= 0)).float()[:, None]
+        return (weight * first + (1 - weight) * other) * labelled
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides how two images are mixed."""
+        """Everything that determines how two images are mixed."""
         return {"mixup": self.mixup, "cutmix": self.cutmix}
 
 
@@ -98,13 +101,13 @@ def quantiles(alpha: float) -> Tensor:
     """65,536 equally likely values of Beta(alpha, alpha) in 65,536ths, ascending; all ONE for alpha = 0."""
     if not alpha:
         return torch.full((ONE,), ONE)
-    from scipy.special import betaincinv  # comes with scikit-learn
+    from scipy.special import betaincinv  # a dependency of scikit-learn
 
     values = betaincinv(alpha, alpha, (np.arange(ONE) + 0.5) / ONE)
     return torch.from_numpy(np.round(values * ONE).astype(np.int64))
 
 
 def box_sizes(shares: Tensor, shape: Sequence[int]) -> Tensor:
-    """CutMix's boxes [65,536, 2] for each share of the image that stays: sides sqrt(1 - share) of the image's."""
+    """CutMix's boxes [65,536, 2] for each remaining fraction of the image: sides are sqrt(1 - share) of the image's."""
     side = torch.tensor([math.isqrt(ONE - share) for share in shares.tolist()])[:, None]
     return side * torch.tensor(list(shape[1:])) // math.isqrt(ONE)

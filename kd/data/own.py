@@ -1,19 +1,22 @@
-"""A LightningDataModule of one's own: what kd has to know of it, and loaders whose order is a function of the seed."""
+"""Prepares a custom LightningDataModule: its classes and shape, and loaders whose order is a function of the seed."""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from kd.data.adapt import parts_of
-from kd.data.arrays import named
+from kd.data.arrays import class_names
 from kd.data.images import CHANNELS, images_of
 from kd.data.passes import apart, loader_of
 from kd.errors import InputError
@@ -24,55 +27,74 @@ PARTS = ("train", "val", "test")
 
 
 def adopted(module: pl.LightningDataModule, seed: int) -> pl.LightningDataModule:
-    """The same module, which from now on says ``classes`` and ``shape`` and loads in an order computed from the seed.
+    """The same module, with ``classes`` and ``shape`` set and with loaders whose order is computed from the seed.
 
-    ``classes`` may be called ``num_classes``, or be the list of the classes' names; the shape is that of the first
-    training image where the module does not say it. The module is prepared and set up for that.
+    ``classes`` may be called ``num_classes``, or be the list of class names; the default shape is that of the first
+    training image, for which the module is prepared and set up.
 
     Each pass over a part is a function of (seed, epoch), whatever was drawn before, so that two runs with the same seed
-    see the same batches; what ``setup`` draws is a function of the seed.
+    load the same batches; random numbers drawn in ``setup`` are a function of the seed.
 
     Raises:
-        InputError: the module does not say how many classes there are, or what it says does not fit together.
+        InputError: the module does not define its classes, or its attributes are inconsistent.
     """
-    module.setup = partial(_seeded_setup, module.setup, seed)  # type: ignore[method-assign]
+    module.setup = partial(_seeded_setup, module, module.setup, seed, _generators(module))  # type: ignore[method-assign]
     for part in PARTS:
         name = f"{part}_dataloader"
         if is_overridden(name, module, pl.LightningDataModule):
             setattr(module, name, partial(loader_of, getattr(module, name), module, part, seed))
-    _say_classes(module)
-    _say_shape(module)
+    _set_classes(module)
+    _set_shape(module)
     for key in ("mean", "std"):
         _check_length(module, key)
     return module
 
 
 def _check_length(module: Any, key: str) -> None:
+    """``mean`` or ``std`` as plain numbers, one for each channel."""
     numbers, channels = getattr(module, key, None), module.shape[0]
+    if isinstance(numbers, (int, float)):
+        raise InputError(f"{_name(module)}.{key} must have a number for each channel: [{numbers}]")
     if numbers is not None and len(numbers) != channels:
         raise InputError(f"{_name(module)}.{key} has {len(numbers)} numbers for images of {channels} channels")
+    if numbers is not None:
+        setattr(module, key, [float(number) for number in numbers])
 
 
-def _seeded_setup(setup: Callable[[str], None], seed: int, stage: str) -> None:
-    """``setup``, whose random split would be another at each call."""
+def _generators(module: pl.LightningDataModule) -> dict[str, Any]:
+    """Copies of the module's random number generators, by attribute."""
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return {name: _copy(each) for name, each in vars(module).items() if isinstance(each, kinds)}
 
-    def once() -> Iterator[None]:
+
+def _copy(generator: Any) -> Any:
+    return generator.clone_state() if isinstance(generator, torch.Generator) else copy.deepcopy(generator)
+
+
+def _seeded_setup(
+    module: pl.LightningDataModule, setup: Callable[[str], None], seed: int, generators: dict[str, Any], stage: str
+) -> None:
+    """Calls ``setup`` with seeded random numbers and restored generators, so that a random split is always the same."""
+    for name, generator in generators.items():
+        setattr(module, name, _copy(generator))
+
+    def single_pass() -> Iterator[None]:
         setup(stage)
         yield
 
-    list(apart(once, seed, 0))
+    list(apart(single_pass, seed, 0))
 
 
-def _say_classes(module: Any) -> None:
+def _set_classes(module: Any) -> None:
     classes = _classes(module)
-    if classes is None:  # perhaps they are known once the data is read
+    if classes is None:  # they may be known after setup only
         _prepare(module)
         classes = _classes(module)
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
-        module.names, classes = named(classes), len(classes)
+    if isinstance(classes, (Sequence, Mapping, set)) and not isinstance(classes, str):
+        module.names, classes = class_names(classes), len(classes)
     if not isinstance(classes, (int, np.integer)) or isinstance(classes, bool):
-        raise InputError(f"{_name(module)} must say `classes`, how many there are, and `shape`, [C, H, W]")
-    names = named(getattr(module, "names", None))
+        raise InputError(f"{_name(module)} must define `classes`, their number or names, and `shape`, [C, H, W]")
+    names = class_names(getattr(module, "names", None))
     if names and len(names) != classes:
         raise InputError(f"{_name(module)} has {classes} classes and {len(names)} names")
     if getattr(module, "classes", None) != classes:
@@ -80,11 +102,11 @@ def _say_classes(module: Any) -> None:
 
 
 def _classes(module: Any) -> Any:
-    known = (getattr(module, name, None) for name in ("classes", "num_classes", "names"))
-    return next((value for value in known if value is not None), None)
+    values = (getattr(module, name, None) for name in ("classes", "num_classes", "names"))
+    return next((value for value in values if value is not None), None)
 
 
-def _say_shape(module: Any) -> None:
+def _set_shape(module: Any) -> None:
     shape = getattr(module, "shape", None)
     if shape is None:
         shape = images_of(parts_of(_first(module)).images, "the train images", log.info, ranged=False).shape[1:]
@@ -104,7 +126,7 @@ def _prepare(module: pl.LightningDataModule) -> None:
 
 
 def _first(module: pl.LightningDataModule) -> Any:
-    """The first training batch, as its loader gives it."""
+    """The first training batch, as the loader yields it."""
     _prepare(module)
     batch = next(iter(module.train_dataloader()), None)
     if batch is None:

@@ -1,4 +1,4 @@
-"""Loaders of one's own whose passes are computed: whatever they draw begins at (seed, epoch) and disturbs nothing."""
+"""Custom loaders with reproducible passes: their random numbers are a function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ States = tuple[Tensor, Any, Any]
 
 
 def loader_of(make: Callable[[], Any], module: pl.LightningDataModule, part: str, seed: int) -> Any:
-    """What a module's ``*_dataloader`` gives, as one loader whose passes are computed."""
+    """The result of a module's ``*_dataloader`` as one loader with reproducible passes."""
     loader = make()
     if loader is None or (isinstance(loader, (list, tuple)) and not loader):
         return loader
@@ -33,22 +33,22 @@ def loader_of(make: Callable[[], Any], module: pl.LightningDataModule, part: str
     if several is not None and len(several) == 1:
         loader, several = several[0], None
     if several is not None and part == "train":
-        raise InputError(f"train_dataloader gives {len(several)} loaders; give one, of a ConcatDataset for example")
+        raise InputError(f"train_dataloader returns {len(several)} loaders; return one, for example of a ConcatDataset")
     if hasattr(loader, "__next__"):
-        raise InputError(f"{part}_dataloader gives an iterator, which can be read once; give what can be iterated anew")
+        raise InputError(f"{part}_dataloader returns an iterator, which can be read once; return an iterable")
     epoch, trainer = partial(_epoch, module), module.trainer
     if several is None and isinstance(loader, DataLoader):
         return _as_seeded(loader, seed, epoch)
     world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
     if several is None and not isinstance(loader, (list, tuple)):
-        return Passes([loader], seed, epoch)  # divides itself among processes, if at all
+        return Passes([loader], seed, epoch)  # sharding among processes is its own task
     if several:
-        log.info("data: %s_dataloader gives %d loaders: measured as one", part, len(several))
+        log.info("data: %s_dataloader returns %d loaders: evaluated as one", part, len(several))
     return Passes(several or [loader], seed, epoch, rank, world, part == "train")
 
 
 def _several(loader: Any) -> list[Any] | None:
-    """Several loaders; None if it is one, be it a list of batches."""
+    """Several loaders; None if it is a single one, which may be a list of batches."""
     if isinstance(loader, CombinedLoader):
         return list(loader.flattened)
     each = list(loader.values()) if isinstance(loader, Mapping) else loader
@@ -59,13 +59,13 @@ def _several(loader: Any) -> list[Any] | None:
 
 
 def _epoch(module: pl.LightningDataModule) -> int:
-    """The epoch whose order is due: the first one's in all of them where the same batches are to be overfitted."""
+    """The epoch that determines the order: always 0 if the same batches are overfitted."""
     trainer = module.trainer
     return 0 if trainer is None or trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
 
 
 class Passes(Iterable[Any]):
-    """Loaders one after another as one; ``rank`` of ``world`` processes gets every ``world``-th batch."""
+    """Chains loaders; ``rank`` of ``world`` processes gets every ``world``-th batch."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Passes(Iterable[Any]):
         train: bool = False,
     ) -> None:
         self.loaders, self.seed, self.epoch = loaders, seed, epoch
-        self.generators = {known: start for loader in loaders for known, start in _generators(loader).items()}
+        self.generators = {generator: start for loader in loaders for generator, start in _generators(loader).items()}
         self.rank, self.world, self.train = rank, world, train
 
     def __len__(self) -> int:
@@ -95,13 +95,13 @@ class Passes(Iterable[Any]):
 
 
 def _as_seeded(loader: DataLoader[Any], seed: int, epoch: Callable[[], int]) -> DataLoader[Any]:
-    """The loader itself, each pass of which draws from random numbers of its own.
+    """The same loader, with separately seeded random numbers in each pass.
 
-    It stays of its class, so that Lightning can make it anew with a sampler for several processes.
+    Its class is a subclass of the original one, so that Lightning can recreate it with a distributed sampler.
     """
     kind, generators = type(loader), _generators(loader)
     if hasattr(kind, "passes_of"):
-        return loader  # it was asked for before
+        return loader  # already converted
 
     def passes(self: DataLoader[Any]) -> Iterator[Any]:
         return apart(partial(kind.__iter__, self), seed, epoch(), generators)
@@ -113,18 +113,18 @@ def _as_seeded(loader: DataLoader[Any], seed: int, epoch: Callable[[], int]) -> 
 
 
 def _generators(loader: Any) -> dict[torch.Generator, int]:
-    """The generators that a loader or its sampler was given, and their seeds."""
+    """The generators of a loader and its samplers, and their seeds."""
     holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    found = (getattr(holder, "generator", None) for holder in holders)
-    return {each: each.initial_seed() for each in found if isinstance(each, torch.Generator)}
+    generators = (getattr(holder, "generator", None) for holder in holders)
+    return {each: each.initial_seed() for each in generators if isinstance(each, torch.Generator)}
 
 
 def apart(
     make: Callable[[], Iterator[Any]], seed: int, epoch: int, generators: Mapping[torch.Generator, int] = {}
 ) -> Iterator[Any]:
-    """The items of ``make()``, drawn with global random numbers that begin at (seed, epoch) and disturb no others.
+    """The items of ``make()``, drawn with global random numbers seeded by (seed, epoch), without effect on others.
 
-    ``generators`` begin anew as well, each at its own seed and the epoch, however often they were used before.
+    ``generators`` are also seeded, each with its own seed and the epoch.
     """
     outside = _states()
     drawn = _drawn(seed, epoch)

@@ -1,4 +1,4 @@
-"""Tensors that stay where they are needed."""
+"""Constant tensors with a copy on each device."""
 
 from __future__ import annotations
 

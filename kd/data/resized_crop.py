@@ -1,4 +1,4 @@
-"""The random resized crop of a whole batch, in whole numbers."""
+"""The random resized crop of a whole batch, in integer arithmetic."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ResizedCrop:
 
     Args:
         shape: [C, H, W] of the images.
-        scale: the least and the largest share of the image that the box takes; height / width within 3/4 and 4/3.
+        scale: the minimum and maximum fraction of the image area in the box; height / width within 3/4 and 4/3.
 
     Raises:
-        InputError: shares out of range, or no box fits.
+        InputError: fractions out of range, or no box fits.
     """
 
     def __init__(self, shape: Sequence[int], scale: Sequence[float]) -> None:
@@ -30,37 +30,37 @@ class ResizedCrop:
         self.shape, self.scale = tuple(shape), list(scale)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int | Tensor) -> Tensor:
-        """The boxes of uint8 images [B, C, H, W], of the same shape and type."""
+        """The boxes of uint8 images [B, C, H, W], enlarged to the images' shape."""
         (sizes,) = self.sizes.on(images.device)
         bits = hashed(seed, epoch, index, CROP + torch.arange(3, device=index.device)[:, None])
         height, width = sizes[below(len(sizes), bits[0])].unbind(1)
-        top, left = below(self.shape[1] - height + 1, bits[1]), below(self.shape[2] - width + 1, bits[2])
-        return enlarged(images, top, left, height, width)
+        y, x = below(self.shape[1] - height + 1, bits[1]), below(self.shape[2] - width + 1, bits[2])
+        return enlarged(images, y, x, height, width)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides which box is taken."""
+        """Everything that determines the boxes."""
         digest = hashlib.sha256(self.sizes.host[0].numpy().tobytes()).hexdigest()[:16]
         return {"scale": self.scale, "sizes": digest}
 
 
-def enlarged(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+def enlarged(images: Tensor, y: Tensor, x: Tensor, height: Tensor, width: Tensor) -> Tensor:
     """The boxes [B] of uint8 images [B, C, H, W], each enlarged to H x W by bilinear interpolation.
 
     Pixel centres lie at halves, as in torchvision; weights are exact fractions, and the result is rounded once.
     """
     whole = 4 * images.shape[2] * images.shape[3]
-    fits = 255 * whole + whole // 2 < 2**31  # in 32 bits, which are faster
-    rows = _line(images.int() if fits else images.long(), 2, top, height)
-    both = _line(rows, 3, left, width)
+    fits = 255 * whole + whole // 2 < 2**31  # in 32-bit integers, which are faster
+    rows = _line(images.int() if fits else images.long(), 2, y, height)
+    both = _line(rows, 3, x, width)
     return torch.div(both + whole // 2, whole, rounding_mode="floor").to(torch.uint8)
 
 
 def _line(images: Tensor, dim: int, start: Tensor, length: Tensor) -> Tensor:
     """Integers [B, C, H, W], interpolated along one dimension and multiplied by twice its size."""
     size = images.shape[dim]
-    place = torch.arange(size, device=images.device)
+    position = torch.arange(size, device=images.device)
     length = length[:, None]
-    source = ((2 * place + 1) * length - size).clamp(min=0)  # in units of 1 / (2 size) of a pixel
+    source = ((2 * position + 1) * length - size).clamp(min=0)  # in units of 1 / (2 size) of a pixel
     first = source // (2 * size)
     weight = source - first * 2 * size
     second = torch.minimum(first + 1, length - 1)

@@ -1,4 +1,4 @@
-"""Class folders and what lies below them: which files are pictures of a class, and what is left out, and why."""
+"""Class folders and their contents: which files are images of a class, which are skipped, and why."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kd.errors import InputError
 
 HIDDEN = "hidden files and folders"
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
-ABOVE = "links to a folder above"
+ABOVE = "links to a parent folder"
 
 
-class LeftOut:
-    """What is not used of a data set: how often for each reason, and the first example.
+class Skipped:
+    """Counts the skipped files and folders of a data set by reason, with the first example of each.
 
     Args:
-        root: paths are shown from here.
+        root: paths are printed relative to it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -27,59 +27,59 @@ class LeftOut:
         self.counts: dict[str, int] = {}
         self._first: dict[str, str] = {}
 
-    def count(self, why: str, path: str, many: int = 1) -> None:
-        """Counts files or folders, of which ``path`` is the first."""
-        if many:
-            self.counts[why] = self.counts.get(why, 0) + many
+    def count(self, why: str, path: str, number: int = 1) -> None:
+        """Counts files or folders, of which ``path`` is the first example."""
+        if number:
+            self.counts[why] = self.counts.get(why, 0) + number
             self._first.setdefault(why, path)
 
-    def lines(self) -> list[str]:
-        """One line for each reason, the commonest first."""
+    def messages(self) -> list[str]:
+        """One line for each reason, the most frequent first."""
         ordered = sorted(self.counts.items(), key=lambda pair: -pair[1])
-        return [f"left out: {why} ({count:,}), first {self._shown(self._first[why])}" for why, count in ordered]
+        return [f"skipped: {why} ({count:,}), first {self._relative(self._first[why])}" for why, count in ordered]
 
-    def _shown(self, path: str) -> str:
+    def _relative(self, path: str) -> str:
         return printable(os.path.relpath(path, self.root))
 
 
 class Claims:
-    """The folders that parts and classes take their pictures from, so that links do not lead into them.
+    """The folders of parts and classes, into which links are not followed.
 
-    A link to any other place is followed, as data sets are often made of links.
+    Other links are followed, as data sets often consist of links.
     """
 
     def __init__(self) -> None:
-        self.owner: dict[str, tuple[str, str]] = {}  # real path of a folder: its part and its class, "" for all of them
+        self.owner: dict[str, tuple[str, str]] = {}  # real path of a folder: its part and its class, "" for all classes
 
-    def said(self, place: str) -> str:
-        """Whose a claimed folder is."""
-        part, name = self.owner[place]
+    def describe_owner(self, parent: str) -> str:
+        """The class or part that a folder belongs to."""
+        part, name = self.owner[parent]
         return f"class {printable(name)} of {part}" if name else f"part {part}"
 
-    def trespass(self, real: str, above: tuple[str, ...]) -> str | None:
-        """Why a link from within ``above`` to the folder ``real`` is not followed; None if it is."""
-        if any(_within(up, real) for up in above):
+    def why_not_followed(self, real: str, ancestors: tuple[str, ...]) -> str | None:
+        """Why a link from below ``ancestors`` to the folder ``real`` is not followed; None if it is."""
+        if any(_within(ancestor, real) for ancestor in ancestors):
             return ABOVE
-        for place in _upwards(real):
-            if place in self.owner:
-                return f"links into the {self.said(place)}"
+        for parent in _upwards(real):
+            if parent in self.owner:
+                return f"links into the {self.describe_owner(parent)}"
         return ABOVE if any(_within(claimed, real) for claimed in self.owner) else None
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: ``.ipynb_checkpoints``, ``._x.jpg``, ``__MACOSX``."""
+    """Whether a file or folder of this name is not data: ``.ipynb_checkpoints``, ``._x.jpg``, ``__MACOSX``."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, by name.
+    """The contents of a folder, sorted by name.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as content:
+            return sorted(content, key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"{printable(folder)} cannot be read: {error.strerror}") from error
 
@@ -89,72 +89,73 @@ def folders(part: Path) -> list[str]:
     return [entry.name for entry in entries(part) if not hidden(entry.name) and _is_folder(entry)]
 
 
-def class_folders(part: Path, names: list[str], left: LeftOut) -> dict[str, str]:
+def class_folders(part: Path, names: list[str], skipped: Skipped) -> dict[str, str]:
     """The classes of a part, in torchvision's order, with the real path of each one's folder.
 
-    A link to a folder above or to another class is no class: it would relabel that one's pictures.
+    A link to a parent folder or to another class is not a class: it would relabel the images there.
     """
     top = os.path.realpath(part)
     links = [name for name in names if (part / name).is_symlink()]
-    found = {name: os.path.join(top, name) for name in names if name not in links}
-    own = {real: name for name, real in found.items()}
+    classes = {name: os.path.join(top, name) for name in names if name not in links}
+    class_of = {real: name for name, real in classes.items()}
     linked: dict[str, str] = {}
     for name in links:
         real = os.path.realpath(part / name)
-        other = linked.get(real) or next((own[place] for place in _upwards(real) if place in own), None)
+        inside = (class_of[parent] for parent in _upwards(real) if parent in class_of)
+        other = linked.get(real) or next(inside, None)
         if _within(top, real):
-            left.count(ABOVE, str(part / name))
+            skipped.count(ABOVE, str(part / name))
         elif other is not None:
-            left.count(f"links to the class {printable(other)}", str(part / name))
+            skipped.count(f"links to the class {printable(other)}", str(part / name))
         else:
-            found[name], linked[real] = real, name
-    return dict(sorted(found.items()))
+            classes[name], linked[real] = real, name
+    return dict(sorted(classes.items()))
 
 
-def pictures(folder: Path, real: str, part: str, claims: Claims, left: LeftOut) -> list[str]:
-    """The paths of the pictures below a class folder of a part, in torchvision's order.
+def image_paths(folder: Path, real: str, part: str, claims: Claims, skipped: Skipped) -> list[str]:
+    """The paths of the images below a class folder of a part, in torchvision's order.
 
-    Links are followed as :class:`Claims` says. Pipes and devices, hidden files and folders, and files whose extension
-    is not one of torchvision's are left out. A link to nowhere stays: it is a damaged picture.
+    Links are followed as :class:`Claims` allows. Pipes and devices, hidden files and folders, and files whose extension
+    is not one of torchvision's are skipped. A dangling link is included, as a damaged image.
     """
-    found: list[tuple[str, str]] = []
+    paths: list[tuple[str, str]] = []
     pending: list[tuple[str, str, tuple[str, ...]]] = [(str(folder), real, (real, os.path.realpath(folder.parent)))]
     while pending:
-        path, real, above = pending.pop()
+        path, real, ancestors = pending.pop()
         for entry in entries(path):
             why = HIDDEN if hidden(entry.name) else None
             if why is None and _is_folder(entry):
-                link = entry.is_symlink()
-                below = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
-                if link:
-                    why = claims.trespass(below, above)
+                is_link = entry.is_symlink()
+                below = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+                if is_link:
+                    why = claims.why_not_followed(below, ancestors)
                 elif below in claims.owner:
-                    why = f"folders of the {claims.said(below)}"
+                    why = f"folders of the {claims.describe_owner(below)}"
                 if why is None:
-                    pending.append((entry.path, below, (*above, below)))
+                    pending.append((entry.path, below, (*ancestors, below)))
             elif why is None and (why := _unfit(entry, real, part, claims)) is None:
-                found.append((path, entry.name))
+                paths.append((path, entry.name))
             if why is not None:
-                left.count(why, entry.path)
-    return [os.path.join(*pair) for pair in sorted(found)]
+                skipped.count(why, entry.path)
+    return [os.path.join(*pair) for pair in sorted(paths)]
 
 
 def _unfit(entry: os.DirEntry[str], real: str, part: str, claims: Claims) -> str | None:
-    """Why a file is no picture of its class; None if it is."""
-    kind = os.path.splitext(entry.name)[1].lower()
+    """Why a file is not an image of its class; None if it is."""
+    extension = os.path.splitext(entry.name)[1].lower()
     if not entry.is_file() and os.path.exists(entry.path):
         return "pipes, sockets and devices"
-    if kind not in extensions():
-        return f"{printable(kind)} files" if kind else "files without an extension"
+    if extension not in extensions():
+        return f"{printable(extension)} files" if extension else "files without an extension"
     if entry.is_symlink() and entry.is_file():
-        for place in _upwards(_home(real, os.readlink(entry.path))):
-            if place in claims.owner and claims.owner[place][0] == part and claims.owner[place][1]:
-                return f"links to pictures of the {claims.said(place)}"
+        for parent in _upwards(_home(real, os.readlink(entry.path))):
+            if parent in claims.owner and claims.owner[parent][0] == part and claims.owner[parent][1]:
+                return f"links to images of the {claims.describe_owner(parent)}"
     return None
 
 
 def claimed(parts: Mapping[str, tuple[Path, Mapping[str, str]]]) -> Claims:
-    """The claims of folders: for each part its own and those of its classes, as :func:`class_folders` gives them."""
+    """The folders of each part and of its classes, which are those of :func:`class_folders`."""
     claims = Claims()
     for part, (folder, _) in parts.items():
         claims.owner[os.path.realpath(folder)] = (part, "")
@@ -165,7 +166,7 @@ def claimed(parts: Mapping[str, tuple[Path, Mapping[str, str]]]) -> Claims:
 
 @lru_cache(1)
 def extensions() -> tuple[str, ...]:
-    """The extensions of pictures, torchvision's."""
+    """The image file extensions of torchvision."""
     from torchvision.datasets.folder import IMG_EXTENSIONS  # takes a second to import
 
     return tuple(IMG_EXTENSIONS)
@@ -179,9 +180,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _home(folder: str, target: str) -> str:
-    """The real folder of a link's target; the link lies in ``folder``."""
-    aim = os.path.join(folder, target)
-    return os.path.dirname(os.path.realpath(aim)) if os.path.islink(aim) else _real(os.path.dirname(aim))
+    """The real folder of a link's target; the link is in ``folder``."""
+    path = os.path.join(folder, target)
+    return os.path.dirname(os.path.realpath(path)) if os.path.islink(path) else _real(os.path.dirname(path))
 
 
 @lru_cache(4096)
@@ -189,8 +190,8 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _within(path: str, above: str) -> bool:
-    return path == above or path.startswith(above.rstrip(os.sep) + os.sep)
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _upwards(path: str) -> Iterator[str]:

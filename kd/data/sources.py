@@ -30,7 +30,7 @@ FASHION = (
 
 
 def data_root() -> str:
-    """Where data sets lie unless ``data.root`` says otherwise: ``$KD_DATA``, else ``data``."""
+    """The default of ``data.root``: ``$KD_DATA``, otherwise ``data``."""
     return os.environ.get("KD_DATA", "data")
 
 
@@ -38,7 +38,7 @@ def data_root() -> str:
 def digits(test_share: float = 0.2) -> Arrays:
     """1,797 handwritten digits of 8x8 pixels that ship inside scikit-learn; no files, no network.
 
-    The first ``1 - test_share`` of them train and the last test, as their writers differ.
+    The first ``1 - test_share`` of them are the training set and the last ones the test set, as their writers differ.
     """
     from sklearn.datasets import load_digits
 
@@ -60,9 +60,9 @@ def synthetic(
     noise: float = 0.7,
     seed: int = 0,
 ) -> Arrays:
-    """Learnable images of any shape: a smooth random pattern for each class, plus noise; seeded.
+    """Learnable images of any shape: a smooth random pattern for each class, plus noise, with a fixed seed.
 
-    ``noise`` is the share of each pixel that is noise, in [0, 1].
+    ``noise`` is the fraction of noise in each pixel, in [0, 1].
     """
     three = isinstance(shape, (list, tuple)) and len(shape) == 3 and min(shape) > 0
     if not three or classes < 2 or min(train, test) < 1 or not 0 <= noise <= 1:
@@ -90,9 +90,9 @@ def mnist(root: str = data_root(), download: bool = False) -> Arrays:
 
 @sources.register("fashion_mnist")
 def fashion_mnist(root: str = data_root(), download: bool = False) -> Arrays:
-    """70,000 pictures of clothing of 28x28 pixels (Xiao et al. 2017, arXiv:1708.07747).
+    """70,000 images of clothing of 28x28 pixels (Xiao et al. 2017, arXiv:1708.07747).
 
-    ``root`` holds the four idx ``.gz`` files, or torchvision's ``FashionMNIST/raw``.
+    ``root`` contains the four idx files (``.gz`` or not), or torchvision's ``FashionMNIST/raw``.
     """
     train, test = idx("FashionMNIST", root, download, len(FASHION))
     return Arrays(train, test, FASHION, (0.2860,), (0.3530,))

@@ -1,4 +1,4 @@
-"""Tables of pictures and their classes: csv files of path and label, and Tiny-ImageNet's annotations."""
+"""Tables of images and their classes: csv files of path and label, and Tiny-ImageNet's annotations."""
 
 from __future__ import annotations
 
@@ -7,120 +7,162 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from kd.data.decode import printable
 from kd.data.scan import extensions
 from kd.errors import InputError
 
+WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 KINDS = (".csv", ".tsv", ".txt")
 LABELS = ("label", "labels", "class", "class_name", "target", "category", "y")
-TRIED = 20  # rows by which the column of paths is found
+SPLITS = ("split", "set", "subset", "partition", "part", "phase")  # columns that assign rows to parts
+TRIED = 20  # rows that are searched for the column of paths
 Rows = list[tuple[int, list[str]]]  # number of the line, cells
-Pairs = list[tuple[str, str]]  # path of a picture, name of its class
+Pairs = list[tuple[str, str]]  # path of an image, name of its class
 
 
-def table(path: Path, root: Path) -> tuple[Pairs, int]:
-    """The pictures that a csv file names, with their classes, and how many rows came twice.
+class Table(NamedTuple):
+    """The images in a csv file with their classes, and the numbers of duplicate rows and of rows of other parts."""
 
-    Comma, semicolon or tab; with or without a header. Paths are taken from the file's folder, from ``root``, or from
-    the folder of the file's name beside it; with either kind of slash, and with or without their extension.
+    pairs: Pairs
+    duplicates: int
+    others: int
+
+
+def table(path: Path, root: Path, part: str = "train") -> Table:
+    """The rows of a csv file for one of the parts: all rows, unless a column ``split`` assigns each to a part.
+
+    The delimiter is comma, semicolon or tab; a header is optional. Paths are relative to the file's folder, to
+    ``root``, or to the folder next to the file with the file's name; with either kind of slash, and with or without
+    extension.
 
     Raises:
-        InputError: it cannot be read, columns that are not clear, absent pictures, or two labels of one picture.
+        InputError: an unreadable file, ambiguous columns, missing images, or two labels of one image.
     """
     rows = _rows(path)
     bases = (path.parent, root, path.with_suffix(""))
     first, of_path, of_label = _columns(path, rows, bases)
-    found: dict[str, str] = {}
+    part_rows = _rows_of(part, path, rows, first)
+    images: dict[str, str] = {}
     lines: dict[str, int] = {}
-    absent, again = [], 0
-    for number, row in rows[first:]:
+    absent, duplicates = [], 0
+    for number, row in part_rows:
         if len(row) <= max(of_path, of_label) or not row[of_label].strip():
             raise InputError(f"{printable(path)} line {number} has no label: {','.join(row)[:60]!r}")
-        place, label = _located(row[of_path], bases), _name(row[of_label].strip())
-        if place is None:
+        image, label = _image_path(row[of_path], bases), _name(row[of_label].strip())
+        if image is None:
             absent.append(f"{printable(row[of_path])} (line {number})")
-        elif found.setdefault(place, label) != label:
-            twice = f"lines {lines[place]} and {number}: {found[place]!r} and {label!r}"
+        elif images.setdefault(image, label) != label:
+            twice = f"lines {lines[image]} and {number}: {images[image]!r} and {label!r}"
             raise InputError(f"{printable(path)} gives {printable(row[of_path])} two labels, {twice}")
         else:
-            again += place in lines
-            lines.setdefault(place, number)
+            duplicates += image in lines
+            lines.setdefault(image, number)
     if absent:
-        raise InputError(f"{len(absent)} pictures of {printable(path)} are absent, first {absent[0]}")
-    return list(found.items()), again
+        raise InputError(f"{len(absent)} images in {printable(path)} do not exist, first {absent[0]}")
+    return Table(list(images.items()), duplicates, len(rows) - first - len(part_rows))
+
+
+def _rows_of(part: str, path: Path, rows: Rows, first: int) -> Rows:
+    """The rows of a part, if a column assigns each row to one; otherwise all of them."""
+    names = [cell.strip().lower() for cell in rows[0][1]] if first else []
+    for column in (names.index(word) for word in SPLITS if word in names):
+        parts = [part_of(row[column]) if len(row) > column else None for _, row in rows[first:]]
+        if None in parts or len(set(parts)) == 1:
+            continue
+        part_rows = [row for row, part_of_row in zip(rows[first:], parts) if part_of_row == part]
+        if not part_rows:
+            values = ", ".join(sorted({row[column].strip() for _, row in rows[first:]}))
+            raise InputError(
+                f"{printable(path)} has no row of the {part} part: its column {names[column]} has {values}"
+            )
+        return part_rows
+    return rows[first:]
+
+
+def part_of(word: str) -> str | None:
+    """The part with this name; None if there is none."""
+    return next((part for part, words in WORDS.items() if word.strip().lower() in words), None)
 
 
 def annotated(folder: Path, file: str) -> Pairs:
-    """The pictures and classes of Tiny-ImageNet's validation part.
+    """The images and classes of Tiny-ImageNet's validation part.
 
     Raises:
         InputError: its file is damaged.
     """
     path = folder / file
-    found = []
+    images = []
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
-        name, _, rest = line.partition("\t")
-        label = rest.split("\t")[0]
+        name, _, remainder = line.partition("\t")
+        label = remainder.split("\t")[0]
         if not name or not label:
             raise InputError(f"{path} line {number} is not FILE, tab, CLASS: {line[:60]!r}")
-        found.append((str(folder / "images" / name), label))
-    if not found:
+        images.append((str(folder / "images" / name), label))
+    if not images:
         raise InputError(f"{path} is empty")
-    return found
+    return images
 
 
 def _rows(path: Path) -> Rows:
     try:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
-        comma = max(",;\t", key=first.count)
-        reader = csv.reader(text.splitlines(), delimiter=comma, strict=True)
+        delimiter = max(",;\t", key=first.count)
+        reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{printable(path)} cannot be read as csv: {error}") from error
     if not rows:
-        raise InputError(f"{printable(path)} is empty: each line is to be PATH,LABEL")
+        raise InputError(f"{printable(path)} is empty: each line must be PATH,LABEL")
     if len(rows[0][1]) < 2:
-        raise InputError(f"{printable(path)} has one column, {rows[0][1][0][:60]!r}: each line is to be PATH,LABEL")
+        raise InputError(f"{printable(path)} has one column, {rows[0][1][0][:60]!r}: each line must be PATH,LABEL")
     return rows
 
 
 def _columns(path: Path, rows: Rows, bases: Sequence[Path]) -> tuple[int, int, int]:
-    """The first row that is no header, and the columns of paths and of labels."""
-    some = [row for _, row in rows[: TRIED + 1]]
-    width = len(some[0])
-    hits = [sum(len(row) > at and _located(row[at], bases) is not None for row in some) for at in range(width)]
-    of_path = max(range(width), key=hits.__getitem__)
-    if not hits[of_path]:
-        example = ",".join(some[-1])[:60]
+    """The index of the first row after the header, and the columns of paths and of labels."""
+    first_rows = [row for _, row in rows[: TRIED + 1]]
+    columns = len(first_rows[0])
+    matches = [
+        sum(len(row) > column and _image_path(row[column], bases) is not None for row in first_rows)
+        for column in range(columns)
+    ]
+    of_path = max(range(columns), key=matches.__getitem__)
+    if not matches[of_path]:
+        example = ",".join(first_rows[-1])[:60]
         raise InputError(
-            f"{printable(path)} names no picture below {printable(path.parent)} in its first rows, as {example!r}: "
-            "each line is to be PATH,LABEL, with paths from the file's folder or from data.root"
+            f"{printable(path)} has no existing image below {printable(path.parent)} in its first rows, for example "
+            f"{example!r}: each line must be PATH,LABEL, with paths relative to the file's folder or to data.root"
         )
-    headed = _located(some[0][of_path], bases) is None and len(some) > 1 and not _is_picture(some[0][of_path])
-    names = [cell.strip().lower() for cell in some[0]] if headed else []
-    others = [at for at in range(width) if at != of_path]
-    called = [names.index(word) for word in LABELS if word in names]
-    if len(others) != 1 and not called:
+    has_header = (
+        _image_path(first_rows[0][of_path], bases) is None
+        and len(first_rows) > 1
+        and not _is_image(first_rows[0][of_path])
+    )
+    names = [cell.strip().lower() for cell in first_rows[0]] if has_header else []
+    other_columns = [column for column in range(columns) if column != of_path]
+    label_columns = [names.index(word) for word in LABELS if word in names]
+    if len(other_columns) != 1 and not label_columns:
         raise InputError(
-            f"{printable(path)} has {width} columns, {', '.join(some[0])[:80]}: keep two, the path and the label, or "
-            f"call the label's one {' or '.join(LABELS[:3])} in a first line"
+            f"{printable(path)} has {columns} columns, {', '.join(first_rows[0])[:80]}: keep two, the path "
+            f"and the label, or name the label column {' or '.join(LABELS[:3])} in a header line"
         )
-    return int(headed), of_path, called[0] if called else others[0]
+    return int(has_header), of_path, label_columns[0] if label_columns else other_columns[0]
 
 
-def _located(cell: str, bases: Sequence[Path]) -> str | None:
-    """The picture that a cell names."""
+def _image_path(cell: str, bases: Sequence[Path]) -> str | None:
+    """The path of the image in a cell; None if there is no such file."""
     for path in _spellings(cell.strip()):
         for base in bases:
-            place = os.path.join(base, path)
-            if os.path.isfile(place):
-                return place
+            image = os.path.join(base, path)
+            if os.path.isfile(image):
+                return image
     return None
 
 
@@ -135,9 +177,9 @@ def _spellings(cell: str) -> Iterator[str]:
 
 
 def _name(label: str) -> str:
-    """The class of a label: ``3.0``, as spreadsheets write numbers, is ``3``."""
+    """The class of a label; ``3.0``, as spreadsheets write numbers, is ``3``."""
     return re.sub(r"\.0+$", "", label) if re.fullmatch(r"\d+\.0+", label) else label
 
 
-def _is_picture(cell: str) -> bool:
+def _is_image(cell: str) -> bool:
     return os.path.splitext(cell.strip())[1].lower() in extensions()

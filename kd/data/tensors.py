@@ -1,4 +1,4 @@
-"""Tensors of what may be arrays, lists or numbers, and how they are called in messages."""
+"""Converts arrays, lists and numbers to tensors, and describes them in messages."""
 
 from __future__ import annotations
 
@@ -7,37 +7,46 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kd.errors import InputError
 
+CONVERTED = ("P", "CMYK", "YCbCr", "LAB", "HSV")
 Note = Callable[[str], None]
 
 
-def as_tensor(given: Any, where: str) -> Tensor:
-    """A tensor of what may be a tensor, an array, numbers, or a list of any of them or of Pillow images.
+def as_tensor(value: Any, where: str) -> Tensor:
+    """A tensor from a tensor, an array, numbers, or a list of any of them or of Pillow images.
 
     Raises:
-        InputError: what is none of these, or things of several shapes.
+        InputError: any other type, or several shapes.
     """
-    if isinstance(given, Tensor):
-        return given
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (list, tuple)):
+        value = [_plain(each) for each in value]
     try:
-        if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
-            return torch.stack(list(given))
-        array = np.asarray(given) if not isinstance(given, (list, tuple)) else np.stack([np.asarray(g) for g in given])
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            return torch.stack(list(value))
+        array = np.asarray(value) if not isinstance(value, (list, tuple)) else np.stack([np.asarray(g) for g in value])
         array = array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
         return torch.from_numpy(np.ascontiguousarray(array))
     except (ValueError, TypeError, RuntimeError) as error:
-        shapes = {str(list(np.shape(each))) for each in given} if isinstance(given, (list, tuple)) else set()
+        shapes = {str(list(np.shape(each))) for each in value} if isinstance(value, (list, tuple)) else set()
         if len(shapes) > 1:
             first = " and ".join(sorted(shapes)[:2])
-            raise InputError(f"{where} are of several shapes, {first}: bring them to one, by resizing say") from error
-        raise InputError(f"{where} are {kind(given)}, not a tensor or an array of numbers") from error
+            raise InputError(f"{where} have several shapes, {first}: resize them to one") from error
+        raise InputError(f"{where} are {kind(value)}, not a tensor or an array of numbers") from error
+
+
+def _plain(each: Any) -> Any:
+    """Converts Pillow images of other modes than grey and RGB, such as palettes, to RGB; returns the rest unchanged."""
+    return each.convert("RGB") if isinstance(each, Image.Image) and each.mode in CONVERTED else each
 
 
 def span(numbers: Tensor) -> tuple[float, float]:
-    """The least and the largest number; 0 and 0 if there is none."""
+    """The minimum and the maximum; 0 and 0 if there are no values."""
     if not numbers.numel():
         return 0.0, 0.0
     low, high = torch.aminmax(numbers)
@@ -45,14 +54,14 @@ def span(numbers: Tensor) -> tuple[float, float]:
 
 
 def dtype(tensor: Tensor) -> str:
-    """The type of its numbers, as torch calls it."""
+    """The name of its dtype, without ``torch.``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def kind(given: Any) -> str:
-    """What something is, in words."""
-    if isinstance(given, (Tensor, np.ndarray)):
-        return f"{type(given).__name__} of {given.dtype}"
-    if isinstance(given, (list, tuple)) and given:
-        return f"a {type(given).__name__} of {type(given[0]).__name__}"
-    return f"a {type(given).__name__}"
+def kind(value: Any) -> str:
+    """A description of the type of a value."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of {value.dtype}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {type(value).__name__} of {type(value[0]).__name__}"
+    return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Transforms that run sample by sample: torchvision's, by name, with a generator seeded for each sample."""
+"""Per-sample transforms: torchvision's, by name, with the generator seeded for each sample."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ POLICIES = {f"autoaugment_{policy.value}": policy for policy in AutoAugmentPolic
 
 
 def transform_of(spec: Any) -> Transform:
-    """A transform from what an option says.
+    """The transform for the option ``data.transform``.
 
     Args:
-        spec: a name of ``torchvision.transforms.v2`` in small letters (``randaugment``), ``autoaugment_cifar10``
-            and its like; a node with ``_target_`` and arguments; a list of these, run in turn; or a callable from
+        spec: a lower-case name of ``torchvision.transforms.v2`` (``randaugment``), ``autoaugment_cifar10`` and the
+            like; a node with ``_target_`` and arguments; a list of these, applied in order; or a callable from
             an image [C, H, W] to another.
 
     Raises:
@@ -56,12 +56,12 @@ def _named(name: str) -> Transform:
         return NAMED[name]()
     except TypeError as error:
         target = f"{{_target_: torchvision.transforms.v2.{NAMED[name].__name__}, ...}}"
-        raise InputError(f"data.transform={name} needs arguments: write {target}; {error}") from error
+        raise InputError(f"data.transform={name} needs arguments: set data.transform={target}; {error}") from error
 
 
 @contextmanager
 def seeds_kept() -> Iterator[torch.Generator]:
-    """torch's CPU generator, to be seeded at will; it goes on afterwards as if nothing had been."""
+    """torch's CPU generator, which may be seeded; its state is restored afterwards."""
     generator = torch.default_generator
     state = generator.get_state()
     try:
@@ -71,64 +71,64 @@ def seeds_kept() -> Iterator[torch.Generator]:
 
 
 class PerSample:
-    """Runs a transform on each image of a batch with torch's generator seeded for it, on the CPU.
+    """Applies a transform to each image of a batch on the CPU, with torch's generator seeded for each.
 
     Args:
         spec: see :func:`transform_of`.
         shape: [C, H, W], which the transform must keep.
 
     Raises:
-        InputError: the transform cannot be made, fails on such an image, or changes its shape or type.
+        InputError: the transform cannot be built, fails on an image, or changes its shape or dtype.
     """
 
     def __init__(self, spec: Any, shape: Sequence[int]) -> None:
         self.transform = transform_of(spec)
         try:
-            found = self(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
+            example = self(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
         except InputError:
             raise
         except Exception as error:
             line = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"data.transform={spec} fails on images {list(shape)}: {line}") from error
-        if found.dtype != torch.uint8 or list(found.shape[1:]) != list(shape):
-            made = f"{found.dtype} {list(found.shape[1:])}"
-            raise InputError(f"data.transform={spec} must keep uint8 images {list(shape)}, gives {made}")
+        if example.dtype != torch.uint8 or list(example.shape[1:]) != list(shape):
+            output = f"{example.dtype} {list(example.shape[1:])}"
+            raise InputError(f"data.transform={spec} must keep uint8 images {list(shape)}, returns {output}")
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, C, H, W] as uint8, each transformed from its own seed [B]."""
-        done = []
+        transformed = []
         with seeds_kept() as generator:
             for image, seed in zip(images.cpu(), seeds.tolist()):
                 generator.manual_seed(seed)
-                done.append(self.transform(image))
-        return torch.stack(done).to(images.device)
+                transformed.append(self.transform(image))
+        return torch.stack(transformed).to(images.device)
 
     def describe(self) -> list[Any]:
         """The transform with all its options, and torchvision's version, in plain containers."""
         return ["torchvision", torchvision.__version__, described(self.transform)]
 
 
-def described(thing: Any) -> Any:
-    """A transform in plain containers: classes with their options, and the source of what is not torchvision's."""
-    if isinstance(thing, (list, tuple)):
-        return [described(part) for part in thing]
-    if not (callable(thing) or isinstance(thing, nn.Module)) or inspect.isclass(thing):
-        return thing if isinstance(thing, (bool, int, float, str, type(None))) else repr(thing)
-    kind = thing if inspect.isroutine(thing) else type(thing)
-    about: dict[str, Any] = {"name": f"{kind.__module__}.{kind.__qualname__}"}
-    if not kind.__module__.startswith(("torchvision.", "torch.")):
-        about["source"] = _source(kind)
-    if not inspect.isroutine(thing):
-        hidden = vars(nn.Module()) if isinstance(thing, nn.Module) else {}
-        options = {key: value for key, value in vars(thing).items() if key not in hidden}
-        about |= {key: described(value) for key, value in sorted(options.items())}
-        if isinstance(thing, nn.Module):
-            about |= {key: described(part) for key, part in thing.named_children()}
-    return about
+def described(transform: Any) -> Any:
+    """A transform in plain containers: classes with their options, and the source code of custom ones."""
+    if isinstance(transform, (list, tuple)):
+        return [described(part) for part in transform]
+    if not (callable(transform) or isinstance(transform, nn.Module)) or inspect.isclass(transform):
+        return transform if isinstance(transform, (bool, int, float, str, type(None))) else repr(transform)
+    code = transform if inspect.isroutine(transform) else type(transform)
+    description: dict[str, Any] = {"name": f"{code.__module__}.{code.__qualname__}"}
+    if not code.__module__.startswith(("torchvision.", "torch.")):
+        description["source"] = _source(code)
+    if not inspect.isroutine(transform):
+        hidden = vars(nn.Module()) if isinstance(transform, nn.Module) else {}
+        options = {key: value for key, value in vars(transform).items() if key not in hidden}
+        description |= {key: described(value) for key, value in sorted(options.items())}
+        if isinstance(transform, nn.Module):
+            description |= {key: described(part) for key, part in transform.named_children()}
+    return description
 
 
-def _source(kind: Any) -> str:
+def _source(code: Any) -> str:
     try:
-        return inspect.getsource(kind)
+        return inspect.getsource(code)
     except (OSError, TypeError):
-        return repr(kind)
+        return repr(code)

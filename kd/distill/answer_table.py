@@ -87,14 +87,20 @@ class AnswerTable:
         row = width * DTYPES[dtype].itemsize + (4 * topk + 4 if topk else 0) + 1
         return samples * views * row
 
+    def filled(self) -> float:
+        """The share of rows that it holds, in percent."""
+        return 100 * float(self.met.float().mean())
+
     def read(self, rows: Tensor) -> Tensor:
         """The logits [B, C] in met rows [B], in float32 at least; of the ``topk`` kind, log-probabilities at T = 1."""
         values = self.parts["values"][rows]
         values = values if values.dtype == torch.float64 else values.float()
         if not self.topk:
             return values
-        rest = self.parts["rest"][rows].clamp(min=1e-12) / (self.classes - self.topk)
-        return rest.log().to(values).expand(-1, self.classes).scatter(1, self.parts["indices"][rows].long(), values)
+        remainder = self.parts["rest"][rows].clamp(min=1e-12) / (self.classes - self.topk)
+        return (
+            remainder.log().to(values).expand(-1, self.classes).scatter(1, self.parts["indices"][rows].long(), values)
+        )
 
     def write(self, rows: Tensor, logits: Tensor) -> None:
         """Keeps the logits [B, C] of rows [B]; they are marked on disk when the next flush is due."""
@@ -140,19 +146,19 @@ class AnswerTable:
 
     def _check(self) -> None:
         try:
-            known = json.loads((self.folder / KEY).read_text())
+            stored = json.loads((self.folder / KEY).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / KEY} is damaged; delete {self.folder}, it can be made again") from error
+            raise InputError(f"{self.folder / KEY} is damaged; delete {self.folder}, it will be rebuilt") from error
         mine = json.loads(json.dumps(self.key))
-        differing = [name for name in sorted({*known, *mine}) if known.get(name) != mine.get(name)]
+        differing = [name for name in sorted({*stored, *mine}) if stored.get(name) != mine.get(name)]
         if differing:
             first = differing[0]
-            said = f"{first} is {_short(mine.get(first))} here, {_short(known.get(first))} there"
-            raise InputError(f"the cache {self.folder} is of another {' and '.join(differing)}: {said}")
+            difference = f"{first} is {_short(mine.get(first))} here, {_short(stored.get(first))} there"
+            raise InputError(f"the cache {self.folder} is of another {' and '.join(differing)}: {difference}")
         for name, (dtype, width) in self.layout.items():
             path, size = self.folder / f"{name}.bin", self.rows * width * dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
-                raise InputError(f"{path} is cut off or absent; delete {self.folder}, it can be made again")
+                raise InputError(f"{path} is cut off or absent; delete {self.folder}, it will be rebuilt")
 
     def _mapped(self, name: str, dtype: torch.dtype, width: int) -> np.memmap:
         plain = np.dtype(f"i{dtype.itemsize}")  # numpy has no bfloat16

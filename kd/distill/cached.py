@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.data.datamodule import image_data
 from kd.distill.answer_table import DTYPES, AnswerTable
 from kd.distill.identity import structure_key
 from kd.distill.teacher import Frozen, FrozenTeacher
@@ -83,7 +84,7 @@ class Cached(FrozenTeacher):
         super().__init__(frozen.networks())
         self.__dict__["frozen"] = frozen
         self.table, self.tolerance = table, tolerance
-        self.looked_up = self.asked = 0
+        self.hits = self.requests = 0
         self._unchecked = CHECKED
         self._epoch: Tensor | None = None
 
@@ -118,9 +119,9 @@ class Cached(FrozenTeacher):
         count = int(index.max()) + 1
         if device.type == "cuda" and 4 * count * self.table.classes > torch.cuda.mem_get_info(device)[0] / 2:
             return
-        known = self._read(rows, index.device)
-        answers = known.new_zeros(count, self.table.classes)
-        answers[index] = known
+        logits = self._read(rows, index.device)
+        answers = logits.new_zeros(count, self.table.classes)
+        answers[index] = logits
         self._epoch = answers.to(device)
 
     @torch.no_grad()
@@ -129,28 +130,28 @@ class Cached(FrozenTeacher):
         if self.bypassed or batch.index is None or batch.view is None:
             return self.frozen(batch)
         if self._epoch is not None:
-            self.asked, self.looked_up = self.asked + len(batch.index), self.looked_up + len(batch.index)
+            self.requests, self.hits = self.requests + len(batch.index), self.hits + len(batch.index)
             logits = self._epoch.index_select(0, batch.index)
             self._check(batch, logits)
             return {"": logits}
         rows = (batch.index * self.table.views + batch.view).cpu()
         met = self.table.met[rows]
-        known = int(met.sum())
-        self.asked, self.looked_up = self.asked + len(rows), self.looked_up + known
-        if known == len(rows):
+        hits = int(met.sum())
+        self.requests, self.hits = self.requests + len(rows), self.hits + hits
+        if hits == len(rows):
             logits = self._read(rows, batch.images.device)
             self._check(batch, logits)
             return {"": logits}
-        return {"": self._filled(batch, rows, met, known)}
+        return {"": self._filled(batch, rows, met, hits)}
 
-    def _filled(self, batch: Batch, rows: Tensor, met: Tensor, known: int) -> Tensor:
-        if known and self._unchecked:
+    def _filled(self, batch: Batch, rows: Tensor, met: Tensor, hits: int) -> Tensor:
+        if hits and self._unchecked:
             old = met.nonzero().flatten()[: self._unchecked]
             at = old.to(batch.images.device)
             self._check(Batch(batch.images[at], batch.labels[at]), self._read(rows[old], at.device))
         missing = (~met).nonzero().flatten()
         some = missing.to(batch.images.device)
-        images, labels = (batch.images, batch.labels) if not known else (batch.images[some], batch.labels[some])
+        images, labels = (batch.images, batch.labels) if not hits else (batch.images[some], batch.labels[some])
         fresh = self.frozen(Batch(images, labels))[""]
         self.table.write(rows[missing], fresh.cpu())
         return self._read(rows, fresh.device)  # as every later look-up gives it
@@ -174,7 +175,7 @@ class Cached(FrozenTeacher):
         if not apart <= (max(self.tolerance, TF32) if coarse else self.tolerance):
             raise InputError(
                 f"the cache {self.table.folder} does not hold this teacher's answers: they differ by {apart:.2g} of "
-                "the largest logit; delete it, or say teacher.cache=off"
+                "the largest logit; delete it, or set teacher.cache=off"
             )
         self._unchecked = max(self._unchecked - len(logits), 0)
 
@@ -189,9 +190,9 @@ class Cached(FrozenTeacher):
 
     def log_metrics(self) -> dict[str, float]:
         """``cache_hits``: the share of answers looked up since it was last asked for."""
-        share = self.looked_up / max(self.asked, 1)
-        asked, self.asked, self.looked_up = self.asked, 0, 0
-        return {} if not asked else {"cache_hits": share}
+        share = self.hits / max(self.requests, 1)
+        requests, self.requests, self.hits = self.requests, 0, 0
+        return {} if not requests else {"cache_hits": share}
 
 
 def cached(
@@ -226,22 +227,22 @@ def cached(
     key, samples = key_of(frozen, data, precision, network), data.counts()["train"]
     folder = Path(store.root) / f"{name}-{digest(key, store)}" if where == "auto" else Path(where)
     try:
-        made = AnswerTable(folder, key, samples, data.views, data.classes, store.dtype, store.topk)
+        table = AnswerTable(folder, key, samples, data.views, data.classes, store.dtype, store.topk)
     except InputError as error:
         if where == "auto" and _no_space(folder, size):
             log.info("cache: off, %s", error)
             return frozen
         raise
-    log.info("cache: %s, %s views, %.2f GB, %.1f %% met", folder, f"{made.rows:,}", size, 100 * made.met.float().mean())
-    return Cached(frozen, made, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
+    log.info("cache: %s, %s views, %.2f GB, %.1f %% filled", folder, f"{table.rows:,}", size, table.filled())
+    return Cached(frozen, table, TOLERANCE[store.dtype] if precision.startswith(("32", "64")) else 0.1)
 
 
 def _size(data: Any, store: CacheOptions, where: str) -> float | None:
     """How many GB the answers for this data take; None, which is said, where they cannot be kept."""
-    count = getattr(data, "views", 0)
+    count = image_data(data).views
     reason, size = "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
     if count:
-        size = AnswerTable.bytes(data.counts()["train"], count, data.classes, _known(store.dtype), store.topk) / 1e9
+        size = AnswerTable.bytes(data.counts()["train"], count, data.classes, _checked(store.dtype), store.topk) / 1e9
         reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
     if count and size <= store.max_gb:
         return size
@@ -273,12 +274,12 @@ def digest(key: Mapping[str, Any], store: CacheOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _known(dtype: str) -> str:
+def _checked(dtype: str) -> str:
     if dtype not in DTYPES:
         raise unknown("cache.dtype", dtype, DTYPES)
     return dtype
 
 
 def _no_space(folder: Path, size: float) -> bool:
-    place = next((path for path in folder.absolute().parents if path.is_dir()), Path("/"))
-    return shutil.disk_usage(place).free < size * 1e9
+    existing = next((path for path in folder.absolute().parents if path.is_dir()), Path("/"))
+    return shutil.disk_usage(existing).free < size * 1e9

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from kd.data.adapt import Adapter
 from kd.data.batch import Batch
+from kd.data.datamodule import data_of
 from kd.distill.cached import Cached
 from kd.distill.ensemble import Ensemble
 from kd.distill.metrics import Predictions, Scores
@@ -108,7 +109,7 @@ class Distiller(pl.LightningModule):
             answer = self.teacher(Batch(images, torch.zeros(2, dtype=torch.long)))
             self.check_output("teacher", answer[""], classes)
         networks = list(self.teacher.networks().values()) if self.teacher is not None else []
-        self.objective.tell("attach", unwrap(self.student), unwrap(networks[0]) if len(networks) == 1 else None)
+        self.objective.attach(unwrap(self.student), unwrap(networks[0]) if len(networks) == 1 else None)
         self.objective.build(tapped, answer)
         check_terms(self.objective, tapped, answer)
 
@@ -146,10 +147,10 @@ class Distiller(pl.LightningModule):
         Raises:
             InputError: what is no batch of images and labels, or labels that a term cannot use.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(raw, Batch) and getattr(data, "checked", False):
+        data = data_of(self.trainer)
+        if isinstance(raw, Batch) and data.checked:
             return raw
-        self.adapt.names = [str(name) for name in getattr(data, "names", None) or ()]
+        self.adapt.names = [str(name) for name in data.names or ()]
         batch = self.adapt(raw, part, self.device)
         if part == "train":
             self.objective.check_labels(self.adapt.unlabelled, self.adapt.mixed)
@@ -167,12 +168,12 @@ class Distiller(pl.LightningModule):
 
     def tell_epoch(self) -> None:
         """Tells the terms which epoch it is."""
-        self.objective.tell("on_epoch", self.current_epoch)
+        self.objective.on_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes dropout and the like a function of the place in the run, so that a resumed run draws the same."""
-        place = torch.tensor(batch_idx * self.trainer.world_size + self.global_rank)
-        drawn = int(hashed(self.seed, self.current_epoch, place, STEP))
+        position = torch.tensor(batch_idx * self.trainer.world_size + self.global_rank)
+        drawn = int(hashed(self.seed, self.current_epoch, position, STEP))
         torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes a millisecond where there is no GPU
         if self.device.type == "cuda":
             torch.cuda.manual_seed(drawn)
@@ -211,10 +212,10 @@ class Distiller(pl.LightningModule):
             self.log_dict({f"time/{name}": value for name, value in self.teacher.log_metrics().items()}, prog_bar=True)
         if self.objective.predictor is not None:
             return  # the student's own output is not its answer
-        known = labelled(batch.labels)
-        if known.any():
-            right = ((student.argmax(-1) == class_of(batch.labels)) & known).sum()
-            self.log("train/acc", right / known.sum(), prog_bar=True)
+        has_label = labelled(batch.labels)
+        if has_label.any():
+            correct = ((student.argmax(-1) == class_of(batch.labels)) & has_label).sum()
+            self.log("train/acc", correct / has_label.sum(), prog_bar=True)
         if teacher is not None:
             identity = self._identity(student.float(), teacher[""].float())
             self.log_dict({tag: value for tag, value in identity.items() if tag[6:] not in parts})
@@ -249,9 +250,9 @@ class Distiller(pl.LightningModule):
         """The teacher's logits; those of a batch met before are remembered, as neither of them changes."""
         if self.teacher is None:
             return None
-        known = self._teacher_logits.get((part, batch_idx))
-        if known is not None and batch.index is not None and torch.equal(known[0], batch.index):
-            return known[1]
+        cached = self._teacher_logits.get((part, batch_idx))
+        if cached is not None and batch.index is not None and torch.equal(cached[0], batch.index):
+            return cached[1]
         logits = self.teacher(batch)[""]
         if batch.index is not None:
             self._teacher_logits[part, batch_idx] = (batch.index, logits)
@@ -268,6 +269,8 @@ class Distiller(pl.LightningModule):
         assert isinstance(scores, Scores)
         self.confusion = scores.confusion.compute()
         scores.confusion.reset()
+        if part == "test":
+            scores.check_finite("test")
         if self.trainer.sanity_checking or self.confusion.sum():
             return
         if part == "val":

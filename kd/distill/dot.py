@@ -42,8 +42,8 @@ class DOTDistiller(Distiller):
         return super().configure_optimizers()
 
     def total(self, student: Mapping[str, Tensor], batch: Batch, teacher: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        given = (student, batch.labels, teacher, batch.index, self.current_epoch)
-        answers = [objective(*given) for objective in self.__dict__["kinds"]]
+        arguments = (student, batch.labels, teacher, batch.index, self.current_epoch)
+        answers = [objective(*arguments) for objective in self.__dict__["kinds"]]
         self.sums = [total for total, _ in answers]
         return self.sums[0] + self.sums[1], {name: part for _, parts in answers for name, part in parts.items()}
 
@@ -59,15 +59,15 @@ class DOTDistiller(Distiller):
     def _gradients(self, part: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         if not part.requires_grad:  # no term of this kind counts in this epoch
             return [None] * len(parameters)
-        found = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
         reduce = self.trainer.strategy.reduce
-        return [gradient if gradient is None else reduce(gradient, reduce_op="mean") for gradient in found]
+        return [gradient if gradient is None else reduce(gradient, reduce_op="mean") for gradient in gradients]
 
 
 def check_trainer(clip: float | None, precision: Any, compiled: Any = False) -> None:
     """Refuses by an InputError what two gradients cannot have: a clipped norm, float16's scale, a compiled student."""
     if clip:
-        raise InputError("optim=dot keeps two gradients and cannot clip them: say trainer.gradient_clip_val=null")
+        raise InputError("optim=dot keeps two gradients and cannot clip them: set trainer.gradient_clip_val=null")
     if str(precision).startswith("16"):
         raise InputError(f"optim=dot cannot scale its gradients for trainer.precision={precision}")
     if compiled is True:

@@ -49,7 +49,7 @@ class Ensemble(FrozenTeacher):
     ) -> None:
         super().__init__({name: member.network for name, member in members.items()})
         if len(members) < 2:
-            raise InputError(f"an ensemble has two members at least, got {', '.join(members) or 'none'}")
+            raise InputError(f"an ensemble has at least two members, got {', '.join(members) or 'none'}")
         if average not in AVERAGES:
             raise unknown("average", average, AVERAGES)
         share = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
@@ -78,8 +78,8 @@ class Ensemble(FrozenTeacher):
             member.flush()
 
     def log_metrics(self) -> dict[str, float]:
-        known = [member.log_metrics() for member in self.members.values()]
-        return {key: sum(each.get(key, 0.0) for each in known) / len(known) for key in known[0]}
+        metrics = [member.log_metrics() for member in self.members.values()]
+        return {key: sum(each.get(key, 0.0) for each in metrics) / len(metrics) for key in metrics[0]}
 
     def tap(self, layers: Iterable[str]) -> None:
         """Names layers as ``member/layer``, in place of those named before."""
@@ -95,8 +95,8 @@ class Ensemble(FrozenTeacher):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"": the mean as logits [B, C], member/layer: tensor, ...}``, without gradient."""
         answers = {name: member(batch) for name, member in self.members.items()}
-        tapped = {f"{name}/{layer}": t for name, own in answers.items() for layer, t in own.items() if layer}
-        return {"": self.mean([own[""] for own in answers.values()]), **tapped}
+        tapped = {f"{name}/{layer}": t for name, outputs in answers.items() for layer, t in outputs.items() if layer}
+        return {"": self.mean([outputs[""] for outputs in answers.values()]), **tapped}
 
     def mean(self, logits: Sequence[Tensor]) -> Tensor:
         """The members' logits [B, C] as one."""

@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import nn
 
+from kd.data.datamodule import image_data
 from kd.distill.source import code_of, code_of_classes, content_of, with_content
 from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
 from kd.models.normalized import InputSpec
 from kd.models.weights import prepare
-from kd.registry import first, split, with_current
+from kd.registry import first, nested, split, with_current
 
 Config = Mapping[str, Any]
 
@@ -83,7 +84,7 @@ def teacher_key(recipe: Config, data: Any, start: str | None = None) -> str:
     content and augmentation, the optimiser, the steps and the seed.
 
     Args:
-        recipe: that run's configuration, of :func:`kd.recipe.recipe_of`.
+        recipe: that run's configuration, of :func:`kd.train.teacher_recipe.recipe_of`.
         data: its data module.
         start: sha256 of the weights that the network begins with, where its options do not say it.
     """
@@ -128,12 +129,13 @@ def structure_key(network: nn.Module) -> dict[str, Any]:
 
 def data_key(node: Config, data: Any) -> dict[str, Any]:
     """The data's content and how it is shown in training; where the content is not known, all that its node says."""
-    content = data.describe().get("sha256") if hasattr(data, "describe") else None
+    data = image_data(data)
+    content = data.describe().get("sha256")
     places = {key.removeprefix("data.") for key in INERT if key.startswith("data.")} if content else set()
-    said = {key: value for key, value in node.items() if key not in places and value is not None}
-    looks = data.augmentation() if content and hasattr(data, "augmentation") else None
-    pixels = {key: _listed(getattr(data, key, None)) for key in ("mean", "std")}
-    return {"node": said, "content": content, "augmentation": looks, **pixels, "code": code_of(node)}
+    options = {key: value for key, value in node.items() if key not in places and value is not None}
+    looks = data.augmentation() if content else None
+    pixels = {"mean": _listed(data.mean), "std": _listed(data.std)}
+    return {"node": options, "content": content, "augmentation": looks, **pixels, "code": code_of(node)}
 
 
 def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
@@ -149,15 +151,15 @@ def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
         key: content_of(value) or value if key.endswith("checkpoint") else value for key, value in plainly.items()
     }
     plainly |= {key: first(value) for key, value in plainly.items() if key.endswith("_target_")}
-    said = sorted(word for word in words if word.lstrip("+~").startswith(("objective.", "loss@")))
+    overrides = sorted(word for word in words if word.lstrip("+~").startswith(("objective.", "loss@")))
     nodes = [config[group] for group in ("student", "teacher", "data", "optim", "callbacks")]
-    return digest([plainly, said, content, code_of(nodes)], 12)
+    return digest([plainly, overrides, content, code_of(nodes)], 12)
 
 
 def files_of(config: Config) -> dict[str, str]:
     """The weights that a run begins from and is taught by: dotted key to the sha256 of the file's content."""
-    known = {key: content_of(value) for key, value in _flat(config).items() if key.endswith(".checkpoint")}
-    return {key: value for key, value in known.items() if value is not None}
+    digests = {key: content_of(value) for key, value in nested.flatten(config).items() if key.endswith(".checkpoint")}
+    return {key: value for key, value in digests.items() if value is not None}
 
 
 def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
@@ -174,10 +176,10 @@ def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
             key for key, node in callbacks.items() if isinstance(node, Mapping) and node.get("_target_") in WATCHING
         }
         config = {**config, "callbacks": {key: node for key, node in callbacks.items() if key not in watching}}
-    own = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # whose content kd may not know
-    left = [*(key for key in INERT if not (own and key.startswith("data."))), *free]
-    flat = {key: value for key, value in _flat(config).items() if value is not None}
-    return {key: value for key, value in flat.items() if not matches(key, left)}
+    custom = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # whose content kd may not know
+    excluded = [*(key for key in INERT if not (custom and key.startswith("data."))), *free]
+    flat = {key: value for key, value in nested.flatten(config).items() if value is not None}
+    return {key: value for key, value in flat.items() if not matches(key, excluded)}
 
 
 def differing(here: Config, there: Config, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
@@ -187,20 +189,20 @@ def differing(here: Config, there: Config, free: Iterable[str] = ()) -> list[tup
     return [(key, ours.get(key), theirs.get(key)) for key in keys]
 
 
-def check_run(config: Config, known: Any, path: Any) -> None:
+def check_run(config: Config, recorded: Any, path: Any) -> None:
     """Whether a checkpoint is of a run of this configuration, apart from what resuming may change.
 
     Args:
         config: the run's.
-        known: the configuration that the checkpoint carries.
+        recorded: the configuration in the checkpoint.
         path: the checkpoint, for messages.
 
     Raises:
         InputError: it is not; the first keys that differ are named.
     """
-    if not isinstance(known, Mapping):
+    if not isinstance(recorded, Mapping):
         raise InputError(f"{path} does not say of which run it is")
-    if apart := differing(config, known, RESUMABLE):
+    if apart := differing(config, recorded, RESUMABLE):
         first = ", ".join(f"{key}={there}, here {here}" for key, here, there in apart[:3])
         more = f", and {len(apart) - 3} more" if len(apart) > 3 else ""
         raise InputError(f"{path} is of another run: it was trained with {first}{more}")
@@ -216,22 +218,16 @@ def digest(parts: Any, length: int = 16) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping) or not node:
-        return {prefix.rstrip("."): node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
-
-
 def _plain(module: nn.Module) -> list[Any]:
     kinds = (bool, int, float, str, type(None), tuple)
     options = {key: value for key, value in vars(module).items() if isinstance(value, kinds)}
-    kept = {key: value for key, value in options.items() if not key.startswith("_") and key != "training"}
-    return [f"{type(module).__module__}.{type(module).__qualname__}", kept]
+    public = {key: value for key, value in options.items() if not key.startswith("_") and key != "training"}
+    return [f"{type(module).__module__}.{type(module).__qualname__}", public]
 
 
 def _precision(trainer: Config) -> str:
-    asked = str(trainer.get("precision") or "32-true")
-    return SHORT.get(asked, asked)
+    precision = str(trainer.get("precision") or "32-true")
+    return SHORT.get(precision, precision)
 
 
 def _count(devices: Any) -> Any:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MeanMetric, Metric
+from torchmetrics import CatMetric, MeanMetric, Metric, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
     MulticlassConfusionMatrix,
 )
 
-from kd.errors import InputError
+from kd.errors import InputError, TrainingFailed
 from kd.losses.cross_entropy import class_of, labelled
 from kd.losses.divergences import kl, soft_cross_entropy
 
 UNKNOWN = -1
+HINT = "a lower optim.lr or a larger data.batch_size often helps; see the running statistics of its batch norms"
 
 
 class Accuracy(MulticlassAccuracy):
@@ -57,6 +58,7 @@ class Scores(nn.Module):
             self.student["top5"] = Accuracy(classes, average="micro", top_k=5, ignore_index=UNKNOWN)
         self.student["ece"] = MulticlassCalibrationError(classes, n_bins=15, ignore_index=UNKNOWN)
         self.confusion = MulticlassConfusionMatrix(classes, ignore_index=UNKNOWN)
+        self.strays = nn.ModuleDict({side: SumMetric() for side in ("student", "teacher")[: 1 + with_teacher]})
         self.teacher = nn.ModuleDict()
         if with_teacher:
             self.teacher["teacher_acc"] = Accuracy(classes, average="micro", ignore_index=UNKNOWN)
@@ -66,6 +68,9 @@ class Scores(nn.Module):
     def update(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> None:
         """Adds logits [B, C] and labels: class numbers [B], -1 where not known, or probabilities [B, C]."""
         student, classes = student.float(), class_of(labels)
+        for side, logits in (("student", student), ("teacher", teacher)):
+            if logits is not None:
+                self.strays[side].update((~logits.isfinite().all(-1)).sum())  # type: ignore[operator]
         for name in ("acc", "top5", "ece"):
             if name in self.student:
                 self._metric(name).update(student.softmax(-1), classes)
@@ -84,6 +89,20 @@ class Scores(nn.Module):
         else:
             each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
         self._metric(name).update(each, labelled(labels).to(each))
+
+    def not_finite(self) -> dict[str, int]:
+        """For how many samples since the last call each side's logits were not finite; means leave such samples out."""
+        counts = {}
+        for side, metric in self.strays.items():
+            counts[side] = int(metric.compute()) if metric.update_called else 0  # type: ignore[operator]
+            metric.reset()  # type: ignore[operator]
+        return counts
+
+    def check_finite(self, part: str) -> None:
+        """Refuses scores of logits that are not finite, which mean nothing, by a TrainingFailed."""
+        for side, count in self.not_finite().items():
+            if count:
+                raise TrainingFailed(f"the {side}'s logits are not finite for {count} {part} images: {HINT}")
 
     def named(self) -> dict[str, Metric]:
         """The metrics by name, without the confusion matrix."""
@@ -109,8 +128,8 @@ class Predictions(nn.Module):
         if self.count > self.most:
             self.parts.clear()
             return
-        given = {"index": index, "labels": class_of(labels), "student": student, "teacher": teacher}
-        for name, values in given.items():
+        tensors = {"index": index, "labels": class_of(labels), "student": student, "teacher": teacher}
+        for name, values in tensors.items():
             if values is not None:
                 if name not in self.parts:
                     self.parts[name] = CatMetric(nan_strategy="disable").to(values.device)
@@ -118,8 +137,8 @@ class Predictions(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """``labels`` [N], ``student`` and perhaps ``teacher`` in half precision [N, C]; empty if there are too many."""
-        found = {name: metric.compute() for name, metric in self.parts.items()}  # type: ignore[operator]
-        if "index" in found:
-            order = found.pop("index").argsort()
-            found = {name: values[order] for name, values in found.items()}
-        return {name: values.long() if name == "labels" else values.half() for name, values in found.items()}
+        columns = {name: metric.compute() for name, metric in self.parts.items()}  # type: ignore[operator]
+        if "index" in columns:
+            order = columns.pop("index").argsort()
+            columns = {name: values[order] for name, values in columns.items()}
+        return {name: values.long() if name == "labels" else values.half() for name, values in columns.items()}

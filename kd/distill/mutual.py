@@ -87,7 +87,7 @@ class MutualDistiller(Distiller):
     def tell_epoch(self) -> None:
         super().tell_epoch()
         for objective in self.others:
-            objective.tell("on_epoch", self.current_epoch)  # type: ignore[operator]
+            objective.on_epoch(self.current_epoch)  # type: ignore[operator]
 
     def asks_teacher(self) -> bool:
         return True  # peers train at the same time
@@ -96,9 +96,9 @@ class MutualDistiller(Distiller):
         """The sum over all students, and the first one's parts."""
         students = [student, *({"": teacher[name]} for name in self.teacher.networks())]
         total, first = student[""].new_zeros(()), {}
-        for number, (own, objective) in enumerate(zip(students, [self.objective, *self.others])):
-            others = [other for other in students if other is not own]
-            answers = [objective(own, batch.labels, other, batch.index, self.current_epoch) for other in others]
+        for number, (outputs, objective) in enumerate(zip(students, [self.objective, *self.others])):
+            others = [other for other in students if other is not outputs]
+            answers = [objective(outputs, batch.labels, other, batch.index, self.current_epoch) for other in others]
             total = total + sum(each for each, _ in answers) / len(others)
             if number == 0:
                 first = {name: sum(parts[name] for _, parts in answers) / len(others) for name in answers[0][1]}
@@ -120,7 +120,7 @@ def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: an unknown name, or a node without ``_target_``.
     """
-    found: dict[str, dict[str, Any]] = {}
+    nodes: dict[str, dict[str, Any]] = {}
     for peer in peers:
         try:
             node = dict(peer) if isinstance(peer, Mapping) else {"_target_": target_of(models[str(peer)])}
@@ -129,6 +129,6 @@ def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
         if "_target_" not in node:
             raise InputError(f"teacher.peers takes names of networks and nodes with _target_, got {node}")
         name = str(node.get("name") or models.name_of(node["_target_"]) or "peer").replace(".", "_")
-        alike = sum(key == name or key.startswith(f"{name}_") for key in found)
-        found[f"{name}_{alike + 1}" if alike else name] = node
-    return found
+        alike = sum(key == name or key.startswith(f"{name}_") for key in nodes)
+        nodes[f"{name}_{alike + 1}" if alike else name] = node
+    return nodes

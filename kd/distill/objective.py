@@ -92,17 +92,25 @@ class Objective(nn.Module):
             if mixed and "labels" in term.needs and not getattr(term.loss, "takes_mixed", False):
                 raise InputError(f"{who} needs class numbers as labels, but data.mixup or data.cutmix mixes them")
 
-    def tell(self, hook: str, *facts: Any) -> None:
-        """Calls an optional hook of every loss that has it.
+    def attach(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Passes the networks themselves, without normalisation, to the losses; called once, before ``build``."""
+        self._call("attach", student, teacher)
 
-        ``attach(student, teacher)`` gives the bare networks, ``attach_data(samples, labels)`` the training set's size
-        and labels [N], both once and before ``build``; ``on_epoch(epoch)`` the epoch from 0, before each.
-        """
+    def attach_data(self, samples: int, labels: Tensor) -> None:
+        """Passes the training set's size and labels [N] to the losses; called once, before ``build``."""
+        self._call("attach_data", samples, labels)
+
+    def on_epoch(self, epoch: int) -> None:
+        """Called at the start of every epoch, counted from 0."""
+        self._call("on_epoch", epoch)
+
+    def _call(self, member: str, *arguments: Any) -> None:
+        """Calls a method of every loss that has it; see :data:`kd.losses.MEMBERS`."""
         for name, term in self.named_terms():
-            method = getattr(term.loss, hook, None)
+            method = getattr(term.loss, member, None)
             if method is not None:
                 with located(f"objective.{name}"):
-                    method(*facts)
+                    method(*arguments)
 
     @property
     def predictor(self) -> Term | None:
@@ -116,9 +124,9 @@ class Objective(nn.Module):
         return term.loss.predict(term.pick("student", student))  # type: ignore[operator]
 
     def logged(self) -> dict[str, Tensor]:
-        """What losses wish to have logged beside their value, as ``term/name``: a learned temperature, say."""
-        known = [(name, getattr(term.loss, "logged", None)) for name, term in self.named_terms()]
-        return {f"{name}/{key}": value for name, ask in known if ask is not None for key, value in ask().items()}
+        """Values that losses log beside their own, as ``term/name``, for example a learned temperature."""
+        methods = [(name, getattr(term.loss, "logged", None)) for name, term in self.named_terms()]
+        return {f"{name}/{key}": value for name, logged in methods if logged for key, value in logged().items()}
 
     def forward(
         self,
@@ -132,14 +140,14 @@ class Objective(nn.Module):
 
         ``teacher`` may be None where :meth:`asks_teacher` is False; terms of weight 0 that name it have no part then.
         """
-        given = {"student": student, "teacher": teacher, "labels": labels, "index": index}
+        inputs = {"student": student, "teacher": teacher, "labels": labels, "index": index}
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=labels.device)
         with torch.autocast(labels.device.type, enabled=False):
             for name, term in self.named_terms():
                 if not term.counts(epoch) or (teacher is None and "teacher" in term.needs and not term.scale(epoch)):
                     continue
-                parts[name] = term(**given)
+                parts[name] = term(**inputs)
                 if scale := term.scale(epoch):
                     total = total + scale * parts[name]
         return total, {name: part.detach() for name, part in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import pytorch_lightning as pl
 
 from kd.distill.objective import Objective
 from kd.optim import Optim
+
+log = logging.getLogger(__name__)
 
 NEAR = 0.05  # of an epoch: a share of the run as 0.1111 stands for 30 of 270 epochs
 
@@ -28,10 +31,17 @@ def stage_of(objective: Objective, optim: Optim, trainer: pl.Trainer) -> Stage:
     if optim.init is None:
         first = objective.init_epochs()
         return Stage(first, min(first * each, total))
-    asked = optim.init * total / max(each, 1)
-    if abs(asked - round(asked)) <= NEAR:
-        return Stage(round(asked), round(asked) * each)
-    return Stage(math.ceil(asked) if epochs else 0, round(optim.init * total))
+    stage_epochs = optim.init * total / max(each, 1)
+    stage = Stage(math.ceil(stage_epochs) if epochs else 0, round(optim.init * total))
+    if abs(stage_epochs - round(stage_epochs)) <= NEAR:
+        stage = Stage(round(stage_epochs), round(stage_epochs) * each)
+    if (first := objective.init_epochs()) and stage.epochs != first:
+        log.warning(
+            "optim.init=%g ends pre-training after %d epochs, but the objective's terms change after %d: "
+            "init_epochs sets both",
+            *(optim.init, stage.epochs, first),
+        )
+    return stage
 
 
 def begin_anew(trainer: pl.Trainer) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd.data.augment import permutation
 from kd.data.batch import Batch
-from kd.data.datamodule import Data
+from kd.data.datamodule import data_of
 from kd.distill.distiller import Distiller
 from kd.distill.mean_teacher import check_decay, follow
 from kd.distill.objective import Objective
@@ -112,24 +112,24 @@ class ReSSLDistiller(Distiller):
         for name, term in self.objective.named_terms():
             if set(term.needs) - {"student", "teacher"} or term.layers("student") or term.layers("teacher"):
                 why = "compares the projections of two views, without labels, layers and positions"
-                raise InputError(f"objective.{name}: teacher=momentum {why}; say objective=ressl")
+                raise InputError(f"objective.{name}: teacher=momentum {why}; set objective=ressl")
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._known()
+        self._labelled()
 
     def _memory(self) -> Any:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Data) or data.mixed or data.memory.repeats > 1:
+        memory = data_of(self.trainer).memory
+        if memory is None or memory.mixed or memory.repeats > 1:
             raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix and data.repeats")
-        return data.memory
+        return memory
 
-    def _known(self) -> Tensor:
+    def _labelled(self) -> Tensor:
         """The positions of the labelled training images."""
-        known = (self._memory().parts["train"][1] >= 0).nonzero().flatten()
-        if not len(known):
+        labelled = (self._memory().parts["train"][1] >= 0).nonzero().flatten()
+        if not len(labelled):
             raise InputError("a k-NN classifier is measured, and no training image has a label")
-        return known
+        return labelled
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images for the student and those for the teacher."""
@@ -161,8 +161,8 @@ class ReSSLDistiller(Distiller):
         """Embeds labelled training images [N, D] for the k-NN classifier, with their labels [N]."""
         memory = self._memory()
         images, labels = memory.parts["train"]
-        known = self._known()
-        chosen = known[permutation(len(known), 0, 0)[: self.momentum.most]]
+        labelled = self._labelled()
+        chosen = labelled[permutation(len(labelled), 0, 0)[: self.momentum.most]]
         with self.trainer.precision_plugin.val_step_context():
             parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]
         # until its first step of validation each process has batch statistics of its own
@@ -188,6 +188,6 @@ class ReSSLDistiller(Distiller):
 def knn(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, neighbours: int, T: float = 0.07) -> Tensor:
     """log of the vote of the nearest rows of a bank [N, D] for unit vectors [B, D], weight exp(cosine / T) each."""
     with torch.autocast(queries.device.type, enabled=False):  # neighbours lie nearer to each other than bfloat16 tells
-        near, place = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-        votes = queries.new_zeros(len(queries), classes).scatter_add_(1, labels[place], (near / T).softmax(1))
+        near, nearest = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+        votes = queries.new_zeros(len(queries), classes).scatter_add_(1, labels[nearest], (near / T).softmax(1))
         return (0.99 * votes + 0.01 / classes).log()

@@ -42,31 +42,31 @@ def code_of_classes(kinds: Iterable[type]) -> dict[str, str]:
 
 
 def _code(modules: Iterable[str]) -> dict[str, str]:
-    known: dict[str, str] = {}
-    left = sorted(set(modules))
-    while left:
-        name = left.pop()
-        if name in known:
+    digests: dict[str, str] = {}
+    pending = sorted(set(modules))
+    while pending:
+        name = pending.pop()
+        if name in digests:
             continue
         if (path := _file_of(name)) is not None:
             tree = _parsed(path)
-            known[name] = "unknown" if tree is None else hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-            left += [each for each in _imported(tree, name, path) if _file_of(each) is not None] if tree else []
+            digests[name] = "unknown" if tree is None else hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+            pending += [each for each in _imported(tree, name, path) if _file_of(each) is not None] if tree else []
         elif top := _library(name):
-            known[top] = _version(top)
-    return known
+            digests[top] = _version(top)
+    return digests
 
 
 def _file_of(module: str) -> Path | None:
     """The file of a module of the user's own; None for what is kd's, Python's or of an installed package."""
-    top, known = module.partition(".")[0], sys.modules.get(module)
-    if known is None and top != module and _file_of(top) is None:
+    top, loaded = module.partition(".")[0], sys.modules.get(module)
+    if loaded is None and top != module and _file_of(top) is None:
         return None  # else finding it would import an installed package
     try:
-        spec = None if known is not None else find_spec(module)
+        spec = None if loaded is not None else find_spec(module)
     except (ImportError, AttributeError, ValueError):
         return None
-    file = getattr(known, "__file__", None) or (spec.origin if spec is not None else None)
+    file = getattr(loaded, "__file__", None) or (spec.origin if spec is not None else None)
     if not file or not str(file).endswith(".py"):
         return None
     path = Path(str(file)).resolve()
@@ -114,8 +114,8 @@ def content_of(value: Any) -> str | None:
         path = path / "student.safetensors" if path.is_dir() else path
         if not path.is_file():
             return None
-        about = path.stat()
-        return f"sha256:{_file_sha256(str(path.resolve()), about.st_size, about.st_mtime_ns)}"
+        status = path.stat()
+        return f"sha256:{_file_sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)}"
     except (OSError, ValueError, RuntimeError):
         return None
 

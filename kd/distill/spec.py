@@ -116,8 +116,8 @@ class TeacherSpec:
         """The least accuracy asked of the teacher, under ``""``, and of each member; None where none is set."""
         if self.online:
             return {"": None}
-        asked = {member.name: member.options().get("min_accuracy") for member in self.members}
-        return {"": self.node.get("min_accuracy"), **asked}
+        members = {member.name: member.options().get("min_accuracy") for member in self.members}
+        return {"": self.node.get("min_accuracy"), **members}
 
 
 def without_weights(node: Config, key: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd.errors import InputError, unknown
-from kd.models.activation_checkpointing import still
+from kd.models.activation_checkpointing import frozen_statistics
 from kd.models.check import untouched
 from kd.models.normalized import unwrap
 from kd.models.stages import taps_of
@@ -105,7 +105,7 @@ class Taps:
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
         self._caught.clear()
-        with still(self.network):
+        with frozen_statistics(self.network):
             output = self.network(images)
         if names := self._caught.overwritten():
             raise InputError(f"the output of layer {names[0]!r} is overwritten in place by the network itself")
@@ -190,7 +190,7 @@ def _parts(layer: str, value: Any) -> str:
     """How the tensors within an output are tapped."""
     keys: list[Any] = list(value) if isinstance(value, Mapping) else []
     if isinstance(value, (tuple, list)):
-        keys = [place for place, each in enumerate(value) if isinstance(each, Tensor)]
+        keys = [position for position, each in enumerate(value) if isinstance(each, Tensor)]
     choices = ", ".join(f"{layer}:{key}" for key in keys[:5])
     return f"only tensors can be tapped{f', by {choices}' if choices else ''}"
 
@@ -202,8 +202,8 @@ def _version(tensor: Tensor) -> int:
 def _linear_of(modules: dict[str, nn.Module], name: str, layer: str) -> nn.Linear:
     linear = modules.get(name)
     if not isinstance(linear, nn.Linear):
-        known = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
-        raise unknown("linear layer in " + repr(layer), name, known)
+        linear_layers = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
+        raise unknown("linear layer in " + repr(layer), name, linear_layers)
     return linear
 
 

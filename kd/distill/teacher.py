@@ -144,8 +144,8 @@ class Frozen(FrozenTeacher):
         """With the columns of the data's classes only."""
         if self.picked is not None:
             last, columns = self.picked
-            if last >= (known := answer[""].shape[-1]):
-                raise InputError(f"teacher.classes names column {last} of a teacher that knows {known}")
+            if last >= (width := answer[""].shape[-1]):
+                raise InputError(f"teacher.classes names column {last} of a teacher with {width} outputs")
             answer[""] = answer[""][:, columns.on(answer[""].device)[0]]
         return answer
 

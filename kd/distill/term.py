@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kd.errors import InputError
 from kd.models.stages import is_many, spelled
 
+SLIP = 0.88  # similarity: on_epochs and atach are refused; attached, predictor and on_epoch_end are not
 WORDS = ("student", "teacher", "labels", "index")
 
 Tapped = Mapping[str, Tensor]
@@ -25,9 +27,7 @@ class Term(nn.Module):
     Args:
         loss: any module whose ``forward`` names what it needs out of ``student, teacher, labels, index`` and
             returns an unweighted scalar. An optional ``build(student, teacher)`` is called once with example
-            tensors and creates whatever depends on shapes; further optional hooks are told of by ``Objective.tell``.
-            One that names ``labels`` says by ``takes_unlabelled = True`` that some may be unknown, by
-            ``takes_mixed = True`` that they may be probabilities [B, C].
+            tensors and creates whatever depends on shapes; :data:`kd.losses.MEMBERS` lists all optional members.
         weight: factor in the total, at least 0.
         student: where its student tensor comes from: ``""`` the output, ``layer3`` a layer's output,
             ``fc:in`` a layer's input; a list of them, or ``stages``, gives a list of tensors.
@@ -38,7 +38,8 @@ class Term(nn.Module):
         stop: the epoch from which on it no longer counts.
 
     Raises:
-        InputError: a word in ``forward`` outside the four, or a number out of range.
+        InputError: a word in ``forward`` outside the four, a method whose name is nearly an optional member's, or a
+            number out of range.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         self.needs = _needs(loss)
+        _check_members(loss)
         if not weight >= 0 or math.isinf(weight):
             raise InputError(f"weight must be {'finite' if weight > 0 else 'at least 0'}, got {weight}")
         for side, source in (("student", student), ("teacher", teacher)):
@@ -124,13 +126,13 @@ class Term(nn.Module):
         build = getattr(self.loss, "build", None)
         if build is not None:
             sides = {"student": student, "teacher": teacher}
-            given = {
+            inputs = {
                 side: self.pick(side, tapped)
                 for side, tapped in sides.items()
                 if tapped is not None and side in self.needs
             }
             accepted = inspect.signature(build).parameters
-            build(**{side: tensor for side, tensor in given.items() if side in accepted})
+            build(**{side: tensor for side, tensor in inputs.items() if side in accepted})
 
     def forward(self, **given: Any) -> Tensor:
         """The unweighted scalar; ``student`` and ``teacher`` are tapped tensors by name."""
@@ -153,14 +155,14 @@ def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[N
     except InputError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        known = []
+        described = []
         for side, tapped in (("student", student), ("teacher", teacher)):
             for layer in term.keys(side, tapped) if tapped and side in term.needs else ():
                 shape = ", ".join(["B", *map(str, (tapped or {})[layer].shape[1:])])
-                known.append(f"{side}={layer or 'its output'} [{shape}]")
+                described.append(f"{side}={layer or 'its output'} [{shape}]")
         line = str(error).strip().partition("\n")[0]
-        given = " and ".join(known) or "the labels"
-        raise InputError(f"{type(term.loss).__name__} fails on {given}: {line}") from error
+        inputs = " and ".join(described) or "the labels"
+        raise InputError(f"{type(term.loss).__name__} fails on {inputs}: {line}") from error
 
 
 def _needs(loss: nn.Module) -> tuple[str, ...]:
@@ -172,6 +174,18 @@ def _needs(loss: nn.Module) -> tuple[str, ...]:
             f"{type(loss).__name__}.forward asks for {strangers[0]!r}; a loss may ask for {', '.join(WORDS)}"
         )
     return names
+
+
+def _check_members(loss: nn.Module) -> None:
+    """Refuses a public method that kd would not call because of a slip in its name."""
+    from kd.losses import MEMBERS  # which registers losses as terms, and so imports this file
+
+    for name in dir(type(loss)):
+        if name.startswith("_") or hasattr(nn.Module, name) or not callable(getattr(type(loss), name, None)):
+            continue
+        near = get_close_matches(name.lower(), MEMBERS, n=1, cutoff=SLIP)
+        if near and not hasattr(loss, near[0]):
+            raise InputError(f"{type(loss).__name__}.{name} is never called; did you mean {near[0]!r}?")
 
 
 def _ready(tensor: Tensor, side: str) -> Tensor:

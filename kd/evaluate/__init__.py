@@ -1,4 +1,4 @@
-"""``kd-evaluate``: what a run's student is worth on any data set with the same classes."""
+"""``kd-evaluate``: evaluates a run's student on any dataset with the same classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from kd.errors import InputError, unknown
 from kd.evaluate import diagrams
-from kd.evaluate.loaded_run import PARTS, Restored, restore
-from kd.evaluate.measure import Evaluation, answer
-from kd.evaluate.supply import supply
-from kd.evaluate.table import show
+from kd.evaluate.complete_summary import complete_summary
+from kd.evaluate.loaded_run import PARTS, LoadedRun, load_run
+from kd.evaluate.measure import Evaluation, measure
+from kd.evaluate.table import print_result
 from kd.evaluate.teacher import teacher_of
 from kd.files import write_text
 from kd.process.command import command, override
@@ -34,92 +34,91 @@ def evaluate(
     out: str | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Measures a run's student and leaves ``evaluation.json``, ``reliability.png`` and ``confusion.png``.
+    """Evaluates a run's student and writes ``evaluation.json``, ``reliability.png`` and ``confusion.png``.
 
     Args:
-        run: a run folder. It is data: nothing that it names is run unless it is registered with kd.
-        data: a data node with the same classes; by default the run's own, with the keys given here changed.
-        part: ``test``, ``val`` or, of data in memory, ``train`` (without augmentation).
-        batch_size: images at a time.
-        teacher_checkpoint: where the teacher's weights are now; ``none`` leaves the teacher out.
+        run: a run folder. It is data: code that it names is run only if it is registered with kd.
+        data: a data node with the same classes; without a ``_target_``, keys of the run's own data to change.
+        part: ``test``, ``val`` or, for data in memory, ``train`` (without augmentation).
+        batch_size: images per batch.
+        teacher_checkpoint: path of the teacher's weights, if they were moved; ``none`` skips the teacher.
         device: ``auto``, ``cpu`` or ``cuda``.
-        out: the folder to write to; ``RUN/evaluation/<data>-<part>`` if None.
-        trust: whether classes may be imported that the run folder names and kd does not know.
+        out: the output folder; ``RUN/evaluation/<data>-<part>`` if None.
+        trust: whether to import classes that the run folder names and that are not registered with kd.
 
     Returns:
-        What ``evaluation.json`` holds; its keys are in docs/evaluate.md.
+        The content of ``evaluation.json``; docs/evaluate.md describes its keys.
 
     Raises:
-        InputError: no finished run, data that does not fit, or a teacher that is not the run's.
+        InputError: no finished run, incompatible data, or a teacher other than the run's.
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
-    place, found = _device(device), _trained(restore(run, data, batch_size, trust))
-    teacher, where = teacher_of(found, teacher_checkpoint, trust)
-    measured = answer(found.student, teacher, found.batches(part), len(found.names), place)
-    about = {"name": (found.summary["teacher"] or {}).get("name"), "measured": teacher is not None, "about": where}
-    result = {**described(found, measured, part), "teacher": about, "device": str(place)}
-    target = Path(out) if out else found.folder / "evaluation" / f"{found.data_name}-{part}"
-    leave(result, target)
-    supply(found, result, own=not data)
-    show(result, target, FILE)
+    processor, loaded = _device(device), _with_classifier(load_run(run, data, batch_size, trust))
+    teacher, reason = teacher_of(loaded, teacher_checkpoint, trust)
+    evaluation = measure(loaded.student, teacher, loaded.batches(part), len(loaded.names), processor)
+    status = {"measured": teacher is not None, "about": reason}
+    result = {**describe(loaded, evaluation, part, status), "device": str(processor)}
+    target = Path(out) if out else loaded.folder / "evaluation" / f"{loaded.data_name}-{part}"
+    write(result, target)
+    complete_summary(loaded, result, is_own_data=not data)
+    print_result(result, target, FILE)
     return result
 
 
-def _trained(found: Restored) -> Restored:
-    if found.summary["student"].get("classifier") == "untrained":
-        run = found.folder
-        raise InputError(
-            f"run={run}: its classifier is not trained; make a linear probe first: "
-            + command("kd-train", override("student.checkpoint", run), *PROBE)
-        )
-    return found
+def _with_classifier(loaded: LoadedRun) -> LoadedRun:
+    """Refuses a run whose classifier is not trained."""
+    if loaded.summary["student"].get("classifier") == "untrained":
+        probe = command("kd-train", override("student.checkpoint", loaded.folder), *PROBE)
+        raise InputError(f"run={loaded.folder}: its classifier is not trained; train a linear probe first: {probe}")
+    return loaded
 
 
-def described(found: Restored, measured: Evaluation, part: str) -> dict[str, Any]:
-    """What ``evaluation.json`` says of the student and the data."""
-    confusion, reliability = measured.confusion(), measured.reliability()
-    rows = zip(found.names, range(len(confusion)), confusion)
+def describe(loaded: LoadedRun, evaluation: Evaluation, part: str, teacher_status: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``evaluation.json`` except the device."""
+    confusion, reliability = evaluation.confusion(), evaluation.reliability()
+    rows = zip(loaded.names, range(len(confusion)), confusion)
     return {
         "format_version": 1,
-        "run": str(found.folder),
-        "student": found.summary["student"]["name"],
+        "run": str(loaded.folder),
+        "student": loaded.summary["student"]["name"],
         "data": {
-            "name": found.data_name,
+            "name": loaded.data_name,
             "part": part,
-            "config": found.node,
+            "config": loaded.node,
             "images": sum(reliability["count"]),
-            "notes": list(found.notes),
-            "chosen_on_test": found.summary["data"]["config"].get("val") == "test",
+            "notes": list(loaded.notes),
+            "chosen_on_test": loaded.summary["data"]["config"].get("val") == "test",
         },
         "versions": versions(),
-        "metrics": measured.metrics(),
+        "metrics": evaluation.metrics(),
         "reliability": reliability,
         "classes": [
             {"name": name, "images": sum(row), "acc": row[i] / sum(row) if sum(row) else None} for name, i, row in rows
         ],
         "confusion": confusion,
+        "teacher": {"name": (loaded.summary["teacher"] or {}).get("name"), **teacher_status},
     }
 
 
 def _device(name: str) -> torch.device:
-    known = ("auto", "cpu", "cuda")
-    if name.partition(":")[0] not in known:
-        raise unknown("device", name, known)
+    choices = ("auto", "cpu", "cuda")
+    if name.partition(":")[0] not in choices:
+        raise unknown("device", name, choices)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device={name}, but there is no CUDA device here; there is device=cpu")
+        raise InputError(f"device={name}: no CUDA device is available; set device=cpu")
     return torch.device(name)
 
 
-def leave(result: Mapping[str, Any], folder: Path) -> None:
-    """Writes the pictures and, last, ``evaluation.json``, each of them whole or not at all."""
+def write(result: Mapping[str, Any], folder: Path) -> None:
+    """Writes the diagrams and then ``evaluation.json``, each atomically."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"out={folder} cannot be made: {error.strerror}") from error
-    names = [own["name"] for own in result["classes"]]
+        raise InputError(f"out={folder} cannot be created: {error.strerror}") from error
+    names = [each["name"] for each in result["classes"]]
     diagrams.reliability(result["reliability"], result["metrics"]["ece"], folder / "reliability.png")
     diagrams.confusion(result["confusion"], names, folder / "confusion.png")
     rows = ",\n".join(f"    {json.dumps(row)}" for row in result["confusion"])

@@ -1,8 +1,8 @@
-"""The measures of one data set, streamed."""
+"""The metrics of one dataset, accumulated batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ BINS = 15
 
 
 class Evaluation(nn.Module):
-    """All measures of one data set, streamed: :class:`Scores`, and what a diagram of them needs besides."""
+    """All metrics of one dataset: :class:`Scores`, the Brier score, reliability and confusion."""
 
     def __init__(self, classes: int, with_teacher: bool) -> None:
         super().__init__()
         self.scores = Scores(classes, with_teacher)
         self.brier = MeanMetric()
-        self.confidence, self.right = CatMetric(), CatMetric()
+        self.confidence, self.correct = CatMetric(), CatMetric()
         for metric in (self.brier, *self.scores.named().values()):
             if isinstance(metric, MeanMetric):
                 metric.set_dtype(torch.float64)  # sums of many small numbers
@@ -37,26 +37,26 @@ class Evaluation(nn.Module):
             InputError: logits that are not finite.
         """
         if bad := int((~student.isfinite().all(-1)).sum()):
-            raise InputError(f"the student gives logits that are not finite for {bad} of {len(student)} images")
+            raise InputError(f"the student's logits are not finite for {bad} of {len(student)} images")
         self.scores.update(student, labels, teacher)
         p = student.double().softmax(-1)
         self.brier.update((p - nn.functional.one_hot(labels, p.shape[-1])).square().sum(-1))
-        confidence, answer = p.max(-1)
+        confidence, predicted = p.max(-1)
         self.confidence.update(confidence.float())
-        self.right.update((answer == labels).float())
+        self.correct.update((predicted == labels).float())
 
     def metrics(self) -> dict[str, float]:
         """The scores of ``summary.json``, and ``brier``: the mean of sum_c (p_c - y_c)^2, in [0, 2]."""
-        found = {name: float(metric.compute()) for name, metric in self.scores.named().items()}
-        return {**found, "brier": float(self.brier.compute())}
+        scores = {name: float(metric.compute()) for name, metric in self.scores.named().items()}
+        return {**scores, "brier": float(self.brier.compute())}
 
     def reliability(self) -> dict[str, list[Any]]:
-        """For each of 15 equal bins of confidence the count of images, mean confidence and accuracy."""
+        """For each of 15 equal confidence bins the number of images, mean confidence and accuracy."""
         edges = torch.linspace(0, 1, BINS + 1, device=self.confidence.device)
-        confidence, right = (metric.compute().flatten() for metric in (self.confidence, self.right))
+        confidence, correct = (metric.compute().flatten() for metric in (self.confidence, self.correct))
         bins = torch.bucketize(confidence, edges[1:-1], right=True)
         count, sums, hits = (
-            torch.bincount(bins, weights, BINS).tolist() for weights in (None, confidence.double(), right.double())
+            torch.bincount(bins, weights, BINS).tolist() for weights in (None, confidence.double(), correct.double())
         )
         return {
             "edges": [i / BINS for i in range(BINS + 1)],
@@ -66,30 +66,34 @@ class Evaluation(nn.Module):
         }
 
     def confusion(self) -> list[list[int]]:
-        """How many images of each true class (row) were taken for each class (column)."""
+        """The number of images of each true class (row) predicted as each class (column)."""
         return self.scores.confusion.compute().tolist()
 
 
 @torch.no_grad()
-def answer(
-    student: Callable[[Tensor], Tensor], teacher: nn.Module | None, given: Any, classes: int, place: torch.device
+def measure(
+    student: Callable[[Tensor], Tensor],
+    teacher: nn.Module | None,
+    batches: Iterable[Batch],
+    classes: int,
+    device: torch.device,
 ) -> Evaluation:
-    """Both networks' answers to batches of images, measured.
+    """Evaluates student and teacher on batches of images.
 
     Raises:
-        InputError: images that the networks do not take, or logits that are not finite.
+        InputError: the networks do not accept the images, or logits are not finite.
     """
-    measured = Evaluation(classes, teacher is not None).to(place)
-    student = student.to(place) if isinstance(student, nn.Module) else student
-    teacher = teacher and teacher.to(place)
+    evaluation = Evaluation(classes, teacher is not None).to(device)
+    student = student.to(device) if isinstance(student, nn.Module) else student
+    teacher = teacher and teacher.to(device)
     terminal = Console(stderr=True)
-    for batch in track(given, "measuring", console=terminal, transient=True, disable=not terminal.is_terminal):
-        images, labels = batch.images.to(place), batch.labels.to(place)
+    for batch in track(batches, "evaluating", console=terminal, transient=True, disable=not terminal.is_terminal):
+        images, labels = batch.images.to(device), batch.labels.to(device)
         try:
             logits = student(images)
-            told = None if teacher is None else teacher(Batch(images, labels))[""]
+            teacher_logits = None if teacher is None else teacher(Batch(images, labels))[""]
         except RuntimeError as error:
             shape, line = "x".join(map(str, images.shape[1:])), str(error).splitlines()[0]
-            raise InputError(f"the run's networks do not take images of {shape}: {line}") from error
-        measured.update(logits, labels, told)
-    return measured
+            raise InputError(f"the run's networks do not accept images of {shape}: {line}") from error
+        evaluation.update(logits, labels, teacher_logits)
+    return evaluation

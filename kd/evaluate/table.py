@@ -1,4 +1,4 @@
-"""What an evaluation says on the terminal."""
+"""Prints an evaluation on the terminal."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from rich.table import Table
 
 from kd.evaluate.measure import BINS
 from kd.files import relative
+from kd.run_folder.text import number, percent
 from kd.train.console import console_for
 
 
-def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
-    """Prints the table: the measures, the classes the student knows least, and what it takes for what."""
-    about, metrics = result["data"], result["metrics"]
-    where = f"{about['images']:,} images of {about['name']} ({about['part']})"
-    table = Table(title=f"{relative(Path(result['run']))} on {where}", title_justify="left", box=box.SIMPLE)
+def print_result(result: Mapping[str, Any], folder: Path, file: str) -> None:
+    """Prints the metrics, the classes with the lowest accuracy, and the most frequent confusions."""
+    data, metrics = result["data"], result["metrics"]
+    images = f"{data['images']:,} images of {data['name']} ({data['part']})"
+    table = Table(title=f"{relative(Path(result['run']))} on {images}", title_justify="left", box=box.SIMPLE)
     table.add_column("", no_wrap=True)
     table.add_column(f"student {result['student']}", justify="right")
     with_teacher = result["teacher"]["measured"]
@@ -26,53 +27,46 @@ def show(result: Mapping[str, Any], folder: Path, file: str) -> None:
         table.add_column(f"teacher {result['teacher']['name']}", justify="right")
     for key, (label, form) in MEASURES.items():
         if key in metrics:
-            own = f"teacher_{key}"
-            table.add_row(label, form(metrics[key]), *([form(metrics[own]) if own in metrics else ""] * with_teacher))
+            teacher = metrics.get(f"teacher_{key}")
+            cells = [form(metrics[key])] + ["" if teacher is None else form(teacher)] * with_teacher
+            table.add_row(label, *cells)
     console = console_for(table)
     console.print(table)
-    for note in about["notes"]:
+    for note in data["notes"]:
         console.print(f"data: {note}")
     if result["teacher"]["name"] and not with_teacher:
-        console.print(f"teacher {result['teacher']['name']} not measured: {result['teacher']['about']}")
-    if about["chosen_on_test"]:
-        console.print("the run chose its best epoch on the TEST set (data.val=test)")
+        console.print(f"teacher {result['teacher']['name']} not evaluated: {result['teacher']['about']}")
+    if data["chosen_on_test"]:
+        console.print("the best epoch was chosen on the TEST set (data.val=test)")
     for line in weakest(result):
         console.print(line)
     console.print(f"written: {relative(folder / file)}, reliability.png, confusion.png")
 
 
 def weakest(result: Mapping[str, Any], most: int = 5) -> list[str]:
-    """The classes with the lowest accuracy and the commonest mistakes, a line each."""
-    known = [own for own in result["classes"] if own["acc"] is not None]
-    low = sorted(known, key=lambda own: own["acc"])[:most]
-    names = [own["name"] for own in result["classes"]]
+    """One line with the classes of the lowest accuracy, and one with the most frequent confusions."""
+    measured = [each for each in result["classes"] if each["acc"] is not None]
+    low = sorted(measured, key=lambda each: each["acc"])[:most]
+    names = [each["name"] for each in result["classes"]]
     wrong = [
         (count, f"{names[i]} as {names[j]} ({count})")
         for i, row in enumerate(result["confusion"])
         for j, count in enumerate(row)
         if i != j and count
     ]
-    lines = ["lowest accuracy: " + ", ".join(f"{own['name']} {_percent(own['acc'])}" for own in low)]
+    lines = ["lowest accuracy: " + ", ".join(f"{each['name']} {percent(each['acc'])}" for each in low)]
     if wrong:
-        commonest = sorted(wrong, key=lambda pair: -pair[0])[:most]
-        lines.append("most often taken: " + ", ".join(text for _, text in commonest))
+        frequent = sorted(wrong, key=lambda pair: -pair[0])[:most]
+        lines.append("most frequent confusions: " + ", ".join(text for _, text in frequent))
     return lines
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f}"
-
-
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "acc": ("top-1 accuracy", _percent),
-    "top5": ("top-5 accuracy", _percent),
-    "nll": ("NLL, nats", _nats),
-    "brier": ("Brier score, 0 to 2", _nats),
-    "ece": (f"ECE, {BINS} bins", _percent),
-    "agreement": ("agreement with the teacher", _percent),
-    "kl": ("KL(teacher || student), nats", _nats),
+    "acc": ("top-1 accuracy", percent),
+    "top5": ("top-5 accuracy", percent),
+    "nll": ("NLL, nats", number),
+    "brier": ("Brier score, 0 to 2", number),
+    "ece": (f"ECE, {BINS} bins", percent),
+    "agreement": ("agreement with the teacher", percent),
+    "kl": ("KL(teacher || student), nats", number),
 }

@@ -1,4 +1,4 @@
-"""The four formats: how each is written, read back as its users will, and told how to be used."""
+"""The four export formats: writing, loading, and an example program for each."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from kd.models.normalized import Normalized
 from kd.models.weights import save_tensors
 from kd.run_folder.predictor import StudentWithPredictor
 
-Answer = Callable[[Tensor], Tensor]
+Predict = Callable[[Tensor], Tensor]
 INPUT = "images"
 
 
 @dataclass(frozen=True)
 class Format:
-    """``write(network, example, output, path)`` makes the file ``file``; ``read(path, network)`` answers from it.
+    """An export format: ``write(network, example, output, path)``, and ``read(path, network)`` to load a file.
 
-    ``network`` takes float images [B, C, H, W] in [0, 1], ``example`` is a batch of them and ``output`` the name of
-    what it gives. ``usage`` is a program without kd that uses the file. A file without a ``graph`` holds weights only.
+    ``network`` maps float images [B, C, H, W] in [0, 1] to ``output`` (``logits`` or ``probabilities``); ``example`` is
+    a batch of images. ``usage`` is a program that uses the file without kd. Without ``graph`` it holds weights only.
     """
 
     file: str
     runtime: str
     write: Callable[[nn.Module, Tensor, str, Path], None]
-    read: Callable[[Path, nn.Module], Answer]
+    read: Callable[[Path, nn.Module], Predict]
     usage: str
     graph: bool = True
     needs: tuple[str, ...] = ()
 
     def versions(self) -> dict[str, str]:
-        """The versions of what it is written and read with."""
+        """The versions of the packages that write and load it."""
         return {package: version(package) for package in dict.fromkeys((*self.needs, self.runtime))}
 
 
-def chosen(name: str, softmax: bool) -> Format:
+def format_of(name: str, softmax: bool) -> Format:
     """A format by name.
 
     Raises:
-        InputError: an unknown format, one whose packages are not installed, or a softmax asked of mere weights.
+        InputError: an unknown format, packages that are not installed, or ``softmax`` with a format of weights only.
     """
     if name not in FORMATS:
         raise unknown("format", name, FORMATS)
@@ -60,12 +60,12 @@ def chosen(name: str, softmax: bool) -> Format:
         except ImportError as error:
             raise InputError(f"format={name} needs {package}: pip install 'kd-lightning[export]'") from error
     if softmax and not FORMATS[name].graph:
-        raise InputError(f"softmax=true needs a format that computes: format={name} holds weights only")
+        raise InputError(f"softmax=true needs a format with a graph; format={name} holds weights only")
     return FORMATS[name]
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
-    """The bare student's state by its own names, and that of its predictor, if it has one, under ``predictor.``."""
+    """The bare student's state dict, with that of its predictor, if any, under ``predictor.``."""
     if isinstance(network, StudentWithPredictor):
         predictor = {f"predictor.{key}": value for key, value in network.loss.state_dict().items()}
         return {**network.net.state_dict(), **predictor}
@@ -76,23 +76,23 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 def _write_safetensors(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
     front = network.student if isinstance(network, StudentWithPredictor) else network
     assert isinstance(front, Normalized)
-    about: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "mean": front.mean.flatten().tolist(),
         "std": front.std.flatten().tolist(),
         "size": front.size,
     }
-    about |= {"output": front.output} if front.output is not None else {}  # where the bare network gives more
-    save_tensors(weights(network), path, {key: json.dumps(value) for key, value in about.items()})
+    metadata |= {"output": front.output} if front.output is not None else {}  # if the bare network has several outputs
+    save_tensors(weights(network), path, {key: json.dumps(value) for key, value in metadata.items()})
 
 
-def _read_safetensors(path: Path, network: nn.Module) -> Answer:
-    emptied = copied(network)
-    state, held = weights(emptied), load_file(path)
+def _read_safetensors(path: Path, network: nn.Module) -> Predict:
+    loaded = copied(network)
+    state, saved = weights(loaded), load_file(path)
     for key, tensor in state.items():
         tensor.zero_()
-        tensor.copy_(held.pop(key))
-    assert not held
-    return emptied
+        tensor.copy_(saved.pop(key))
+    assert not saved
+    return loaded
 
 
 def _write_onnx(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
@@ -109,8 +109,8 @@ def _write_onnx(network: nn.Module, example: Tensor, output: str, path: Path) ->
     )
 
 
-def read_onnx(path: Path, network: nn.Module | None = None) -> Answer:
-    """Answers from an ONNX file by onnxruntime on the CPU, with as many threads as torch has."""
+def read_onnx(path: Path, network: nn.Module | None = None) -> Predict:
+    """An ONNX file in onnxruntime on the CPU, with the same number of threads as torch."""
     runtime: Any = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -124,17 +124,17 @@ def _write_export(network: nn.Module, example: Tensor, output: str, path: Path) 
     torch.export.save(program, path)
 
 
-def _read_export(path: Path, network: nn.Module) -> Answer:
+def _read_export(path: Path, network: nn.Module) -> Predict:
     return torch.export.load(path).module()
 
 
 def _write_script(network: nn.Module, example: Tensor, output: str, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, and it guesses at Python branches; the check tells
+        warnings.simplefilter("ignore")  # deprecation, and branches that depend on values; the outputs are checked
         torch.jit.trace(network, example, check_trace=False).save(str(path))
 
 
-def _read_script(path: Path, network: nn.Module) -> Answer:
+def _read_script(path: Path, network: nn.Module) -> Predict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.load(str(path), map_location="cpu")

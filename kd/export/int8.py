@@ -1,4 +1,4 @@
-"""Post-training quantisation of an ONNX file to eight-bit integers, by onnxruntime."""
+"""Post-training quantisation of an ONNX file to 8-bit integers, by onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ KINDS = ("dynamic", "static")
 FILE = "student.int8.onnx"
 
 
-def kind_of(asked: str, format: str) -> str | None:
-    """``dynamic``, ``static`` or None, from what was typed: ``true`` is ``static``.
+def kind_of(value: str, format: str) -> str | None:
+    """``dynamic``, ``static`` or None for a value of ``int8``; ``true`` means ``static``.
 
     Raises:
-        InputError: another word, or a format that has no integers.
+        InputError: another value, or a format without 8-bit support.
     """
-    word = asked.lower()
+    word = value.lower()
     if word in ("false", "none"):
         return None
     kind = "static" if word == "true" else word
     if kind not in KINDS:
-        raise unknown("kind of int8", asked, ("false", "true", *KINDS))
+        raise unknown("kind of int8", value, ("false", "true", *KINDS))
     if format != "onnx":
-        raise InputError(f"int8={asked} is made with onnxruntime and needs format=onnx, got format={format}")
+        raise InputError(f"int8={value} requires format=onnx, got format={format}")
     return kind
 
 
 def quantise(kind: str, source: Path, target: Path, images: Tensor) -> None:
-    """Writes an eight-bit version of an ONNX file.
+    """Writes an 8-bit version of an ONNX file.
 
-    Weights are integers per output channel. ``dynamic`` finds the range of each activation when it runs; ``static``
-    finds it once, as the smallest and largest value over ``images`` [N, C, H, W]. Weights keep to seven bits, as
-    processors without VNNI instructions add up pairs of products in sixteen.
+    Weights are quantised per output channel. ``dynamic`` determines the range of each activation in each call,
+    ``static`` once, as the minimum and maximum over ``images`` [N, C, H, W]. Weights use seven bits, because processors
+    without VNNI instructions add pairs of products in 16 bits.
 
     Raises:
         InputError: onnxruntime cannot quantise this network.
@@ -47,12 +47,12 @@ def quantise(kind: str, source: Path, target: Path, images: Tensor) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as held:
-            prepared = Path(held) / "prepared.onnx"
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            prepared = Path(folder) / "prepared.onnx"
             quant_pre_process(str(source), str(prepared))
             weight: dict[str, Any] = {"per_channel": True, "reduce_range": True}
             if kind == "dynamic":
-                unsigned = quantization.QuantType.QUInt8  # the only one that its convolutions take
+                unsigned = quantization.QuantType.QUInt8  # the only type that its convolutions support
                 quantization.quantize_dynamic(prepared, target, weight_type=unsigned, **weight)
             else:
                 quantization.quantize_static(prepared, target, _reader(images), **weight)

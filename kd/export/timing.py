@@ -1,4 +1,4 @@
-"""How long an answer takes."""
+"""The latency of an exported file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SECONDS = 1.0
 
 
 @torch.no_grad()
-def latency(answer: Callable[[Tensor], Tensor], shape: Sequence[int], batch: int) -> dict[str, Any]:
-    """Milliseconds for a batch of random images on the CPU: median, and the tenth and ninetieth percentile.
+def latency(predict: Callable[[Tensor], Tensor], shape: Sequence[int], batch: int) -> dict[str, Any]:
+    """Milliseconds for a batch of random images on the CPU: median, 10th and 90th percentile.
 
-    It runs three times unmeasured, then for about a second, at least 10 times and at most 1000.
+    After three warm-up calls, it is measured for about a second, with 10 to 1000 calls.
     """
     images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
-        answer(images)
-    taken: list[float] = []
-    while len(taken) < 10 or (sum(taken) < SECONDS and len(taken) < 1000):
+        predict(images)
+    times: list[float] = []
+    while len(times) < 10 or (sum(times) < SECONDS and len(times) < 1000):
         started = time.perf_counter()
-        answer(images)
-        taken.append(time.perf_counter() - started)
-    tenths = statistics.quantiles(taken, n=10, method="inclusive")
-    numbers = {"median_ms": statistics.median(taken), "p10_ms": tenths[0], "p90_ms": tenths[-1]}
-    return {key: round(1000 * value, 4) for key, value in numbers.items()} | {"runs": len(taken)}
+        predict(images)
+        times.append(time.perf_counter() - started)
+    tenths = statistics.quantiles(times, n=10, method="inclusive")
+    numbers = {"median_ms": statistics.median(times), "p10_ms": tenths[0], "p90_ms": tenths[-1]}
+    return {key: round(1000 * value, 4) for key, value in numbers.items()} | {"runs": len(times)}
 
 
 def processor() -> str:
@@ -40,5 +40,5 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

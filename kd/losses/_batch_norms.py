@@ -23,9 +23,9 @@ def norm_named(network: nn.Module, name: str) -> _BatchNorm:
 def norms_of_stages(network: nn.Module) -> list[_BatchNorm]:
     """One batch norm for each of the network's stages, in order.
 
-    A stage is a direct child that holds further modules. Its batch norm is the last layer with parameters, shortcuts
-    left out, or where that is none, as in pre-activation networks, the layer that follows. In a network without
-    stages every batch norm counts.
+    A stage is a direct child with submodules. Its batch norm is its last layer with parameters, without shortcuts, or,
+    if that is not a batch norm, as in pre-activation networks, the layer that follows. In a network without stages
+    every batch norm counts.
 
     Raises:
         InputError: no such batch norm at all.
@@ -43,7 +43,7 @@ def norms_of_stages(network: nn.Module) -> list[_BatchNorm]:
         if stage in stages and following != stage:
             norms += [module for module in (last, after) if _is_norm(module)][:1]
     if not norms:
-        raise InputError(f"no stages with batch norms were found in {type(network).__name__}; name them in batch_norms")
+        raise InputError(f"{type(network).__name__} has no stages with batch norms; set batch_norms to their names")
     return norms
 
 

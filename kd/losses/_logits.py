@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd.errors import InputError
-
-VARIANTS = ("code", "paper")
 
 
 def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
@@ -25,25 +22,25 @@ def standardise(logits: Tensor, eps: float = 1e-7) -> Tensor:
     return (logits - mean) / (std + eps)
 
 
-def checked_logits(loss: str, side: str, given: Any, dims: str = "[B, C]") -> Tensor:
-    """The tensor given, if it has as many dimensions as ``dims`` says in words."""
-    if not isinstance(given, Tensor) or given.ndim != dims.count(",") + 1:
-        shape = f"shape {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+def checked_logits(loss: str, side: str, tensor: Any, dims: str = "[B, C]") -> Tensor:
+    """Returns the tensor; refuses another number of dimensions than in ``dims``."""
+    if not isinstance(tensor, Tensor) or tensor.ndim != dims.count(",") + 1:
+        shape = f"shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
         raise InputError(f"{loss} takes logits {dims}, got {shape} of the {side}")
-    return given
+    return tensor
 
 
 def logit_pair(
     loss: str, student: Any, teacher: Any, standardised: bool = False, dims: str = "[B, C]"
 ) -> tuple[Tensor, Tensor]:
-    """The two tensors, standardised if asked; refuses what is not logits of the same samples and classes.
+    """Returns both tensors, optionally standardised; refuses anything but logits of the same samples and classes.
 
     Args:
-        loss: the name to complain under.
-        student: what the loss was given.
-        teacher: the same.
+        loss: name of the loss, for messages.
+        student: logits.
+        teacher: logits.
         standardised: whether to apply :func:`standardise`.
-        dims: the shape expected, in words.
+        dims: the expected shape, for messages.
     """
     student, teacher = checked_logits(loss, "student", student, dims), checked_logits(loss, "teacher", teacher, dims)
     if student.shape[1] < 2:
@@ -57,34 +54,27 @@ def logit_pair(
 
 
 def class_numbers(loss: str, labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels [B] as int64, one for each of the logits; refuses soft labels, which have no one target class."""
+    """Labels [B] as int64, one for each of the logits; refuses soft labels, which have no single target class."""
     if labels.ndim != 1 or labels.is_floating_point():
         raise InputError(
             f"{loss} splits off one target class and needs class numbers [B], got labels {list(labels.shape)} of"
-            f" {labels.dtype}: switch off what makes labels soft, such as mixup"
+            f" {labels.dtype}: disable options that make labels soft, such as mixup"
         )
     check_one_each(loss, labels, logits)
     return labels.long()
 
 
 def check_one_each(loss: str, labels: Tensor, logits: Tensor) -> None:
-    """Refuses another number of labels than samples, which indexing would accept in silence."""
+    """Refuses another number of labels than of samples, which indexing would accept silently."""
     if len(labels) != len(logits):
         raise InputError(f"{loss} needs one label for each sample, got {len(labels)} for {len(logits)}")
-
-
-def check_not_negative(**numbers: float) -> None:
-    """Refuses numbers that are not finite or below 0."""
-    for name, value in numbers.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be a finite number of at least 0, got {value}")
 
 
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
     """KL(p || q) per sample [B] of log-probabilities [B, C].
 
-    Each term carries q - p, whose sum is 0: the rounding of the two normalisers cancels, which a high T would
-    otherwise show, since T^2 magnifies it while KL shrinks.
+    Each term includes q - p, whose sum is 0, so that the rounding of the two normalisers cancels; a high T would
+    magnify it by T^2.
     """
     p = log_p.exp()
     return (p * (log_p - log_q) - p + log_q.exp()).sum(dim=1)

@@ -15,12 +15,12 @@ from kd.losses._pairs import Layers, matched
 
 
 def as_map(name: str, tensor: Tensor, vectors: bool = False) -> Tensor:
-    """A map as it is; with ``vectors`` also [B, C], as a map of a single position."""
+    """Returns a map unchanged; with ``vectors`` also [B, C], as a map of one position."""
     if vectors and tensor.ndim == 2:
         return tensor[:, :, None, None]
     if tensor.ndim != 4:
         kinds = "feature maps [B, C, H, W]" + (" or vectors [B, C]" if vectors else "")
-        raise InputError(f"{name} takes {kinds}, no token sequences; got a layer of shape {list(tensor.shape)}")
+        raise InputError(f"{name} takes {kinds}, not token sequences; got a layer of shape {list(tensor.shape)}")
     return tensor
 
 
@@ -28,7 +28,7 @@ def pairs(name: str, student: Layers, teacher: Layers, vectors: bool = False) ->
     """The student's and the teacher's layers side by side, as maps.
 
     Raises:
-        InputError: unequally many layers, another batch, or layers that are no maps.
+        InputError: unequally many layers, another batch, or layers that are not maps.
     """
     mine, theirs = ([side] if isinstance(side, Tensor) else list(side) for side in (student, teacher))
     if len(mine) != len(theirs):
@@ -55,7 +55,7 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_positions(name: str, features: Tensor) -> None:
-    """Refuses a map of one position, for methods whose distribution over positions it makes constant."""
+    """Refuses a map of one position, where a distribution over positions is constant."""
     if features.shape[-2:].numel() == 1:
         raise InputError(f"{name} compares positions; a map of one position has nothing to transfer")
 
@@ -70,7 +70,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, relu: bool = True) -> list[nn.Module]:
-    """Convolution without bias that keeps the map's size, batch normalisation and, if wanted, ReLU."""
+    """Convolution without bias that keeps the map's size, batch normalisation and optionally ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return [conv, BatchNorm(outputs), *([nn.ReLU()] if relu else [])]
 
@@ -82,10 +82,10 @@ def projection(student: Tensor, teacher: Tensor) -> nn.Module:
 
 
 class LayerLoss(nn.Module, ABC):
-    """Compares layers one to one, each student layer through a connector of its own that ``build`` makes.
+    """Compares layers one to one, each student layer through its own connector, created by ``build``.
 
-    A subclass says how to ``connect`` two layers and how to ``compare`` them. Maps of different size are first
-    pooled to the smaller one, unless ``resizes`` says that the subclass sees to that.
+    A subclass defines how to ``connect`` two layers and how to ``compare`` them. Maps of different size are first
+    pooled to the smaller one, unless the subclass resizes them itself (``resizes``).
     """
 
     resizes = False
@@ -101,10 +101,10 @@ class LayerLoss(nn.Module, ABC):
 
     @abstractmethod
     def compare(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
-        """The scalar for layer number ``layer``; ``student`` has passed its connector."""
+        """The scalar for layer number ``layer``; ``student`` is the connector's output."""
 
     def pairs(self, student: Layers, teacher: Layers) -> list[tuple[Tensor, Tensor]]:
-        """The layers side by side, in the size in which the connectors take them."""
+        """The layers side by side, in the size that the connectors expect."""
         both = pairs(type(self).__name__, student, teacher, self.vectors)
         return both if self.resizes else [same_size(s, t) for s, t in both]
 
@@ -125,9 +125,6 @@ class LayerLoss(nn.Module, ABC):
         return torch.stack(self.parts(student, teacher)).sum()
 
 
-VARIANTS = ("code", "paper")
-
-
 def regressor(student: Tensor, teacher: Tensor, relu: bool = True) -> nn.Sequential:
     """Convolution, batch normalisation and ReLU from the student's map shape to the teacher's.
 
@@ -144,7 +141,7 @@ def regressor(student: Tensor, teacher: Tensor, relu: bool = True) -> nn.Sequent
     elif have[0] >= size[0] and have[1] >= size[1]:
         conv = nn.Conv2d(inputs, outputs, (1 + have[0] - size[0], 1 + have[1] - size[1]))
     else:
-        raise InputError(f"a student map of size {have} reaches the teacher's {size} only if as large, larger or half")
+        raise InputError(f"a student map of size {have} must be as large as the teacher's {size}, larger or half")
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=BatchNorm(outputs))
     if relu:
         layers["relu"] = nn.ReLU()
@@ -162,7 +159,7 @@ def _same_size(a: Tensor, b: Tensor, pool: Pool = F.adaptive_avg_pool2d) -> tupl
 
 
 def _chain(name: str, student: Layers, teacher: Layers) -> list[tuple[Tensor, Tensor]]:
-    """The layers of a method that relates consecutive ones: two at least."""
+    """The layers of a method that relates consecutive layers: at least two."""
     layers = matched(name, student, teacher, maps=True)
     if len(layers) < 2:
         raise InputError(f"{name} relates consecutive layers and needs a list of at least two, got {len(layers)}")
@@ -171,7 +168,7 @@ def _chain(name: str, student: Layers, teacher: Layers) -> list[tuple[Tensor, Te
 
 class Chained(nn.Module):
     """Relates consecutive layers. The methods are defined for equal channels; where they differ, the student's map
-    passes a trained 1x1 convolution first, which ``build`` makes.
+    passes a trained 1x1 convolution first, created by ``build``.
     """
 
     def __init__(self) -> None:

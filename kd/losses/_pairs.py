@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses._reduce import check
+from kd.losses._checks import check_positive
 
 Layers = Tensor | Sequence[Tensor]
 
@@ -16,7 +16,7 @@ def matched(name: str, student: Layers, teacher: Layers, maps: bool = False) -> 
     """The matching layers of both sides, with equal batches; with ``maps`` all must be [B, C, H, W].
 
     Raises:
-        InputError: lists of unequal length, unequal batches, or tensors of another kind.
+        InputError: lists of unequal length, unequal batches, or tensors of other dimensions.
     """
     sides = [[side] if isinstance(side, Tensor) else list(side) for side in (student, teacher)]
     if len(sides[0]) != len(sides[1]) or not sides[0]:
@@ -41,11 +41,11 @@ def vectors(name: str, student: Layers, teacher: Layers, least: int = 1) -> tupl
 
 
 class Embeddings(nn.Module):
-    """A trained linear map to ``dim`` dimensions for either network, created by ``build``."""
+    """A trained linear map to ``dim`` dimensions for each network, created by ``build``."""
 
     def __init__(self, name: str, dim: int) -> None:
         super().__init__()
-        check("batchmean", dim=dim)
+        check_positive(dim=dim)
         self.name, self.dim = name, dim
         self.student: nn.Module | None = None
         self.teacher: nn.Module | None = None

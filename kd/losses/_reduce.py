@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
 from kd.errors import InputError, unknown
-
-Reduction = Literal["batchmean", "mean", "sum", "none"]
-
-
-Unit = Literal["nats", "bits"]
-
+from kd.losses._checks import check_choice, check_positive
 
 REDUCTIONS = ("batchmean", "mean", "sum", "none")
-
-
 UNITS = ("nats", "bits")
 
 
@@ -27,7 +19,7 @@ def reduce(terms: Tensor, reduction: str = "batchmean", unit: str = "nats") -> T
 
     ``batchmean`` sums over everything and divides by B, which is the mathematical mean over samples.
     ``mean`` divides by B * C: C times too small, named because published code uses it. ``sum`` divides by
-    nothing and ``none`` keeps [B, C].
+    nothing and ``none`` returns [B, C].
 
     Raises:
         InputError: an unknown reduction or unit, or terms without a batch dimension, which ``batchmean``
@@ -51,7 +43,7 @@ def reduce(terms: Tensor, reduction: str = "batchmean", unit: str = "nats") -> T
 
 
 def reduce_sum(total: Tensor, shape: Sequence[int], reduction: str = "batchmean", unit: str = "nats") -> Tensor:
-    """What :func:`reduce` makes of terms of this ``shape`` whose sum is ``total``; ``none`` is not among it."""
+    """As :func:`reduce`, for terms of this ``shape`` whose sum is ``total``; without ``none``."""
     check(reduction, unit)
     counts = {"batchmean": shape[0], "mean": math.prod(shape), "sum": 1}
     return total / (counts[reduction] * (math.log(2) if unit == "bits" else 1.0))
@@ -59,10 +51,6 @@ def reduce_sum(total: Tensor, shape: Sequence[int], reduction: str = "batchmean"
 
 def check(reduction: str, unit: str = "nats", **positive: float) -> None:
     """Refuses an unknown reduction or unit, and numbers that must be finite and above 0."""
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
-    if unit not in UNITS:
-        raise unknown("unit", unit, UNITS)
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} must be a finite number above 0, got {value}")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("unit", unit, UNITS)
+    check_positive(**positive)

@@ -1,4 +1,4 @@
-"""Losses through the teacher's classifier: what finds it and keeps it frozen."""
+"""Losses through the teacher's classifier, which is copied and frozen."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ThroughTeacher(nn.Module, ABC):
 
     @abstractmethod
     def connect(self, inputs: int, outputs: int) -> list[nn.Module]:
-        """The layers that bring the student's map to the teacher's channels."""
+        """The layers that map the student's channels to the teacher's."""
 
     def maps(self, student: Layers, teacher: Layers) -> tuple[Tensor, Tensor]:
         """The one layer of each side."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses._checks import check_positive
 from kd.losses._maps import LayerLoss, regressor
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -30,7 +30,7 @@ class AB(LayerLoss):
 
     def __init__(self, margin: float = 1.0, scale: float = 0.003) -> None:
         super().__init__()
-        check("batchmean", margin=margin, scale=scale)
+        check_positive(margin=margin, scale=scale)
         self.margin, self.scale = margin, scale
 
     def connect(self, student: Tensor, teacher: Tensor) -> nn.Module:

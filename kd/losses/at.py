@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.losses._maps import VARIANTS, Layers, over_positions, pairs, same_size
+from kd.errors import InputError
+from kd.losses._checks import VARIANTS, check_choice
+from kd.losses._maps import Layers, over_positions, pairs, same_size
 from kd.registry import losses
 
 
@@ -41,8 +42,7 @@ class AT(nn.Module):
         super().__init__()
         if p < 1:
             raise InputError(f"p must be at least 1, got {p}")
-        if variant not in VARIANTS:
-            raise unknown("variant", variant, VARIANTS)
+        check_choice("variant", variant, VARIANTS)
         self.p, self.variant = p, variant
 
     def parts(self, student: Layers, teacher: Layers) -> list[Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._logits import checked_logits
 from kd.losses._maps import BatchNorm, as_map, conv_bn, pool
-from kd.losses._reduce import check
 from kd.losses.cross_entropy import OfLabels, cross_entropy
 from kd.losses.divergences import kl
 from kd.registry import losses
@@ -41,13 +41,13 @@ class BYOT(OfLabels):
 
     Zhang et al. 2019, "Be Your Own Teacher" (arXiv:1905.08094), beside CE on the output. The student's layers
     are its shallow maps, its last map and its output ("" among the layers); each shallow map gets a classifier of its
-    own, which trains with the student and is no part of it afterwards. The output and the last map's mean over
-    positions teach without gradient. The hint is the norm of the difference of all the batch's features, as in
+    own, which trains with the student and is discarded afterwards. The output and the last map's mean over positions
+    are targets without gradient. The hint is the norm of the difference of all the batch's features, as in
     mmrazor, whose weights are alpha 0.3, T 3 and ``hint`` 0.03 for all but the deepest branch, 0 there: a number
     for each branch, or one for all. The paper squares the norm.
 
     Raises:
-        InputError: numbers out of range, or layers that are no maps.
+        InputError: numbers out of range, or layers that are not maps.
     """
 
     takes_unlabelled = True
@@ -55,7 +55,7 @@ class BYOT(OfLabels):
 
     def __init__(self, alpha: float = 0.3, T: float = 3.0, hint: float | Sequence[float] = 0.03) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         hints = [float(h) for h in hint] if isinstance(hint, Sequence) else [float(hint)]
         if not 0 <= alpha <= 1 or not all(h >= 0 for h in hints):
             raise InputError(f"alpha must lie in [0, 1] and hint be at least 0, got {alpha=}, {hint=}")
@@ -67,8 +67,8 @@ class BYOT(OfLabels):
         if len(self.hints) not in (1, len(maps)):
             raise InputError(f"BYOT: hint is one number, or one for each of {len(maps)} shallow maps, got {self.hints}")
         strides = [max(1, min(m.shape[2] // last.shape[2], m.shape[3] // last.shape[3])) for m in maps]
-        made = (Branch(m.shape[1], last.shape[1], stride, logits.shape[1]) for m, stride in zip(maps, strides))
-        self.branches = nn.ModuleList(made).to(last.device, last.dtype)
+        branches = (Branch(m.shape[1], last.shape[1], stride, logits.shape[1]) for m, stride in zip(maps, strides))
+        self.branches = nn.ModuleList(branches).to(last.device, last.dtype)
 
     def forward(self, student: Sequence[Tensor], labels: Tensor) -> Tensor:
         maps, last, logits = _layers(student)
@@ -78,10 +78,10 @@ class BYOT(OfLabels):
         parts = []
         hints = self.hints * len(maps) if len(self.hints) == 1 else self.hints
         for branch, features, hint in zip(self.branches, maps, hints):
-            seen, answer = branch(features)
-            parts.append((1 - self.alpha) * cross_entropy(answer, labels, shared=self.shared))
-            parts.append(self.alpha * kl(answer, target, self.T))
-            parts.append(hint * torch.linalg.vector_norm(seen - deepest))
+            vector, head_logits = branch(features)
+            parts.append((1 - self.alpha) * cross_entropy(head_logits, labels, shared=self.shared))
+            parts.append(self.alpha * kl(head_logits, target, self.T))
+            parts.append(hint * torch.linalg.vector_norm(vector - deepest))
         return torch.stack(parts).sum()
 
     def extra_repr(self) -> str:

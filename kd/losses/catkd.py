@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import Layers, pairs, pool
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -34,7 +34,7 @@ class CATKD(nn.Module):
 
     def __init__(self, resolution: int = 2, normalise: bool = True) -> None:
         super().__init__()
-        check("batchmean", resolution=resolution)
+        check_positive(resolution=resolution)
         self.resolution, self.normalise = resolution, normalise
 
     def forward(self, student: Layers, teacher: Layers) -> Tensor:

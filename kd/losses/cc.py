@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import unknown
+from kd.losses._checks import VARIANTS, check_choice, check_positive
 from kd.losses._pairs import Embeddings, Layers, vectors
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -85,11 +84,9 @@ class CCKernel(nn.Module):
         self, kernel: str = "gaussian", gamma: float = 0.4, order: int = 2, dim: int = 128, variant: str = "code"
     ) -> None:
         super().__init__()
-        check("batchmean", gamma=gamma, order=order)
-        if kernel not in ("bilinear", "gaussian"):
-            raise unknown("kernel", kernel, ("bilinear", "gaussian"))
-        if variant not in ("code", "paper"):
-            raise unknown("variant", variant, ("code", "paper"))
+        check_positive(gamma=gamma, order=order)
+        check_choice("kernel", kernel, ("bilinear", "gaussian"))
+        check_choice("variant", variant, VARIANTS)
         self.kernel, self.gamma, self.order, self.variant = kernel, gamma, order, variant
         self.embed = Embeddings("cc_kernel", dim)
 

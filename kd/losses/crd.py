@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._pairs import Embeddings, Layers, vectors
-from kd.losses._reduce import check
 from kd.registry import losses
 from kd.rng import mix
 
@@ -18,7 +18,7 @@ from kd.rng import mix
 def crd_scores(anchor: Tensor, memory: Tensor, contrast: Tensor, T: float = 0.07) -> Tensor:
     """<anchor_b, memory[contrast_bk]> / T as [B, K + 1], for unit vectors [B, D], a bank [N, D] and its rows' numbers.
 
-    All B x N products are taken and the wanted ones picked: far less memory than gathering B x K vectors.
+    Computes all B x N products and selects from them, which takes far less memory than gathering B x K vectors.
     """
     return (anchor @ memory.T).gather(1, contrast) / T
 
@@ -46,12 +46,23 @@ def crd_update(memory: Tensor, index: Tensor, anchor: Tensor, momentum: float = 
     memory.index_copy_(0, index, F.normalize(rows, dim=1))
 
 
+def _check_positions(index: Tensor, samples: int) -> None:
+    if index.is_cuda:  # it would have to wait, in each step
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= samples:
+        raise InputError(
+            f"crd needs each sample's position in the training set, from 0 to {samples - 1}, but the third of a batch "
+            f"holds {low} to {high}"
+        )
+
+
 class NegativeSampler(nn.Module):
     """Draws ``count`` samples of other classes for each sample of a batch.
 
-    Every sample of another class is equally likely, and none comes twice while there are enough: a random one
-    out of each of ``count`` equal stretches of the training set sorted by class, turned by a random amount.
-    The draw is a pure function of (seed, step, sample), so that a resumed run goes on exactly.
+    Every sample of another class is equally likely, and none is repeated while there are enough: one random sample
+    from each of ``count`` equal stretches of the training set, sorted by class and rotated by a random amount.
+    The draw is a pure function of (seed, step, sample), so that resuming is exact.
     """
 
     order: Tensor
@@ -74,8 +85,8 @@ class NegativeSampler(nn.Module):
         stretch = torch.arange(self.count, device=index.device)
         low, high = stretch * others // self.count, (stretch + 1) * others // self.count
         turn = (mix(key ^ 0x9E3779B9) * others) >> 32
-        place = (low + ((mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
-        return self.order[place + size * (place >= first)]
+        position = (low + ((mix(stretch ^ key) * (high - low)) >> 32) + turn) % others
+        return self.order[position + size * (position >= first)]
 
 
 def _class_numbers(name: str, labels: Tensor, hint: str = "") -> None:
@@ -92,7 +103,7 @@ class CRD(nn.Module):
     authors' code; weight 0.8, features [B, ...] before the classifier. The code's T is 0.07, the paper's 0.1.
 
     The banks [N, dim] are buffers, read before and updated after each training step; Z is fixed by the first.
-    DDP broadcasts buffers from the first process before each step, so that only its samples' rows are kept: on
+    DDP broadcasts buffers from the first process before each step, so that only its samples' rows persist: on
     several devices prefer ``crd_batch``. N is ``samples`` or comes with the classes from the data; without
     classes every other sample is a negative.
     """
@@ -112,7 +123,7 @@ class CRD(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check("batchmean", negatives=negatives, T=T)
+        check_positive(negatives=negatives, T=T)
         if not 0 <= momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), got {momentum}")
         self.negatives, self.T, self.momentum, self.samples, self.seed = negatives, T, momentum, samples, seed
@@ -124,15 +135,15 @@ class CRD(nn.Module):
         self.register_buffer("memory_student", None)
         self.register_buffer("memory_teacher", None)
         if samples is not None:
-            check("batchmean", samples=samples)
+            check_positive(samples=samples)
             self._attach(samples, torch.arange(samples))
 
     def attach_data(self, samples: int, labels: Tensor) -> None:
-        """Takes the size of the training set and its class numbers [N], before ``build``."""
+        """Called before ``build`` with the size of the training set and its class numbers [N]."""
         _class_numbers("crd", labels)
         if self.samples not in (None, samples) or len(labels) != samples:
-            known = self.samples if self.samples is not None else len(labels)
-            raise InputError(f"samples of crd is {known}, but the training set has {samples}")
+            expected = self.samples if self.samples is not None else len(labels)
+            raise InputError(f"samples={expected} of crd, but the training set has {samples}")
         self._attach(samples, labels)
         self.by_class = True
 
@@ -144,7 +155,7 @@ class CRD(nn.Module):
 
     def build(self, student: Layers, teacher: Layers) -> None:
         if self.samples is None:
-            raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
+            raise InputError("crd keeps a bank row for every training sample: set samples, or call attach_data first")
         self.embed.build(student, teacher)
         bound = math.sqrt(3 / self.embed.dim)
         like = student if isinstance(student, Tensor) else student[0]
@@ -157,15 +168,16 @@ class CRD(nn.Module):
             raise InputError("crd needs each sample's position in the training set: batches (images, labels, index)")
         _class_numbers("crd", labels, hint="; crd_batch with other_class=false takes any")
         if self.others is None:
-            raise InputError("crd keeps a bank row for every training sample: give samples, or attach_data first")
+            raise InputError("crd keeps a bank row for every training sample: set samples, or call attach_data first")
         index = index.long()
+        _check_positions(index, self.samples or 0)
         negatives = self.others(labels.long() if self.by_class else index, index, self.step)
         return self.sides(student, teacher, torch.cat([index[:, None], negatives], dim=1)).sum()
 
     def sides(self, student: Tensor, teacher: Tensor, contrast: Tensor) -> Tensor:
         """h from the student and h from the teacher [2], for positions [B, K + 1] whose column 0 is the sample's own.
 
-        One training step: the banks move, and the first one sets Z.
+        In training, updates the banks; the first step sets Z.
         """
         embedded = self.embed(*vectors("crd", student, teacher))
         v_s, v_t = (F.normalize(v, dim=1) for v in embedded)
@@ -192,11 +204,11 @@ class CRD(nn.Module):
 def crd_batch(student: Tensor, teacher: Tensor, T: float = 0.07, labels: Tensor | None = None) -> Tensor:
     """InfoNCE in both directions within the batch, of unit vectors [B, D]; equal ``labels`` [B] are no negatives."""
     logits = student @ teacher.T / T
-    own = torch.arange(len(logits), device=logits.device)
+    diagonal = torch.arange(len(logits), device=logits.device)
     if labels is not None:
-        friends = (labels[:, None] == labels) & (own[:, None] != own)
-        logits = logits.masked_fill(friends, -math.inf)
-    return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+        same_class = (labels[:, None] == labels) & (diagonal[:, None] != diagonal)
+        logits = logits.masked_fill(same_class, -math.inf)
+    return F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)
 
 
 @losses.register("crd_batch")
@@ -212,7 +224,7 @@ class CRDBatch(nn.Module):
 
     def __init__(self, T: float = 0.07, dim: int = 128, other_class: bool = True) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         self.T, self.other_class = T, other_class
         self.takes_unlabelled = self.takes_mixed = not other_class
         self.embed = Embeddings("crd_batch", dim)

@@ -16,7 +16,7 @@ from kd.registry import losses
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """Which samples [B] have a label: class numbers [B] of at least 0, or probabilities [B, C] that are not all 0.
+    """Whether each sample [B] has a label: class numbers [B] of at least 0, or probabilities [B, C] that are not all 0.
 
     Further dimensions, as those of pixels, stay: [B, H, W] for class numbers [B, H, W] or probabilities [B, C, H, W].
     """
@@ -24,7 +24,7 @@ def labelled(labels: Tensor) -> Tensor:
 
 
 def class_of(labels: Tensor) -> Tensor:
-    """The class number [B] of labels [B], or the likeliest one of probabilities [B, C]; -1 where not known."""
+    """The class number [B] of labels [B], or the likeliest one of probabilities [B, C]; -1 where unknown."""
     return torch.where(labelled(labels), labels.argmax(1), -1) if labels.is_floating_point() else labels
 
 
@@ -39,36 +39,36 @@ def cross_entropy(
 
     Args:
         student: logits [B, C], or [B, C, H, W] of pixels.
-        labels: class numbers [B], -1 where not known, or class probabilities [B, C], all 0 where not known; of pixels
+        labels: class numbers [B], -1 where unknown, or class probabilities [B, C], all 0 where unknown; of pixels
             [B, H, W] or [B, C, H, W].
         label_smoothing: eps; the target becomes (1 - eps) * y + eps / C (Szegedy et al. 2016,
             arXiv:1512.00567, section 7).
         weight: of each class [C]: sample i then has w_i = sum_c y_c weight_c, and the mean is torch's weighted one,
             sum_i w_i loss_i / sum_i w_i. (For probabilities as labels torch itself divides by the batch's size.)
-        shared: whether processes have different numbers of labelled samples, or weights of them: the mean over
-            processes of what each gets, which is what they train by, is then the mean over the samples of all of them.
+        shared: whether processes have different numbers, or weights, of labelled samples: the loss is then scaled so
+            that its mean over processes, which DDP trains by, is the mean over the samples of all processes.
 
     Raises:
         InputError: logits of one class, or labels that are neither class numbers nor probabilities.
     """
     _check(student, labels)
-    known = labelled(labels)
+    has_label = labelled(labels)
     labels = labels.to(student.dtype) if labels.is_floating_point() else labels.long()
     if weight is not None:
         weight = weight.to(student)
     each = F.cross_entropy(student, labels, weight, ignore_index=-1, reduction="none", label_smoothing=label_smoothing)
-    return (each * known).sum() / samples_of(labels, known, weight, shared)
+    return (each * has_label).sum() / samples_of(labels, has_label, weight, shared)
 
 
-def samples_of(labels: Tensor, known: Tensor, weight: Tensor | None, shared: bool = False) -> Tensor:
-    """What a sum over the labelled samples is divided by for their mean: their count, or their classes' weights."""
+def samples_of(labels: Tensor, has_label: Tensor, weight: Tensor | None, shared: bool = False) -> Tensor:
+    """The divisor of a mean over the labelled samples: their count, or the sum of their class weights."""
     if weight is None:
-        total, least = known.sum(), 1.0
+        total, minimum = has_label.sum(), 1.0
     else:
         dense = labels.is_floating_point()
         each = labels.to(weight).movedim(1, -1) @ weight if dense else weight[labels.clamp(min=0)]
-        total, least = (each * known).sum(), torch.finfo(weight.dtype).tiny
-    return _mean_over_processes(total) if shared else total.clamp(min=least)
+        total, minimum = (each * has_label).sum(), torch.finfo(weight.dtype).tiny
+    return _mean_over_processes(total) if shared else total.clamp(min=minimum)
 
 
 def _mean_over_processes(total: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ def _check(student: Tensor, labels: Tensor) -> None:
             f"cross-entropy takes {what} as {str(labels.dtype).removeprefix('torch.')} labels: for logits "
             f"{list(student.shape)} {wanted}, got {list(labels.shape)}"
         )
-    if dense and not labels.is_cuda:  # a GPU would have to wait, in each step
+    if dense and not labels.is_cuda:  # on a GPU this would synchronise in every step
         sums = labels.detach().sum(1)
         if not bool((((sums - 1).abs() < 1e-2) | (sums == 0)).all()):
             odd = float(sums.flatten()[(sums - 1).abs().argmax()])
             raise InputError(
                 f"cross-entropy takes class probabilities, but a row of the labels sums to {odd:.4g}: "
-                "labels of several classes (multi-hot) are no distribution"
+                "labels of several classes (multi-hot) are not a distribution"
             )
 
 
@@ -106,7 +106,7 @@ class ClassWeights(nn.Module):
 
     Raises:
         InputError: numbers that are not at least 0, finite, one for each class and one of them above 0; or
-            ``balanced`` for data that does not say its ``train_labels``.
+            ``balanced`` for data without ``train_labels``.
     """
 
     def __init__(self, stated: Sequence[float] | str | None) -> None:
@@ -124,12 +124,12 @@ class ClassWeights(nn.Module):
         self.register_buffer("value", None, persistent=False)
 
     def make(self, classes: int, like: Tensor) -> None:
-        """Makes the weights [C] of so many classes."""
+        """Computes the weights [C] for this number of classes."""
         if self.stated is None:
             return
         if self.stated == "balanced":
             if self.labels is None:
-                raise InputError("class_weights=balanced needs data that says its train_labels; give numbers instead")
+                raise InputError("class_weights=balanced needs data with train_labels; set numbers instead")
             counts = self.labels[self.labels >= 0].bincount(minlength=classes).double()
             values = torch.where(counts > 0, counts.sum() / (classes * counts.clamp(min=1)), 0)
         elif len(self.stated) != classes:
@@ -143,12 +143,12 @@ class ClassWeights(nn.Module):
 
 
 class OfLabels(nn.Module):
-    """A loss on labels: it learns from the data whether processes have to count their labelled samples together."""
+    """A loss on labels, which are counted over all processes unless every training image has one."""
 
     shared = True
 
     def attach_data(self, samples: int, labels: Tensor) -> None:
-        """Takes the training labels [N]: where all are known, each process has as many as any other."""
+        """Reads from the training labels [N] whether all are known: then every process has equally many."""
         self.shared = bool((labels < 0).any())
 
 
@@ -168,7 +168,7 @@ class Weighted(OfLabels):
         self.class_weights.labels = labels if self.class_weights.stated == "balanced" else None
 
     def build(self, student: Tensor) -> None:
-        """Makes the weights for as many classes as ``student``, logits [B, C], has."""
+        """Computes the class weights; ``student`` are logits [B, C]."""
         self.class_weights.make(student.shape[1], student)
 
 
@@ -176,8 +176,8 @@ class Weighted(OfLabels):
 class CE(Weighted):
     """CE(student, labels), natural log, mean over the batch.
 
-    Labels are class numbers [B] or probabilities [B, C]; samples without one do not count: with several processes it is
-    the mean over the labelled samples of all of them. ``class_weights``, a number for each class or ``balanced``
+    Labels are class numbers [B] or probabilities [B, C]; samples without a label are ignored: with several processes it
+    is the mean over the labelled samples of all of them. ``class_weights``, a number for each class or ``balanced``
     (N / (C * n_c)), makes it torch's weighted mean. See :func:`cross_entropy`.
     """
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses._checks import check_positive
 from kd.losses._logits import divergence, logit_pair
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -41,9 +41,9 @@ class CTKD(nn.Module):
     """T^2 * KL(teacher || student) with T = t_start + t_end * sigmoid(theta), theta learned to make it larger.
 
     Logits [B, C]. Li et al. 2023 (arXiv:2211.16231), the global temperature: a gradient reversal makes T the
-    student's adversary, eased in over the first ``loops`` epochs (:func:`ctkd_lambda`). The objective says at
-    each epoch which it is, through :meth:`on_epoch`; until then the first epoch's factor holds. T starts at 15.6
-    and may sink to ``t_start``, so it is logged. Published weights on CIFAR-100: 0.1 * CE + 0.9 * this, or 9 with
+    student's adversary, increased over the first ``loops`` epochs (:func:`ctkd_lambda`), which :meth:`on_epoch`
+    counts; until it is called the first epoch's factor holds. T starts at 15.6 and may fall to ``t_start``, so it is
+    logged. Published weights on CIFAR-100: 0.1 * CE + 0.9 * this, or 9 with
     ``standardise``.
     """
 
@@ -59,7 +59,7 @@ class CTKD(nn.Module):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        check("batchmean", t_start=t_start, t_end=t_end, loops=loops)
+        check_positive(t_start=t_start, t_end=t_end, loops=loops)
         self.t_start, self.t_end, self.standardise = t_start, t_end, standardise
         self.schedule = (loops, lambda_max, lambda_min)
         self.theta = nn.Parameter(torch.ones(1))
@@ -71,7 +71,7 @@ class CTKD(nn.Module):
         self.reversal.fill_(ctkd_lambda(epoch + 1, *self.schedule))
 
     def logged(self) -> dict[str, Tensor]:
-        """The temperature in force."""
+        """The current temperature."""
         return {"T": ctkd_temperature(self.theta.detach(), self.t_start, self.t_end).squeeze()}
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -82,5 +82,5 @@ class CTKD(nn.Module):
     def extra_repr(self) -> str:
         loops, lambda_max, lambda_min = self.schedule
         ramp = f"lambda={lambda_max:g}..{lambda_min:g} in {loops} epochs"
-        shown = f"t_start={self.t_start:g}, t_end={self.t_end:g}, {ramp}"
-        return shown + ", standardise" * self.standardise
+        options = f"t_start={self.t_start:g}, t_end={self.t_end:g}, {ramp}"
+        return options + ", standardise" * self.standardise

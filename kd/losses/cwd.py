@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kd.losses._checks import check_positive
 from kd.losses._maps import LayerLoss, over_positions
-from kd.losses._reduce import check
 from kd.losses.divergences import kl
 from kd.registry import losses
 
@@ -26,7 +26,7 @@ class CWD(LayerLoss):
 
     def __init__(self, T: float = 4.0) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         self.T = T
 
     def compare(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:

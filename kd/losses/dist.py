@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses._logits import check_not_negative, logit_pair
-from kd.losses._reduce import check
+from kd.losses._checks import check_not_negative, check_positive
+from kd.losses._logits import logit_pair
 from kd.registry import losses
 
 
@@ -35,7 +35,7 @@ class DIST(nn.Module):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, T: float = 1.0, standardise: bool = False) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         check_not_negative(beta=beta, gamma=gamma)
         self.beta, self.gamma, self.T, self.standardise = beta, gamma, T, standardise
 

@@ -21,6 +21,8 @@ from kd.losses._logits import logit_pair
 from kd.losses._reduce import check, reduce, reduce_sum
 from kd.registry import losses
 
+HOT = 100.0  # a temperature above which KL, of the order of 1 / T^2, is lost in float32's rounding
+
 
 def _log_p_q(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Tensor]:
     return F.log_softmax(teacher / T, dim=-1), F.log_softmax(student / T, dim=-1)
@@ -47,6 +49,8 @@ def kl(student: Tensor, teacher: Tensor, T: float = 4.0, reduction: str = "batch
     The factor T^2 keeps the gradient's size when T changes: d/dz_s = T (q - p) / B.
     Log-probabilities may be given in place of logits, since log-softmax leaves them as they are.
     """
+    if not isinstance(T, Tensor) and T > HOT and student.dtype == torch.float32 and student.device.type != "mps":
+        return kl(student.double(), teacher.double(), T, reduction, unit).float()
     if reduction != "none" and not isinstance(T, Tensor) and can_fuse(student, teacher):
         return T**2 * reduce_sum(fused_kl(student, teacher, T), student.shape, reduction, unit)
     log_p, log_q = _log_p_q(student, teacher, T)
@@ -56,7 +60,7 @@ def kl(student: Tensor, teacher: Tensor, T: float = 4.0, reduction: str = "batch
 def reverse_kl(
     student: Tensor, teacher: Tensor, T: float = 4.0, reduction: str = "batchmean", unit: str = "nats"
 ) -> Tensor:
-    """T^2 * KL(q || p): seeks a mode of the teacher where KL(p || q) covers its mass."""
+    """T^2 * KL(q || p): mode-seeking, where KL(p || q) is mass-covering."""
     return kl(teacher, student, T, reduction, unit)
 
 
@@ -137,7 +141,7 @@ def gaussian_kl(
 
 
 class _Divergence(nn.Module):
-    """What the classes below share: temperature, reduction, unit and standardisation, checked and shown."""
+    """Base of the classes below: checks and prints temperature, reduction, unit and standardisation."""
 
     def __init__(
         self, T: float = 4.0, reduction: str = "batchmean", unit: str = "nats", standardise: bool = False
@@ -150,7 +154,7 @@ class _Divergence(nn.Module):
         return self.between(*logit_pair(type(self).__name__, student, teacher, self.standardise))
 
     def between(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The divergence of logits [B, C], already standardised if that was asked for; here KL itself."""
+        """The divergence of logits [B, C], already standardised if so configured; here KL itself."""
         return kl(student, teacher, self.T, self.reduction, self.unit)
 
     def extra_repr(self) -> str:
@@ -253,7 +257,7 @@ class GaussianKL(nn.Module):
         self.reduction, self.unit = reduction, unit
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        for side, given in (("student", student), ("teacher", teacher)):
-            if not isinstance(given, (list, tuple)) or len(given) != 2:
+        for side, layers in (("student", student), ("teacher", teacher)):
+            if not isinstance(layers, (list, tuple)) or len(layers) != 2:
                 raise InputError(f"gaussian_kl needs two layers of the {side}: [mean, log variance]")
         return gaussian_kl(student, teacher, self.reduction, self.unit)

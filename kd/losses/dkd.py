@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
-from kd.losses._logits import check_not_negative, class_numbers, divergence, logit_pair
-from kd.losses._reduce import check
+from kd.losses._checks import check_not_negative, check_positive
+from kd.losses._logits import class_numbers, divergence, logit_pair
 from kd.registry import losses
 
 
@@ -50,7 +50,7 @@ class DKD(nn.Module):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, T: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         check_not_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.T, self.standardise = alpha, beta, T, standardise
 

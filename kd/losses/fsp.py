@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.errors import unknown
+from kd.losses._checks import VARIANTS, check_choice
 from kd.losses._maps import Chained, _same_size
 from kd.registry import losses
 
@@ -41,8 +41,7 @@ class FSP(Chained):
 
     def __init__(self, variant: str = "code") -> None:
         super().__init__()
-        if variant not in ("code", "paper"):
-            raise unknown("variant", variant, ("code", "paper"))
+        check_choice("variant", variant, VARIANTS)
         self.variant = variant
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

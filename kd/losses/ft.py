@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.losses._maps import VARIANTS, BatchNorm, Layers, pairs, same_size
-from kd.losses._reduce import check
+from kd.errors import InputError
+from kd.losses._checks import VARIANTS, check_choice, check_positive
+from kd.losses._maps import BatchNorm, Layers, pairs, same_size
 from kd.losses.at import attention
 from kd.registry import losses
 
@@ -45,9 +45,9 @@ def _decoder(factors: int, outputs: int) -> nn.Sequential:
 class FT(nn.Module):
     """mean |Q(translator(f_s)) - Q(paraphraser(f_t))|, Q of unit length; before that, the paraphraser's own error.
 
-    Kim et al. 2018 (arXiv:1802.04977), section 3. While ``pretraining``, which :meth:`on_epoch` sets in the first
+    Kim et al. 2018 (arXiv:1802.04977), section 3. While ``pretraining``, set by :meth:`on_epoch` in the first
     ``init_epochs`` epochs, it is ``reconstruction`` * mean (decoder(encoder(f_t)) - f_t)^2 and trains the
-    paraphraser alone; afterwards the paraphraser stands still. ``reconstruction`` undoes the published weight of
+    paraphraser alone; afterwards the paraphraser is fixed. ``reconstruction`` undoes the published weight of
     200 (500 in the paper). ``variant=code`` averages squared channels as the CRD benchmark does, ``paper``
     compares whole factors; k is the factor's share of the teacher's channels. ``init_rate`` is the learning rate of
     those epochs as a share of the run's: published 0.01 of 0.05 for residual networks, which diverges at 0.05.
@@ -64,9 +64,8 @@ class FT(nn.Module):
         init_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        check("batchmean", k=k, reconstruction=reconstruction)
-        if variant not in VARIANTS:
-            raise unknown("variant", variant, VARIANTS)
+        check_positive(k=k, reconstruction=reconstruction)
+        check_choice("variant", variant, VARIANTS)
         if p1 < 1 or (p2 != 1 and (p2 < 2 or p2 % 2)):
             raise InputError(f"p1 must be at least 1 and p2 be 1 or even, got p1={p1}, p2={p2}")
         if init_epochs < 0:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
+from kd.errors import InputError
+from kd.losses._checks import check_choice
 from kd.losses._pairs import Layers, matched
 from kd.registry import losses
 
@@ -32,8 +33,7 @@ class ICKD(nn.Module):
 
     def __init__(self, variant: str = "code") -> None:
         super().__init__()
-        if variant not in ("code", "torchdistill"):
-            raise unknown("variant", variant, ("code", "torchdistill"))
+        check_choice("variant", variant, ("code", "torchdistill"))
         self.variant = variant
         self.embed = nn.ModuleList()
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import Chained
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -19,7 +19,7 @@ def right_singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Singular values [B, r] and the ``count`` leading right vectors [B, C, count] of maps [B, C, H, W] as HW x C.
 
     The vectors carry the first-order gradient dv_i = sum_j v_j (v_j' dA v_i) / (l_i - l_j), A = F'F with
-    eigenvalues l. Differences below 1e-6 of the largest eigenvalue count as none, so that the gradient is
+    eigenvalues l. Differences below 1e-6 of the largest eigenvalue count as 0, so that the gradient is
     finite where singular values coincide and 0 where a map is 0. The values are constants.
     """
     matrix = maps.flatten(2).mT
@@ -76,12 +76,12 @@ def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, target = right_singular(teacher, k)
         target = target * torch.where(target.sum(1, keepdim=True) < 0, -1.0, 1.0).to(target)
         weights = F.normalize(values[:, :k], dim=1).unsqueeze(1)
-    _, found = right_singular(student, k + 3)
-    cosines = found.detach().mT @ target
+    _, vectors = right_singular(student, k + 3)
+    cosines = vectors.detach().mT @ target
     best = cosines.abs().argmax(1, keepdim=True)
     signs = torch.where(cosines.gather(1, best) < 0, -1.0, 1.0).to(target)
-    found = found.gather(2, best.expand(-1, found.shape[1], -1)) * signs
-    return found * weights, target * weights
+    vectors = vectors.gather(2, best.expand(-1, vectors.shape[1], -1)) * signs
+    return vectors * weights, target * weights
 
 
 @losses.register("kdsvd")
@@ -92,12 +92,12 @@ class KDSVD(Chained):
     sizes may differ. Lee, Kim and Song 2018 (ECCV), in RepDistiller's form: right singular vectors of HW x C, the
     student's chosen out of its k + 3 leading ones; weight 1. A singular vector has no sign of its own: the teacher's
     are turned so that their entries have a positive sum, which makes the value independent of the solver. The solver
-    makes the host wait for the device.
+    synchronises host and device.
     """
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
-        check("batchmean", k=k)
+        check_positive(k=k)
         self.k = k
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
+from kd.errors import InputError
+from kd.losses._checks import check_choice
 from kd.losses._maps import LayerLoss, projection
 from kd.registry import losses
 
 
 class Generator(nn.Module):
-    """Masks a map and generates the teacher's from what is left: 3x3 convolution, ReLU, 3x3 convolution."""
+    """Masks a map and generates the teacher's from the remainder: 3x3 convolution, ReLU, 3x3 convolution."""
 
     def __init__(self, student: Tensor, teacher: Tensor, ratio: float, mask: str) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class Generator(nn.Module):
         if self.training:
             batch, channels, height, width = x.shape
             shape = (batch, channels, 1, 1) if self.mask == "channels" else (batch, 1, height, width)
-            # drawn in float32 whatever x is, so that a seed means one mask
+            # always drawn in float32, so that a seed gives one mask for any dtype of x
             x = x * (torch.rand(shape, device=x.device, dtype=torch.float32) >= self.ratio)
         return self.generate(x)
 
@@ -37,7 +38,7 @@ class MGD(LayerLoss):
 
     Yang et al. 2022 (arXiv:2205.01529). Classification masks 15 % of the channels (weight 7e-5 on
     ImageNet, 1.2e-3 on CIFAR-100), dense tasks 65 % of the positions (``mask=positions``, weight 2e-5). In training
-    mode the mask is drawn anew at every call, from torch's generator. Larger maps are pooled.
+    mode a new mask is drawn at every call, from torch's generator. Larger maps are pooled.
     """
 
     MASKS = ("channels", "positions")
@@ -46,8 +47,7 @@ class MGD(LayerLoss):
         super().__init__()
         if not 0 <= ratio < 1:
             raise InputError(f"ratio must lie in [0, 1), got {ratio}")
-        if mask not in self.MASKS:
-            raise unknown("mask", mask, self.MASKS)
+        check_choice("mask", mask, self.MASKS)
         self.ratio, self.mask = ratio, mask
 
     def connect(self, student: Tensor, teacher: Tensor) -> nn.Module:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._logits import logit_pair, standardise
-from kd.losses._reduce import check
 from kd.losses.divergences import kl
 from kd.registry import losses
 
@@ -43,9 +43,9 @@ def mlkd_two_views(
 ) -> Terms:
     """Instance, batch and class part of the released code, for logits of [weak, strong] views of the same images.
 
-    The paper keeps, of the weak view, samples and classes that the teacher is less sure of; the code multiplies
-    by the share that is kept. Of the strong view it adds the instance part at the first three temperatures, takes
-    the weak logits again at the rest, and leaves batch and class out. All this is reproduced.
+    Of the weak view, the paper selects the samples and classes of which the teacher is less certain; the code
+    multiplies by their share. Of the strong view, the code adds the instance part at the first three temperatures,
+    uses the weak logits again at the others, and omits batch and class. All this is reproduced.
     """
     (s_weak, s_strong), (t_weak, t_strong) = student, teacher
     p_t = F.softmax(t_weak, dim=1)
@@ -73,7 +73,7 @@ class MLKD(nn.Module):
         if not temperatures:
             raise InputError("temperatures must name at least one")
         for T in temperatures:
-            check("batchmean", temperatures=T)
+            check_positive(temperatures=T)
         self.temperatures, self.standardise = tuple(float(T) for T in temperatures), standardise
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:

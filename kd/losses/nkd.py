@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses._logits import check_not_negative, class_numbers, logit_pair
-from kd.losses._reduce import check
+from kd.losses._checks import check_not_negative, check_positive
+from kd.losses._logits import class_numbers, logit_pair
 from kd.losses.dkd import split_target
 from kd.registry import losses
 
@@ -34,7 +34,7 @@ class NKD(nn.Module):
 
     def __init__(self, gamma: float = 1.5, T: float = 1.0, standardise: bool = False) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         check_not_negative(gamma=gamma)
         self.gamma, self.T, self.standardise = gamma, T, standardise
 

@@ -71,8 +71,8 @@ class OFD(LayerLoss):
         starts = range(len(have) - len(channels) + 1)
         fits = [start for start in starts if have[start : start + len(channels)] == channels]
         if len(fits) != 1 or (self.batch_norms is not None and have != channels):
-            wanted = f"the layers have {channels} channels, the batch norms found {have}"
-            raise InputError(f"OFD: name the teacher's batch norms before these ReLUs in batch_norms; {wanted}")
+            wanted = f"the layers have {channels} channels, the batch norms {have}"
+            raise InputError(f"OFD: set batch_norms to the teacher's batch norms before these ReLUs; {wanted}")
         return fits[0]
 
     def connect(self, student: Tensor, teacher: Tensor) -> nn.Module:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import LayerLoss
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -33,7 +33,7 @@ class PKD(LayerLoss):
 
     def __init__(self, eps: float = 1e-6) -> None:
         super().__init__()
-        check("batchmean", eps=eps)
+        check_positive(eps=eps)
         self.eps = eps
 
     def compare(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._pairs import vectors
-from kd.losses._reduce import check
 from kd.losses.divergences import soft_cross_entropy
 from kd.registry import losses
 
@@ -39,7 +39,7 @@ class ReSSL(nn.Module):
 
     def __init__(self, T: float = 0.1, T_teacher: float = 0.04, size: int = 4096) -> None:
         super().__init__()
-        check("batchmean", T=T, T_teacher=T_teacher, size=size)
+        check_positive(T=T, T_teacher=T_teacher, size=size)
         self.T, self.T_teacher, self.size = T, T_teacher, size
         self.embed: nn.Module = nn.Identity()
         self.register_buffer("queue", None)
@@ -77,5 +77,5 @@ def _of_all_processes(keys: Tensor) -> Tensor:
     """The rows of all processes, in their order."""
     if not (dist.is_available() and dist.is_initialized()):
         return keys
-    dist.all_gather(found := [torch.empty_like(keys) for _ in range(dist.get_world_size())], keys.contiguous())
-    return torch.cat(found)
+    dist.all_gather(gathered := [torch.empty_like(keys) for _ in range(dist.get_world_size())], keys.contiguous())
+    return torch.cat(gathered)

@@ -27,7 +27,7 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of one layer with what the deeper layers passed on.
+    """Attention-based fusion of one layer with the output of the deeper layers.
 
     x = BN(conv1x1(layer)) becomes z0 * x + z1 * residual with maps z = sigmoid(conv1x1([x, residual])); the answer is
     BN(conv3x3(x)) in the teacher's shape, and x itself is passed on.

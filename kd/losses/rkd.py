@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_not_negative
 from kd.losses._pairs import vectors
 from kd.registry import losses
 
@@ -46,9 +45,7 @@ class RKD(nn.Module):
 
     def __init__(self, distance: float = 25.0, angle: float = 50.0) -> None:
         super().__init__()
-        for name, value in (("distance", distance), ("angle", angle)):
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name} must be a finite number of at least 0, got {value}")
+        check_not_negative(distance=distance, angle=angle)
         if distance == angle == 0:
             raise InputError("distance and angle must not both be 0")
         self.distance, self.angle = distance, angle

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.losses._logits import VARIANTS, check_not_negative, class_numbers, logit_pair, standardise
-from kd.losses._reduce import check
+from kd.errors import InputError
+from kd.losses._checks import VARIANTS, check_choice, check_not_negative, check_positive
+from kd.losses._logits import class_numbers, logit_pair, standardise
 from kd.losses.divergences import kl
 from kd.losses.dkd import dkd_terms
 from kd.losses.nkd import nkd_terms
@@ -48,10 +48,10 @@ class SDD(nn.Module):
     the map before pooling, the layer ``logit_map`` of every network in the zoo. Their mean over positions is the
     logits. Labels [B]. D is ``base``: kl (T^2 * KL), dkd (with alpha, beta) or nkd (with gamma), at T. Wei et al.
     2024 (arXiv:2403.13512), eq. 6 to 10; weights of the base method, 30 epochs of warm-up, scales 1, 2, 4 for
-    unlike and 1, 2 for like networks. ``variant=code`` takes the mean over regions and asks who is right about the
-    label; ``paper`` sums over regions and asks whether the classes differ. Regions are pooled from the map itself,
-    where the authors' code pools those of scales 1 and 2 from a 4 x 4 grid: the same unless 4 does not divide the
-    size.
+    unlike and 1, 2 for like networks. ``variant=code`` takes the mean over regions, and a region is
+    complementary if just one of the two predicts the label; ``paper`` sums over regions and compares the predicted
+    classes. Regions are pooled from the map itself, where the authors' code pools those of scales 1 and 2 from a 4 x 4
+    grid: the same unless 4 does not divide the size.
     """
 
     def __init__(
@@ -67,14 +67,12 @@ class SDD(nn.Module):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         check_not_negative(complementary=complementary, alpha=alpha, beta=beta, gamma=gamma)
         if not scales or any(m != int(m) or m < 1 for m in scales):
             raise InputError(f"scales must be whole numbers of at least 1, got {list(scales)}")
-        if base not in ("kl", "dkd", "nkd"):
-            raise unknown("base", base, ("kl", "dkd", "nkd"))
-        if variant not in VARIANTS:
-            raise unknown("variant", variant, VARIANTS)
+        check_choice("base", base, ("kl", "dkd", "nkd"))
+        check_choice("variant", variant, VARIANTS)
         self.T, self.scales, self.complementary = T, tuple(int(m) for m in scales), complementary
         self.base, self.alpha, self.beta, self.gamma = base, alpha, beta, gamma
         self.variant, self.standardise = variant, standardise
@@ -103,9 +101,9 @@ class SDD(nn.Module):
         return target + self.gamma * other
 
     def extra_repr(self) -> str:
-        own = {"kl": {}, "dkd": {"alpha": self.alpha, "beta": self.beta}, "nkd": {"gamma": self.gamma}}[self.base]
-        numbers = {"T": self.T, "complementary": self.complementary, **own}
-        shown = [f"base={self.base}", f"scales={list(self.scales)}", *(f"{k}={v:g}" for k, v in numbers.items())]
-        return ", ".join(shown + [f"variant={self.variant}"] * (self.variant != "code")) + (
+        names = {"kl": (), "dkd": ("alpha", "beta"), "nkd": ("gamma",)}[self.base]
+        numbers = {name: getattr(self, name) for name in ("T", "complementary", *names)}
+        parts = [f"base={self.base}", f"scales={list(self.scales)}", *(f"{k}={v:g}" for k, v in numbers.items())]
+        return ", ".join(parts + [f"variant={self.variant}"] * (self.variant != "code")) + (
             ", standardise" * self.standardise
         )

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import Layers, as_map, conv_bn, same_size
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -23,7 +23,7 @@ def semckd(weights: Tensor, student: Sequence[Sequence[Tensor]], teacher: Sequen
 
 
 class Embedding(nn.Module):
-    """Unit vectors [B, D / 4] out of a layer's inner products between the samples [B, B], filled up to D columns."""
+    """Unit vectors [B, D / 4] out of a layer's inner products between the samples [B, B], zero-padded to D columns."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SemCKD(nn.Module):
 
     Chen et al. 2021 (arXiv:2012.03236); weight 400. Any number of layers on either side. w is the softmax
     over j of <query_i, key_j> / T, both learned from each layer's inner products between the batch's samples, so
-    that ``batch_size`` must be at least the training's; smaller batches are filled up with zeros. v_ij are three
+    that ``batch_size`` must be at least the training's; smaller batches are zero-padded. v_ij are three
     convolutions; the larger map of a pair is pooled.
     """
 
@@ -52,7 +52,7 @@ class SemCKD(nn.Module):
 
     def __init__(self, batch_size: int = 64, T: float = 1.0) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.T = batch_size, T

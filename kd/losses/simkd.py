@@ -13,11 +13,11 @@ from kd.registry import losses
 
 @losses.register("simkd")
 class SimKD(ThroughTeacher):
-    """mean (c(f_s) - f_t)^2, the only loss: the student answers with the teacher's classifier on pool c(f_s).
+    """mean (c(f_s) - f_t)^2, the only loss: the student predicts with the teacher's classifier on pool c(f_s).
 
     Chen et al. 2022 (arXiv:2203.14001), section 3; weight 1, no cross-entropy. Takes the last maps [B, C, H, W]. c is
     three convolutions (1x1, 3x3, 1x1) with batch normalisation and ReLU, the inner ones with 1 / ``factor`` of the
-    teacher's channels; it stays part of the student, for which :meth:`predict` answers. Larger maps are pooled.
+    teacher's channels; it remains part of the student, whose output is :meth:`predict`. Larger maps are pooled.
     """
 
     def __init__(self, factor: int = 2) -> None:

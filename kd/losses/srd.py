@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import BatchNorm, as_map, pool
-from kd.losses._reduce import check
 from kd.losses.divergences import kl
 from kd.registry import losses
 
@@ -29,7 +29,7 @@ class SRD(nn.Module):
 
     def __init__(self, exponent: float = 4.0, T: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__()
-        check("batchmean", exponent=exponent, T=T, eps=eps)
+        check_positive(exponent=exponent, T=T, eps=eps)
         if exponent < 1:
             raise InputError(f"exponent must be at least 1, got {exponent}")
         self.exponent, self.T, self.eps = exponent, T, eps
@@ -53,10 +53,10 @@ class SRD(nn.Module):
 
     def _sides(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         sides = []
-        for side, given in (("student", student), ("teacher", teacher)):
-            if isinstance(given, Tensor) or len(given) != 2 or given[1].ndim != 2:
+        for side, layers in (("student", student), ("teacher", teacher)):
+            if isinstance(layers, Tensor) or len(layers) != 2 or layers[1].ndim != 2:
                 raise InputError(f"SRD needs two layers of the {side}: [features, logits [B, C]]")
-            sides.append((pool(as_map("SRD", given[0], vectors=True), (1, 1)), given[1]))
+            sides.append((pool(as_map("SRD", layers[0], vectors=True), (1, 1)), layers[1]))
         return sides
 
     def extra_repr(self) -> str:

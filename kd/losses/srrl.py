@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError
+from kd.losses._checks import check_not_negative
 from kd.losses._maps import Layers, conv_bn
 from kd.losses._through_teacher import ThroughTeacher
 from kd.registry import losses
@@ -22,8 +22,7 @@ class SRRL(ThroughTeacher):
 
     def __init__(self, regression: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= regression < float("inf"):
-            raise InputError(f"regression must be a finite number of at least 0, got {regression}")
+        check_not_negative(regression=regression)
         self.regression = regression
 
     def connect(self, inputs: int, outputs: int) -> list[nn.Module]:

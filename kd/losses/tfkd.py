@@ -1,4 +1,4 @@
-"""Tf-KD: a virtual teacher made of the labels (Yuan et al. 2020, arXiv:1909.11723)."""
+"""Tf-KD: a virtual teacher from the labels (Yuan et al. 2020, arXiv:1909.11723)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.losses._logits import VARIANTS, check_one_each, checked_logits, divergence
-from kd.losses._reduce import check
+from kd.errors import InputError
+from kd.losses._checks import VARIANTS, check_choice, check_positive
+from kd.losses._logits import check_one_each, checked_logits, divergence
 from kd.registry import losses
 
 
@@ -48,11 +48,10 @@ class TfKD(nn.Module):
 
     def __init__(self, T: float = 20.0, correct: float = 0.99, variant: str = "code") -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         if not 0 < correct < 1:
             raise InputError(f"correct must lie between 0 and 1, got {correct}")
-        if variant not in VARIANTS:
-            raise unknown("variant", variant, VARIANTS)
+        check_choice("variant", variant, VARIANTS)
         self.T, self.correct, self.variant = T, correct, variant
 
     def forward(self, student: Tensor, labels: Tensor) -> Tensor:

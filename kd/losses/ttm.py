@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses._checks import check_positive
 from kd.losses._logits import divergence, logit_pair
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -31,7 +31,7 @@ class TTM(nn.Module):
 
     def __init__(self, gamma: float = 0.1, standardise: bool = False) -> None:
         super().__init__()
-        check("batchmean", gamma=gamma)
+        check_positive(gamma=gamma)
         self.gamma, self.standardise = gamma, standardise
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.errors import InputError
+from kd.losses._checks import check_positive
 from kd.losses._maps import LayerLoss, Layers
-from kd.losses._reduce import check
 from kd.registry import losses
 
 
@@ -33,7 +33,7 @@ class VID(LayerLoss):
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5, hidden: int | None = None) -> None:
         super().__init__()
-        check("batchmean", init_variance=init_variance, eps=eps)
+        check_positive(init_variance=init_variance, eps=eps)
         if init_variance <= eps:
             raise InputError(f"init_variance must be above eps, got {init_variance} and {eps}")
         if hidden is not None and hidden < 1:

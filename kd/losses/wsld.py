@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses._checks import check_positive
 from kd.losses._logits import check_one_each, logit_pair, standardise
-from kd.losses._reduce import check
 from kd.losses.divergences import soft_cross_entropy
 from kd.registry import losses
 
 
 def wsld_weight(student: Tensor, teacher: Tensor, labels: Tensor, eps: float = 1e-7) -> Tensor:
-    """w = 1 - exp(-CE_s / CE_t) per sample [B], at T = 1, without gradient: near 0 where the student is ahead."""
+    """w = 1 - exp(-CE_s / CE_t) per sample [B], at T = 1, without gradient: near 0 where the student does better."""
     labels = labels.to(student.dtype) if labels.is_floating_point() else labels.long()
     ce_s, ce_t = (F.cross_entropy(z.detach(), labels, reduction="none") for z in (student, teacher))
     return -torch.expm1(-(ce_s / (ce_t + eps)).clamp(min=0))
@@ -33,7 +33,7 @@ class WSLD(nn.Module):
 
     def __init__(self, T: float = 2.0, standardise: bool = False) -> None:
         super().__init__()
-        check("batchmean", T=T)
+        check_positive(T=T)
         self.T, self.standardise = T, standardise
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The model zoo: ``kd.models["resnet20"]`` is a function, ``list(kd.models)`` the names.
 
-A model is any function or class that names what it needs out of ``classes``, ``num_classes``, ``channels`` and
-``in_channels`` and gives a network from images to logits.
+A model is any function or class that declares what it needs out of ``classes``, ``num_classes``, ``channels``,
+``in_channels`` and ``shape`` as parameters and returns a network from images to logits. Those of the zoo accept
+``num_classes`` and ``in_channels`` as well as ``classes`` and ``channels``.
 """
 
 import sys

@@ -24,11 +24,11 @@ from kd.registry import load_plugins, models, parameters
 HUBS = ("torchvision", "timm")
 
 
-def found(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each network whose name matches ``pattern``, a shell's; ``timm:vit_tiny*`` looks into a library.
+def find_models(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[], nn.Module]]:
+    """Constructors of the networks whose names match ``pattern``, as in a shell; ``timm:vit_tiny*`` searches a library.
 
     Raises:
-        InputError: nothing matches; the nearest name is said.
+        InputError: nothing matches; the nearest name is given.
     """
     library, _, inner = pattern.partition(":")
     if library in HUBS:
@@ -36,10 +36,10 @@ def found(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[]
         make = models[library]
         makers: dict[str, Any] = {name: lambda name=name: make(name, classes, shape[0]) for name in names}
     else:
-        inner, offer = pattern, standard_arguments(classes, shape)
+        inner, supplied = pattern, standard_arguments(classes, shape)
         zoo = {name: models[name] for name in models if name not in (*HUBS, "import")}
         makers = {
-            name: lambda f=f: f(**{key: value for key, value in offer.items() if key in parameters(f)})
+            name: lambda f=f: f(**{key: value for key, value in supplied.items() if key in parameters(f)})
             for name, f in zoo.items()
         }
     matching = fnmatch.filter(sorted(makers), inner)
@@ -50,27 +50,27 @@ def found(pattern: str, classes: int, shape: list[int]) -> dict[str, Callable[[]
 
 def _listed(library: str) -> list[str]:
     try:
-        found = import_module("torchvision.models" if library == "torchvision" else "timm")
+        package = import_module("torchvision.models" if library == "torchvision" else "timm")
     except ImportError as error:
         raise InputError(f"{library} is not installed: pip install 'kd-lightning[{library}]'") from error
-    return found.list_models(module=found) if library == "torchvision" else found.list_models()
+    return package.list_models(module=package) if library == "torchvision" else package.list_models()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the table; nothing is downloaded and nothing computed, as the networks lie on torch's meta device."""
+    """Prints the table; nothing is downloaded or computed, as the networks are on torch's meta device."""
     parser = argparse.ArgumentParser(prog="python -m kd.models", description=__doc__)
     parser.add_argument("patterns", nargs="*", default=["*"], help="as in a shell: 'wrn*', 'timm:vit_tiny*'")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="3 32 32; of libraries 3 224 224")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     load_plugins()
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("name", min_width=20)
     for column in ("parameters", "MACs"):
         table.add_column(column, justify="right", min_width=16)
-    for pattern in given.patterns:
-        shape = given.shape or ([3, 224, 224] if pattern.startswith(HUBS) else [3, 32, 32])
-        for name, make in found(pattern, given.classes, shape).items():
+    for pattern in options.patterns:
+        shape = options.shape or ([3, 224, 224] if pattern.startswith(HUBS) else [3, 32, 32])
+        for name, make in find_models(pattern, options.classes, shape).items():
             table.add_row(name, *_counts(make, shape))
     Console(highlight=False, soft_wrap=True).print(table)
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a student's blocks keep their input only, and run once more when the gradient is asked."""
+"""Activation checkpointing: a student's blocks store their input only and run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 class Recomputed(nn.Module):
-    """What a block's class is mixed with; names of layers and keys of weights stay as they are."""
+    """Mixed into a block's class; names of layers and keys of weights are unchanged."""
 
     def forward(self, *args: Any, **named: Any) -> Any:
         run = super().forward
@@ -28,10 +28,10 @@ class Recomputed(nn.Module):
 
 
 def recompute(network: nn.Module) -> int:
-    """Lets every block of a network recompute its activations; says how many there are.
+    """Makes every block of a network recompute its activations; returns the number of blocks.
 
-    Chen et al. 2016 (arXiv:1604.06174): memory for the inputs of blocks instead of all that is inside them, paid with
-    a second forward pass. Gradients are those of the plain network, and batch norms count each batch once.
+    Chen et al. 2016 (arXiv:1604.06174): stores the inputs of blocks instead of all activations, at the cost of a second
+    forward pass. Gradients are those of the plain network, and batch norms count each batch once.
 
     Raises:
         InputError: a network without a sequence of blocks.
@@ -40,21 +40,21 @@ def recompute(network: nn.Module) -> int:
     if not blocks:
         raise InputError(f"speed.recompute=true: {type(network).__name__} has no sequence of blocks")
     for block in blocks:
-        own = type(block)
-        block.__class__ = type(own.__name__, (Recomputed, own), {"__module__": own.__module__})
+        kind = type(block)
+        block.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
     return len(blocks)
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The elements of its outermost sequences that have layers inside; a sequence of mere layers is one block."""
-    found: list[nn.Module] = []
+    """The elements of the outermost sequences that contain layers; a sequence of plain layers is one block."""
+    blocks: list[nn.Module] = []
     for child in network.children():
         if type(child) in CONTAINERS:
             composite = [element for element in child.children() if any(True for _ in element.children())]
             inner = [block for element in composite for block in _within(element)]
-            found += inner or ([child] if type(child) is nn.Sequential and _holds(child) else [])
+            blocks += inner or ([child] if type(child) is nn.Sequential and _holds(child) else [])
     composite = [child for child in network.children() if type(child) not in CONTAINERS]
-    return found or [block for child in composite for block in _blocks(child)]
+    return blocks or [block for child in composite for block in _blocks(child)]
 
 
 def _within(element: nn.Module) -> list[nn.Module]:
@@ -69,28 +69,28 @@ def _holds(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], _Still]:
-    return nullcontext(), _Still(block)
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], _FrozenStatistics]:
+    return nullcontext(), _FrozenStatistics(block)
 
 
-class _Still:
-    """:func:`still`, to be entered again at each gradient that is asked of the same forward pass (DOT asks for two)."""
+class _FrozenStatistics:
+    """:func:`frozen_statistics`, entered again for each gradient of the same forward pass (DOT computes two)."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block, self.open = block, ExitStack()
 
     def __enter__(self) -> None:
-        self.open.enter_context(still(self.block))
+        self.open.enter_context(frozen_statistics(self.block))
 
     def __exit__(self, *error: Any) -> None:
         self.open.close()
 
 
 @contextmanager
-def still(block: nn.Module) -> Iterator[None]:
-    """Keeps a network's running statistics where they are, while a batch runs for the second time."""
+def frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Leaves a network's running statistics unchanged while a batch runs for the second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
             norm.momentum = 0.0
@@ -98,5 +98,5 @@ def still(block: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked = norm.num_batches_tracked.clone()
         yield
     finally:
-        for norm, momentum, count in kept:
+        for norm, momentum, count in saved:
             norm.momentum, norm.num_batches_tracked = momentum, count

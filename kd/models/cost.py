@@ -1,4 +1,4 @@
-"""What a network costs: its parameters, and its multiply-accumulates for one image."""
+"""The size of a network: its parameters, and its multiply-accumulates for one image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def size_of(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     """Parameters, and multiply-accumulates of convolutions and matrix products for one image of ``shape`` [C, H, W].
 
-    Where torch's counter cannot follow a network's own operations, those of its convolution and linear layers are
-    counted.
+    If torch's counter fails on a network's own operations, only convolution and linear layers are counted.
     """
     modes = [(module, module.training) for module in network.modules()]
     first = next(network.parameters(), None)
@@ -31,7 +30,7 @@ def size_of(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
             network(image)
         macs = counter.get_total_flops() // 2
     except Exception as error:  # the counter meets operations of anyone's
-        log.info("MACs: of convolution and linear layers alone, as torch's counter fails: %s", type(error).__name__)
+        log.info("MACs: only of convolution and linear layers, because torch's counter fails: %s", type(error).__name__)
         macs = _by_layers(network, image)
     finally:
         for module, training in modes:

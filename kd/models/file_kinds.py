@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as weights, in words and with what to do about it."""
+"""Describes files that cannot be read as weights, and what to do about them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pickle
 import zipfile
 from pathlib import Path
 
-START = 512  # bytes that tell a kind
-PLAIN = "where it comes from, save plain weights: torch.save(model.state_dict(), file)"
+START = 512  # bytes to read for recognising a kind
+PLAIN = "in the program that wrote it, save plain weights: torch.save(model.state_dict(), file)"
 
 MAGIC = (
     (b"version https://git-lfs", "is a git-LFS pointer, not the file itself; fetch that with: git lfs pull"),
@@ -32,24 +32,24 @@ SUFFIXES = (
 )
 
 
-def trouble(path: Path, error: BaseException) -> str:
-    """What is wrong with a file that a reader of weights refused with ``error``."""
+def describe_fault(path: Path, error: BaseException) -> str:
+    """Describes a file that raised ``error`` when it was read as weights."""
     with path.open("rb") as file:
         start = file.read(START)
     text = start.lstrip().lower()
     if not text:
         return "is empty"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not a file of weights; was the download refused?"
+        return "is a web page, not a weights file; was the download refused?"
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return f"holds Python objects beside tensors, which could run code, so it is not opened; {PLAIN}"
-    return _kind(path, start) or f"is damaged, cut off, or no file of weights ({type(error).__name__})"
+        return f"contains Python objects besides tensors, which could run code, so it is not loaded; {PLAIN}"
+    return _kind(path, start) or f"is damaged, truncated, or not a weights file ({type(error).__name__})"
 
 
 def _kind(path: Path, start: bytes) -> str | None:
-    known = next((words for magic, words in MAGIC if start.startswith(magic)), None)
-    if known is not None:
-        return known
+    description = next((words for magic, words in MAGIC if start.startswith(magic)), None)
+    if description is not None:
+        return description
     if start.startswith(b"PK") and zipfile.is_zipfile(path):
         return _archive(path)
     if start[257:262] == b"ustar":
@@ -63,12 +63,12 @@ def _kind(path: Path, start: bytes) -> str | None:
 
 
 def _archive(path: Path) -> str | None:
-    """What a zip archive is, which torch's own files are too."""
+    """The kind of a zip archive; torch's own files are zip archives, too."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any("/code/" in name for name in names):
         return (
-            "is a TorchScript archive; plain weights come out of it by "
+            "is a TorchScript archive; save its plain weights: "
             "torch.save(torch.jit.load(file).state_dict(), other_file)"
         )
     if any(name.endswith("archive_format") or "/models/" in name for name in names):

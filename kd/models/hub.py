@@ -1,8 +1,8 @@
-"""Networks from elsewhere: torchvision, timm and any import path, fitted to the data.
+"""Networks of torchvision, timm and any import path, adapted to the data.
 
-Classes are fitted by the library itself, or, where weights for another class count are asked for, by a new last
-layer; input channels by a new first convolution, which keeps the mean of pre-trained filters. Pre-trained weights bring
-the mean, std and size that they expect (``network.pixels``).
+The number of classes is set by the library itself, or, with weights for another number of classes, by a new last
+layer; that of input channels by a new first convolution, which keeps the mean of pre-trained filters. Pre-trained
+weights come with the mean, std and size that they expect (``network.pixels``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from kd.errors import InputError, unknown
 from kd.models.normalized import InputSpec
 from kd.models.weight_files import read
-from kd.registry import models, parameters
+from kd.registry import check_maker, models, parameters, unnamed
 
 STEMS = ("own", "cifar")
 
@@ -32,16 +32,16 @@ def torchvision(name: str, classes: int, channels: int = 3, weights: str | None 
     """A torchvision classification model, ``name`` as in ``torchvision.models.list_models()``.
 
     ``weights`` is a name such as ``DEFAULT`` or ``IMAGENET1K_V1`` and needs the internet on first use. ``stem=cifar``
-    makes the first convolution 3x3 with stride 1 and takes away the pooling after it, for small images.
+    makes the first convolution 3x3 with stride 1 and removes the pooling after it, for small images.
 
     Raises:
         InputError: an unknown name, weights or stem, or weights that cannot be fetched.
     """
     from torchvision import models as library
 
-    known = library.list_models(module=library)
-    if name not in known:
-        raise unknown("torchvision model", name, known)
+    names = library.list_models(module=library)
+    if name not in names:
+        raise unknown("torchvision model", name, names)
     if weights is None:
         network = library.get_model(name, num_classes=classes)
     else:
@@ -67,7 +67,7 @@ def timm(
     """A timm model, ``name`` as in ``timm.list_models()``; ``pretrained`` needs the internet on first use.
 
     ``options`` go to ``timm.create_model``: ``{img_size: 32, patch_size: 4}`` fits a vision transformer to small
-    images; without, images are resized to the one size that such a network takes.
+    images; without it, images are resized to the one size that such a network accepts.
 
     Raises:
         InputError: timm is not installed, an unknown name or stem, wrong options, or weights that cannot be fetched.
@@ -85,7 +85,7 @@ def timm(
                 name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options
             )
     except Exception as error:
-        raise InputError(f"timm cannot make {name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"timm cannot build {name}: {str(error).splitlines()[0]}") from error
     stated = network.pretrained_cfg
     if pretrained:
         network.pixels = InputSpec(stated["mean"], stated["std"], stated["input_size"][-1])
@@ -97,10 +97,10 @@ def timm(
 
 @models.register("import", imports=True)
 def import_path(path: str, classes: int, shape: Sequence[int]) -> nn.Module:
-    """A network of your own: ``path`` is ``package.module:function``; it is called with what it names.
+    """A custom network: ``path`` is ``package.module:function``.
 
     Of ``classes``, ``num_classes``, ``channels``, ``in_channels`` and ``shape`` (the images' [C, H, W]) the
-    function gets those it has parameters for.
+    function receives those that it declares as parameters.
 
     Raises:
         InputError: the path cannot be imported, or does not give an ``nn.Module``.
@@ -110,32 +110,38 @@ def import_path(path: str, classes: int, shape: Sequence[int]) -> nn.Module:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"cannot import {path!r} (write package.module:function): {error}") from error
-    offer = standard_arguments(classes, shape)
-    network = function(**{key: offer[key] for key in parameters(function) if key in offer})
+    check_maker(function, path)
+    offer, named = standard_arguments(classes, shape), parameters(function)
+    try:
+        network = function(**{key: offer[key] for key in named if key in offer})
+    except KeyError as error:
+        if named:
+            raise
+        raise unnamed(path, error) from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"{path} gave a {type(network).__name__}, not an nn.Module")
+        raise InputError(f"{path} returned a {type(network).__name__}, not an nn.Module")
     return network
 
 
 def standard_arguments(classes: int, shape: Sequence[int]) -> dict[str, Any]:
-    """What kd tells a model's function, under the names that libraries use for it."""
+    """The arguments that kd passes to a model's function, under all names that libraries use for them."""
     channels = {"channels": shape[0], "in_channels": shape[0]}
     return {"classes": classes, "num_classes": classes, **channels, "shape": list(shape)}
 
 
 @contextmanager
 def _without_retries() -> Iterator[None]:
-    """Asks only the cache for weights where Hugging Face cannot be reached, instead of trying for a minute."""
+    """Uses only cached weights if Hugging Face cannot be reached, instead of retrying for a minute."""
     try:
         constants: Any = import_module("huggingface_hub.constants")
     except ImportError:
         yield
         return
-    place, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    endpoint, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
     try:
         if not getproxies():
-            port = place.port or (443 if place.scheme == "https" else 80)
-            socket.create_connection((place.hostname, port), timeout=5).close()
+            port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+            socket.create_connection((endpoint.hostname, port), timeout=5).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
@@ -145,7 +151,7 @@ def _without_retries() -> Iterator[None]:
 
 
 def _fetched(url: str) -> Path:
-    """The file of weights behind a library's own URL, fetched once into torch's cache, its checksum verified."""
+    """The weights file at a library's own URL, downloaded once into torch's cache and verified by its checksum."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +192,7 @@ def _with_stem(network: nn.Module, stem: str) -> nn.Module:
     if stem == "cifar":
         name, first = _first_convolution(network)
         if first.stride == (1, 1) or first.kernel_size == first.stride:
-            raise InputError(f"stem=cifar does not fit {type(network).__name__}: its stem is no strided convolution")
+            raise InputError(f"stem=cifar does not fit {type(network).__name__}: its stem is not a strided convolution")
         _replace(network, name, _like(first, kernel_size=3, stride=1, padding=1))
         if isinstance(getattr(network, "maxpool", None), nn.Module):
             network.maxpool = nn.Identity()
@@ -194,10 +200,10 @@ def _with_stem(network: nn.Module, stem: str) -> nn.Module:
 
 
 def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
-    found = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None:
-        raise InputError(f"{type(network).__name__} has no convolution that could be fitted to the images")
-    return found
+    convolution = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if convolution is None:
+        raise InputError(f"{type(network).__name__} has no convolution that could be adapted to the images")
+    return convolution
 
 
 def _like(first: nn.Conv2d, **changed: Any) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""A copy of a frozen network that gives the same answers sooner: folded, rid of copies, in lower precision."""
+"""A faster copy of a frozen network with the same outputs: batch norms folded, ReLUs in place, lower precision."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def for_inference(
     """A copy of a network in eval mode, and how many of its batch norms are folded into convolutions.
 
     Args:
-        network: is left as it is, and is the answer where it cannot be copied.
-        example: images [B, C, H, W]. A folded copy that cannot run them, or answers otherwise, is not used.
-        fold: whether to fold batch norms and let ReLUs work in place; not if its layers are to be tapped.
+        network: is not changed, and is returned if it cannot be copied.
+        example: images [B, C, H, W]. A folded copy that cannot run them, or whose outputs differ, is not used.
+        fold: whether to fold batch norms and make ReLUs in-place; not if its layers are tapped.
         channels_last: whether convolutions run on channels-last maps.
-        dtype: weights of convolutions and linear layers are kept in it, as autocast would cast them at every step;
-            None for as they are. The copy must then run under autocast.
+        dtype: dtype of the weights of convolutions and linear layers, which autocast would cast at every step;
+            None leaves them. The copy must then run under autocast.
     """
     try:
         twin, count = _folded(network, example) if fold else (copy.deepcopy(network), 0)
-    except Exception as error:  # a network of anyone's may not be copied
-        log.info("%s cannot be copied and so not be made faster: %s", type(unwrap(network)).__name__, error)
+    except Exception as error:  # a custom network may not be copyable
+        log.info("%s cannot be copied and is not optimised for inference: %s", type(unwrap(network)).__name__, error)
         return network, 0
     if dtype is not None:
         for module in twin.modules():
@@ -50,7 +50,7 @@ def for_inference(
 
 
 def takes_channels_last(network: nn.Module, example: Tensor, trains: bool) -> bool:
-    """Whether a network runs on channels-last maps, as one that calls ``view`` on them does not; it is left as it is.
+    """Whether a network runs on channels-last maps, as one that calls ``view`` on them does not; it is not changed.
 
     ``trains`` tries it in training mode as well.
     """
@@ -72,7 +72,7 @@ def _folded(network: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
     twin = copy.deepcopy(network)
     try:
         graph = fx.symbolic_trace(unwrap(twin))
-        if any(isinstance(given, torch.device) for node in graph.graph.nodes for given in _given(node)):
+        if any(isinstance(argument, torch.device) for node in graph.graph.nodes for argument in _arguments(node)):
             raise TypeError("its code names a device, which a trace would keep")
         count = _fold(graph)
         _relus_in_place(graph)
@@ -80,20 +80,20 @@ def _folded(network: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
             twin.net = graph
         else:
             twin = graph
-        expected, found = network(example), twin(example)
-        close = (expected - found).abs().max() <= CLOSE * expected.abs().max().clamp(min=1.0)
-    except Exception as error:  # a network's own code may trip the tracer anywhere
+        expected, output = network(example), twin(example)
+        close = (expected - output).abs().max() <= CLOSE * expected.abs().max().clamp(min=1.0)
+    except Exception as error:  # a custom network's code may fail anywhere in the tracer
         log.debug("%s is not folded: %s: %s", type(unwrap(network)).__name__, type(error).__name__, error)
         return copy.deepcopy(network), 0
     return (twin, count) if bool(close) else (copy.deepcopy(network), 0)
 
 
-def _given(node: fx.Node) -> list[object]:
+def _arguments(node: fx.Node) -> list[object]:
     return [*node.args, *node.kwargs.values()]
 
 
 def _fold(graph: fx.GraphModule) -> int:
-    """Folds each batch norm that alone follows a convolution; says how many."""
+    """Folds each batch norm that is the only user of a convolution; returns their number."""
     modules = dict(graph.named_modules())
     uses = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     count = 0
@@ -116,7 +116,7 @@ def _fold(graph: fx.GraphModule) -> int:
 
 
 def _relus_in_place(graph: fx.GraphModule) -> None:
-    """Lets a ReLU write over what nobody else reads: the fresh output of a layer, or a sum."""
+    """Makes a ReLU in-place where nothing else reads its input: the output of a layer, or a sum."""
     modules = dict(graph.named_modules())
     for node in graph.graph.nodes:
         called = node.op == "call_function" and node.target in (F.relu, torch.relu)

@@ -1,4 +1,4 @@
-"""Which of a file's tensors are which of a network's: prefixes, strangers, and what to say where they do not fit."""
+"""Matches a file's tensors to a network's: prefixes, foreign keys, and messages where they do not fit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from kd.errors import nearest
 from kd.models.weight_files import Weights
 
 PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.", "network.")
-# What other tools leave beside a network's own tensors: profilers' counts, an average's count, losses with weights.
+# What other tools store with a network's own tensors: profilers' counts, an average's count, losses with weights.
 COUNTS = ("total_ops", "total_params", "n_averaged")
 LOSSES = ("criterion", "criterions", "loss", "loss_fn", "loss_fun", "loss_func", "loss_function")
-UNCOUNTED = "num_batches_tracked"  # torch counted no batches before 0.4.1, and the count has no part in the answer
+UNCOUNTED = "num_batches_tracked"  # torch counted no batches before 0.4.1, and the count does not affect outputs
 FIRST = 3  # keys that a message shows
 
 
-def without_prefix(weights: Weights, known: Iterable[str]) -> Weights:
-    """The weights under the keys that a network knows: ``module.`` and the like before every key is taken off.
+def without_prefix(weights: Weights, names: Iterable[str]) -> Weights:
+    """The weights under the network's own keys: prefixes of every key such as ``module.`` are removed.
 
-    Of a file that also holds other modules (a distiller's) only what lies under ``student.`` is kept. Any other prefix
-    is taken off if it is the only one under which all of the network's keys are.
+    Of a file that also contains other modules (a distiller's) only the part under ``student.`` is used. Any other
+    prefix is removed if it is the only one under which all of the network's keys exist.
     """
-    state, wrappers, own = weights.state, list(weights.wrappers), set(known)
-    while state and not own & set(state):
-        prefix = _common(state) or _complete(state, own)
+    state, wrappers, expected = weights.state, list(weights.wrappers), set(names)
+    while state and not expected & set(state):
+        prefix = _common(state) or _complete(state, expected)
         if prefix is None and any(key.startswith("student.") for key in state):
             prefix = "student."
         if prefix is None:
@@ -37,14 +37,14 @@ def without_prefix(weights: Weights, known: Iterable[str]) -> Weights:
 
 
 def _common(state: Mapping[str, Tensor]) -> str | None:
-    """A known prefix of every key, strangers aside."""
-    keys = [key for key in state if not is_stranger(key)]
+    """A common prefix in :data:`PREFIXES` of every key, without foreign ones."""
+    keys = [key for key in state if not is_foreign(key)]
     return next((p for p in PREFIXES if keys and all(key.startswith(p) for key in keys)), None)
 
 
-def _complete(state: Mapping[str, Tensor], own: Collection[str]) -> str | None:
-    """The only prefix under which all keys of a network are."""
-    needed = [key for key in own if not key.endswith(UNCOUNTED)]
+def _complete(state: Mapping[str, Tensor], expected: Collection[str]) -> str | None:
+    """The only prefix under which all keys of a network exist."""
+    needed = [key for key in expected if not key.endswith(UNCOUNTED)]
     if not needed:
         return None
     probe = max(needed, key=len)
@@ -53,18 +53,19 @@ def _complete(state: Mapping[str, Tensor], own: Collection[str]) -> str | None:
     return complete[0] if len(complete) == 1 else None
 
 
-def is_stranger(key: str) -> bool:
-    """Whether a key is of something that scripts and tools leave beside a network's weights."""
+def is_foreign(key: str) -> bool:
+    """Whether a key belongs to something that scripts and tools store with a network's weights."""
     return key.rpartition(".")[2] in COUNTS or key.partition(".")[0] in LOSSES
 
 
-def complaint(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+def mismatch(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """Why a file's tensors do not fit a network's, with the first keys of both; None if they do."""
-    missing = [key for key in own if key not in state and not key.endswith(UNCOUNTED)]
-    extra = [key for key in state if key not in own]
-    shapes = [_shapes(key, state, own) for key in own if key in state and own[key].shape != state[key].shape]
-    types = [_types(key, state, own) for key in own if key in state and not _holds(own[key], state[key])]
-    said = []
+    missing = [key for key in expected if key not in state and not key.endswith(UNCOUNTED)]
+    extra = [key for key in state if key not in expected]
+    shared = [key for key in expected if key in state]
+    shapes = [_shapes(key, state, expected) for key in shared if expected[key].shape != state[key].shape]
+    types = [_types(key, state, expected) for key in shared if not _holds(expected[key], state[key])]
+    problems = []
     for what, keys in (
         ("missing", missing),
         ("unexpected", extra),
@@ -72,40 +73,40 @@ def complaint(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | N
         ("of another type", types),
     ):
         if keys:
-            said.append(f"{len(keys)} {what}, first {', '.join(keys[:FIRST])}")
-    if not said:
+            problems.append(f"{len(keys)} {what}, first {', '.join(keys[:FIRST])}")
+    if not problems:
         return None
     if missing and extra:
-        return f"{'; '.join(said[:2])}{_hint(missing, extra, own)}"
-    return said[0]
+        return f"{'; '.join(problems[:2])}{_hint(missing, extra, expected)}"
+    return problems[0]
 
 
-def _hint(missing: list[str], extra: list[str], own: Mapping[str, Tensor]) -> str:
-    """The file's key that is most like the first missing one, and a prefix that would make keys fit."""
+def _hint(missing: list[str], extra: list[str], expected: Mapping[str, Tensor]) -> str:
+    """A prefix that would make keys fit, or the file's key nearest to the first missing one."""
     wanted = missing[0]
     prefixes = Counter(key.removesuffix(f".{name}") for name in missing for key in extra if key.endswith(f".{name}"))
     if prefixes:
         prefix, count = prefixes.most_common(1)[0]
         alike = ", ".join(f"{name}." for name, times in prefixes.items() if times == count)
-        return f"; {count} of them are there under the prefix {alike} (checkpoint_key={prefix} takes it off)"
+        return f"; {count} of them are in the file under the prefix {alike} (set checkpoint_key={prefix} to remove it)"
     if own_prefix := next(
         (key.removesuffix(f".{name}") for key in missing for name in extra if key.endswith(f".{name}")), ""
     ):
-        return f"; the network's keys have the prefix {own_prefix}. which the file's lack"
+        return f"; the network's keys have the prefix {own_prefix}., which the file's keys lack"
     near = nearest(wanted, extra)
     return f"; nearest to {wanted} is {near}" if near else ""
 
 
-def _shapes(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+def _shapes(key: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    return f"{key} {list(state[key].shape)} for {list(expected[key].shape)}"
 
 
-def _types(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return f"{key} {state[key].dtype} for {own[key].dtype}"
+def _types(key: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    return f"{key} {state[key].dtype} for {expected[key].dtype}"
 
 
-def _holds(own: Tensor, given: Tensor) -> bool:
-    """Whether numbers keep their meaning when copied: integers are no weights, complex numbers no real ones."""
-    if own.is_complex() or given.is_complex():
-        return own.is_complex() and (given.is_complex() or given.is_floating_point())
-    return given.is_floating_point() or not own.is_floating_point()
+def _holds(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a value can be copied without changing its kind: no integers as weights, no complex as real numbers."""
+    if tensor.is_complex() or value.is_complex():
+        return tensor.is_complex() and (value.is_complex() or value.is_floating_point())
+    return value.is_floating_point() or not tensor.is_floating_point()

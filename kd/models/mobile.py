@@ -66,8 +66,8 @@ class MobileNet(nn.Module):
 
 
 def _group(inputs: int, outputs: int, depth: int, stride: int, expansion: int) -> nn.Sequential:
-    rest = [InvertedResidual(outputs, outputs, 1, expansion) for _ in range(depth - 1)]
-    return nn.Sequential(InvertedResidual(inputs, outputs, stride, expansion), *rest)
+    following = [InvertedResidual(outputs, outputs, 1, expansion) for _ in range(depth - 1)]
+    return nn.Sequential(InvertedResidual(inputs, outputs, stride, expansion), *following)
 
 
 @models.register("MobileNetV2")

@@ -1,4 +1,4 @@
-"""What a network is called."""
+"""Names of networks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from kd.registry import models
 
 
 def name_of(node: Mapping[str, Any]) -> str:
-    """What a network is called: its name in its library, that of an imported function, else the registered or dotted
-    name."""
+    """A network's name: that in its library, that of an imported function, else the registered or dotted name."""
     target = str(node["_target_"])
-    known = models.name_of(target)
-    function = str(node.get("path") or "").rpartition(":")[2] if known == "import" else ""
-    return str(node.get("name") or function or known or target.rpartition(".")[2])
+    registered = models.name_of(target)
+    function = str(node.get("path") or "").rpartition(":")[2] if registered == "import" else ""
+    return str(node.get("name") or function or registered or target.rpartition(".")[2])
 
 
 def title_of(node: Mapping[str, Any]) -> str:
-    """What a network is called in messages: an imported one by its path."""
+    """A network's name in messages; of an imported one its path."""
     return str(node.get("path") or name_of(node))

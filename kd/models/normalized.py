@@ -1,4 +1,4 @@
-"""Pixels in, logits out: each network carries what it expects of its pixels in front of it."""
+"""Pixels in, logits out: each network includes the normalisation that it expects."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Normalized(nn.Module):
     """The logits in ``net((images - mean) / std)`` for images as uint8 or as float in [0, 1], shape [B, C, H, W].
 
     Mean and std are given per channel on the [0, 1] scale; with ``size``, images of another size are resized to it,
-    bilinearly and without aliasing. None of them is part of the state dict, so that the weights are the bare
-    network's. ``output`` names the logits where the network gives more: see :func:`kd.models.outputs.logits_of`.
+    bilinearly and without aliasing. None of them is part of the state dict, so that the weights are the network's
+    own. ``output`` selects the logits where the network returns more: see :func:`kd.models.outputs.logits_of`.
     """
 
     def __init__(
@@ -45,20 +45,25 @@ class Normalized(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise InputError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
+        if not all(0 <= m <= 1 for m in mean) or not all(s <= 1 for s in std):
+            raise InputError(
+                f"mean and std are those of pixels in [0, 1]; got {list(mean)} and {list(std)}: divide what is in "
+                "0..255 by 255"
+            )
         if size is not None and size < 1:
             raise InputError(f"size must be at least 1 pixel, got {size}")
         if output is not None and (isinstance(output, bool) or not isinstance(output, (str, int)) or output == ""):
-            raise InputError(f"output={output} must be a key, an attribute or a position in what the network gives")
+            raise InputError(f"output={output} must be a key, an attribute or a position in what the network returns")
         self.net, self.size, self.output = net, size, output
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
         self.trained: tuple[str, ...] | None = None
-        self.classes: tuple[str, ...] | None = None  # their names, where a run folder says them
+        self.classes: tuple[str, ...] | None = None  # names of the classes, if the run folder has them
 
     def freeze(self, but: Sequence[str]) -> None:
-        """Lets no layer of ``net`` train any more but those named: batch norms and dropout stay in eval mode."""
+        """Freezes ``net`` except the layers ``but``: batch norms and dropout stay in eval mode."""
         self.trained = tuple(but)
         self.net.requires_grad_(False)
         for name in but:
@@ -77,7 +82,7 @@ class Normalized(nn.Module):
         return logits_of(self.net(self.pixels(images)), self.output)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What ``net`` is given for images."""
+        """The input of ``net`` for images."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         if self.size is not None and images.shape[-2:] != (self.size, self.size):

@@ -41,10 +41,10 @@ def init_convolutions(network: nn.Module) -> None:
 def tap_names(
     stem: str, stages: Sequence[str], last: str, classifier: str, before: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The words under which papers speak of a network's layers, each with the tap that gives it.
+    """Common names of a network's layers, each with its tap.
 
     ``stem``; ``stage1``, ``stage2``, ... after each stage; ``stage1.pre``, ... the same before the activation
-    (``before``, where the network has one there); ``last``, the map that is pooled; ``embedding``, the pooled
+    (``before``, if the network has one); ``last``, the map that is pooled; ``embedding``, the pooled
     vector; ``logit_map``, the classifier applied at every position of that map.
     """
     after = {f"stage{k}": layer for k, layer in enumerate(stages, 1)}
@@ -66,7 +66,7 @@ class BasicBlock(nn.Module):
         if stride != 1 or inputs != outputs:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
-        self.relu = nn.ReLU(inplace=True)  # Taps turns that off where it would overwrite a tapped layer
+        self.relu = nn.ReLU(inplace=True)  # Taps disables this where it would overwrite a tapped layer
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), self.relu.inplace)
@@ -103,8 +103,8 @@ class ResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [BasicBlock(outputs, outputs) for _ in range(blocks - 1)]
-    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+    following = [BasicBlock(outputs, outputs) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *following)
 
 
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)

@@ -1,4 +1,4 @@
-"""ResNet18, ResNet34 and ResNet50: the networks made for ImageNet, with a stem that keeps a small image's size.
+"""ResNet18, ResNet34 and ResNet50: the ImageNet networks, with a stem that keeps a small image's size.
 
 He, Zhang, Ren and Sun 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1: four stages
 of basic blocks or of bottlenecks, after a 3x3 stem with neither stride nor pooling. State-dict keys are those of
@@ -100,8 +100,8 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _stage(block: type[Basic] | type[Bottleneck], inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
-    rest = [block(width * block.expansion, width) for _ in range(depth - 1)]
-    return nn.Sequential(block(inputs, width, stride), *rest)
+    following = [block(width * block.expansion, width) for _ in range(depth - 1)]
+    return nn.Sequential(block(inputs, width, stride), *following)
 
 
 @models.register("ResNet18")

@@ -24,7 +24,7 @@ SUMS = [f"{layer}.{depth - 1}.relu:in" for layer, depth in zip(LAYERS, DEPTHS)]
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deals the channels out in turn: the first of every group, then the second of every group, and so on."""
+    """Interleaves the groups' channels: the first of every group, then the second of every group, and so on."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -34,24 +34,24 @@ def conv1x1(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
 
 
 def depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution of each channel by itself, without bias."""
+    """A depthwise 3x3 convolution without bias."""
     return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
 
 class GroupedBlock(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; x is added, or, at stride 2, pooled and put beside."""
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; x is added, or, at stride 2, pooled and concatenated."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int, first_groups: int) -> None:
         super().__init__()
-        made = outputs - inputs if stride == 2 else outputs
-        narrow = made // 4
+        computed = outputs - inputs if stride == 2 else outputs
+        narrow = computed // 4
         self.stride, self.first_groups = stride, first_groups
         self.conv1 = conv1x1(inputs, narrow, first_groups)
         self.bn1 = nn.BatchNorm2d(narrow)
         self.conv2 = depthwise(narrow, stride)
         self.bn2 = nn.BatchNorm2d(narrow)
-        self.conv3 = conv1x1(narrow, made, groups)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3 = conv1x1(narrow, computed, groups)
+        self.bn3 = nn.BatchNorm2d(computed)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ class ShuffleNetV1(nn.Module):
         self.aliases = tap_names("relu", LAYERS, last="layer3", classifier="linear", before=SUMS)
 
     def _stage(self, inputs: int, outputs: int, depth: int, groups: int, first_groups: int) -> nn.Sequential:
-        rest = [GroupedBlock(outputs, outputs, 1, groups, groups) for _ in range(depth - 1)]
-        return nn.Sequential(GroupedBlock(inputs, outputs, 2, groups, first_groups), *rest)
+        following = [GroupedBlock(outputs, outputs, 1, groups, groups) for _ in range(depth - 1)]
+        return nn.Sequential(GroupedBlock(inputs, outputs, 2, groups, first_groups), *following)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -103,12 +103,12 @@ class SplitBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, out = x.chunk(2, dim=1)
+        identity, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         out = self.bn3(self.conv3(out))
-        # the kept half has come out of a ReLU before, so that another one changes nothing in it
-        return shuffle(self.relu(torch.cat([kept, out], 1)), 2)
+        # the identity half is already the output of a ReLU, so that another one does not change it
+        return shuffle(self.relu(torch.cat([identity, out], 1)), 2)
 
 
 class DownBlock(nn.Module):
@@ -129,10 +129,10 @@ class DownBlock(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
-        right = F.relu(self.bn3(self.conv3(x)))
-        right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
-        return shuffle(F.relu(torch.cat([left, right], 1)), 2)
+        one = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        other = F.relu(self.bn3(self.conv3(x)))
+        other = self.bn5(self.conv5(self.bn4(self.conv4(other))))
+        return shuffle(F.relu(torch.cat([one, other], 1)), 2)
 
 
 class ShuffleNetV2(nn.Module):

@@ -1,4 +1,4 @@
-"""Two small networks for quick trials: a multi-layer perceptron and a plain convolutional network."""
+"""Two small networks for quick experiments: a multi-layer perceptron and a plain convolutional network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MLP(nn.Module):
     Layers to tap: ``hidden`` (the last hidden layer's output), ``fc:in``.
     """
 
-    def __init__(self, classes: int, shape: Sequence[int], width: int = 128, depth: int = 2) -> None:
+    def __init__(self, classes: int, shape: Sequence[int] = (3, 32, 32), width: int = 128, depth: int = 2) -> None:
         super().__init__()
         _check(width=width, depth=depth)
         layers: list[nn.Module] = [nn.Linear(math.prod(shape), width), nn.ReLU()]

@@ -1,7 +1,7 @@
-"""Layers by words that every network answers: ``stages``, ``stage-1``, ``stages[:-1]``, ``stages.pre``.
+"""Names of layers that work for every network: ``stages``, ``stage-1``, ``stages[:-1]``, ``stages.pre``.
 
-A network of the zoo names its layers in its attribute ``aliases``. The stages of any other are measured: one example
-goes through it, and a stage is what the network makes at one resolution, up to the layer before the next reduction.
+A network of the zoo defines these names in its attribute ``aliases``. The stages of any other are detected with one
+example: a stage consists of the layers of one resolution, up to the layer before the next reduction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kd.models.normalized import Normalized, unwrap
 ALL = re.compile(r"(?:.*/)?stages(?:\[(-?\d*):(-?\d*)\])?(\.pre)?")
 LAST = re.compile(r"(?:.*/)?stage-(\d+)(\.pre)?")
 WORD = re.compile(r"stem|last|logit_map|stage\d+(\.pre)?")
-SIZES = (64, 128, 224, 299, 384, 32, 28)  # pixels to try, where the network does not say which it takes
+SIZES = (64, 128, 224, 299, 384, 32, 28)  # image sizes to try, if the network does not define its own
 MOST = 4  # stages of a convolutional network
 PARTS = 3  # stages of a network of equal blocks, as of the zoo's transformers
 ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
@@ -28,32 +28,32 @@ IDLE = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Adapti
 
 
 def is_many(layer: str) -> bool:
-    """Whether a layer's name stands for several: ``stages``, ``stages.pre`` or a slice of them."""
+    """Whether a name stands for several layers: ``stages``, ``stages.pre`` or a slice of them."""
     return ALL.fullmatch(layer) is not None
 
 
 def spelled(layer: str, tapped: Mapping[str, Tensor]) -> list[str]:
-    """The keys under which ``tapped`` holds a layer: itself, or those of a word for several, shallow to deep."""
+    """The keys of a layer in ``tapped``: itself, or those of a name for several layers, shallow to deep."""
     if not is_many(layer):
         return [layer]
     return [f"{layer}[{k}]" for k in range(1, len(tapped) + 1) if f"{layer}[{k}]" in tapped]
 
 
 def taps_of(network: nn.Module, layers: Sequence[str], aliases: dict[str, str]) -> dict[str, str]:
-    """Where to tap: the key under which each tensor is answered, and the module's name with what is done to it.
+    """Where to tap: the key of each tensor, and the module's name with its suffixes.
 
     Args:
         network: with or without its normalisation.
-        layers: names of modules, aliases or the words of this module.
-        aliases: the network's; those that have to be measured are added.
+        layers: names of modules, aliases or the names of this file.
+        aliases: the network's; detected ones are added.
 
     Raises:
-        InputError: a word for stages, and the network has no or too few of them.
+        InputError: a name for stages, and the network has no or too few stages.
     """
     modules = dict(unwrap(network).named_modules())
     for layer in layers:
-        asked = is_many(layer) or LAST.fullmatch(layer) or (WORD.fullmatch(layer) and layer not in modules)
-        if asked and layer not in aliases and "stage1" not in aliases:
+        by_word = is_many(layer) or LAST.fullmatch(layer) or (WORD.fullmatch(layer) and layer not in modules)
+        if by_word and layer not in aliases and "stage1" not in aliases:
             aliases |= measured(network)
     taps: dict[str, str] = {}
     for layer in layers:
@@ -67,7 +67,7 @@ def taps_of(network: nn.Module, layers: Sequence[str], aliases: dict[str, str]) 
 
 
 def _stages(network: nn.Module, word: str, aliases: Mapping[str, str]) -> list[str]:
-    """The aliases that a word for stages stands for; one that has no layer before its activation stands for itself."""
+    """The aliases that a name for stages stands for; a stage without an activation at its end is its own ``.pre``."""
     count = sum(re.fullmatch(r"stage\d+", name) is not None for name in aliases)
     numbers = list(range(1, count + 1))
     if single := LAST.fullmatch(word):
@@ -85,12 +85,12 @@ def _stages(network: nn.Module, word: str, aliases: Mapping[str, str]) -> list[s
 
 
 def measured(network: nn.Module) -> dict[str, str]:
-    """The words ``stem``, ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map`` for a network without aliases.
+    """Detects ``stem``, ``stage1``, ``stage1.pre``, ..., ``last`` and ``logit_map`` of a network without aliases.
 
-    They are kept as the network's ``aliases``, so that copies of it answer alike.
+    They are stored as the network's ``aliases``, so that copies of it have the same.
 
     Raises:
-        InputError: no example can be run, or the network has neither maps nor a row of equal blocks.
+        InputError: no example can be run, or the network has neither maps nor a sequence of equal blocks.
     """
     inner, calls = unwrap(network), _traced(network)
     images = calls.pop("")
@@ -98,26 +98,26 @@ def measured(network: nn.Module) -> dict[str, str]:
     levels: dict[int, list[str]] = {}
     for name in trunk:
         levels.setdefault(_resolution(calls[name]), []).append(name)
-    kept = [
+    parametric = [
         [name for name in names if not isinstance(inner.get_submodule(name), IDLE)]
         for size, names in levels.items()
         if size > 1 and any(_parametric(inner.get_submodule(name)) for name in names)
     ]
     row = _row(inner, calls)
     order = list(calls)
-    if len(row) >= PARTS and not (len(kept) > 1 and order.index(row[-1]) < order.index(kept[-1][-1])):
-        own = f"{row[0].rpartition('.')[0]}."
-        found = _thirds(row, [name for name in trunk if not name.startswith(own)])
-    elif len(kept) > 1:
-        found = _levels(inner, kept, calls)
+    if len(row) >= PARTS and not (len(parametric) > 1 and order.index(row[-1]) < order.index(parametric[-1][-1])):
+        prefix = f"{row[0].rpartition('.')[0]}."
+        words = _thirds(row, [name for name in trunk if not name.startswith(prefix)])
+    elif len(parametric) > 1:
+        words = _levels(inner, parametric, calls)
     else:
-        raise InputError(f"{type(inner).__name__} has no stages that could be measured; name its layers")
-    inner.aliases = {**getattr(inner, "aliases", {}), **found}  # type: ignore[assignment]
-    return found
+        raise InputError(f"{type(inner).__name__} has no stages that can be detected; name its layers")
+    inner.aliases = {**getattr(inner, "aliases", {}), **words}  # type: ignore[assignment]
+    return words
 
 
 def _levels(inner: nn.Module, levels: list[list[str]], calls: Mapping[str, Tensor]) -> dict[str, str]:
-    """The words for a convolutional network: its stages are the last four resolutions, less a stem of one layer."""
+    """The aliases of a convolutional network: its stages are the last four resolutions, without a stem of one layer."""
     last = levels[-1][-1]
     levels = [*levels[:-1], _without_head(inner, levels[-1])]
     layers = [layer for name in levels[0] for layer in _parametric(inner.get_submodule(name), nn.Conv2d, nn.Linear)]
@@ -125,29 +125,29 @@ def _levels(inner: nn.Module, levels: list[list[str]], calls: Mapping[str, Tenso
     blocks = [k for k, name in enumerate(levels[0]) if len(_parametric(inner.get_submodule(name))) > 1]
     stem = levels[first - 1][-1] if first else levels[0][max((blocks or [0])[0] - 1, 0)]
     stages = [names[-1] for names in levels[first:]]
-    found = {"stem": _tap(stem, calls)}
-    found |= {f"stage{k}": _tap(name, calls) for k, name in enumerate(stages, 1)}
+    words = {"stem": _tap(stem, calls)}
+    words |= {f"stage{k}": _tap(name, calls) for k, name in enumerate(stages, 1)}
     before = {f"stage{k}.pre": _before(inner, name, calls) for k, name in enumerate(stages, 1)}
-    found |= {name: tap for name, tap in before.items() if tap is not None} | {"last": _tap(last, calls)}
+    words |= {name: tap for name, tap in before.items() if tap is not None} | {"last": _tap(last, calls)}
     linear = [(name, module) for name, module in inner.named_modules() if isinstance(module, nn.Linear)]
     if linear and linear[-1][1].in_features == calls[last].shape[-1 if _last(calls[last]) else 1]:
-        found["logit_map"] = f"{_tap(last, calls)}@{linear[-1][0]}"
-    return found
+        words["logit_map"] = f"{_tap(last, calls)}@{linear[-1][0]}"
+    return words
 
 
 def _thirds(row: Sequence[str], before: Sequence[str]) -> dict[str, str]:
-    """The words for a transformer: its blocks after a third, two thirds and all of a row of equal ones."""
-    found = {f"stage{k}": row[max(k * len(row) // PARTS, 1) - 1] for k in range(1, PARTS + 1)}
-    return {"stem": before[-1] if before else row[0], **found, "last": row[-1]}
+    """The aliases of a transformer: its blocks after a third, two thirds and all of a sequence of equal ones."""
+    words = {f"stage{k}": row[max(k * len(row) // PARTS, 1) - 1] for k in range(1, PARTS + 1)}
+    return {"stem": before[-1] if before else row[0], **words, "last": row[-1]}
 
 
 def _traced(network: nn.Module) -> dict[str, Tensor]:
-    """What each module that ran gave last, if that is one tensor, in the order in which they ended."""
+    """The last output of each module that ran, if it is a tensor, in the order in which they finished."""
     inner = unwrap(network)
     first = next((module for module in inner.modules() if isinstance(module, nn.Conv2d)), None)
     stated = [network.size] if isinstance(network, Normalized) and network.size else []
-    own = [getattr(inner, "image_size", None), getattr(getattr(inner, "patch_embed", None), "img_size", None)]
-    stated += [size if isinstance(size, int) else size[0] for size in own if isinstance(size, (int, tuple)) and size]
+    sizes = [getattr(inner, "image_size", None), getattr(getattr(inner, "patch_embed", None), "img_size", None)]
+    stated += [size if isinstance(size, int) else size[0] for size in sizes if isinstance(size, (int, tuple)) and size]
     for size in [*stated, *SIZES]:
         if first is None:
             break
@@ -159,7 +159,7 @@ def _traced(network: nn.Module) -> dict[str, Tensor]:
                 return {"": images, **calls}
             except (RuntimeError, ValueError, AssertionError, TypeError, InputError):
                 continue  # not a size for this network
-    raise InputError(f"the stages of {type(inner).__name__} cannot be measured; name its layers")
+    raise InputError(f"the stages of {type(inner).__name__} cannot be detected; name its layers")
 
 
 @contextmanager
@@ -168,13 +168,13 @@ def _watched(inner: nn.Module, calls: dict[str, Tensor]) -> Iterator[None]:
     inplace = [module for module in inner.modules() if getattr(module, "inplace", False) is True]
     state = torch.get_rng_state()
 
-    def keep(name: str, output: object) -> None:
+    def store(name: str, output: object) -> None:
         if isinstance(output, Tensor):
             calls.pop(name, None)
             calls[name] = output
 
     hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+        module.register_forward_hook(lambda _, __, output, name=name: store(name, output))
         for name, module in inner.named_modules()
         if name
     ]
@@ -194,25 +194,25 @@ def _watched(inner: nn.Module, calls: dict[str, Tensor]) -> Iterator[None]:
 
 
 def _trunk(inner: nn.Module, name: str, calls: Mapping[str, Tensor], before: Tensor) -> list[str]:
-    """The modules whose outputs follow one another, none of which reduces the resolution more than once."""
+    """The modules that run one after the other, none of which reduces the resolution more than once."""
     below = [f"{name}.{child}" if name else child for child, _ in inner.get_submodule(name).named_children()]
     order = list(calls)
     runs = [child for group in below for child in _running(inner, group, calls)]
-    found: list[str] = []
+    names: list[str] = []
     for child in sorted(runs, key=order.index):
         output = calls[child]
         once = output.ndim == 4 and 2 * _resolution(output) >= _resolution(before)
         inside = any(other.startswith(f"{child}.") for other in calls)
         if inside and not once:
-            found += _trunk(inner, child, calls, before)
+            names += _trunk(inner, child, calls, before)
         else:
-            found.append(child)
+            names.append(child)
         before = output if output.ndim == 4 else before
-    return found
+    return names
 
 
 def _running(inner: nn.Module, name: str, calls: Mapping[str, Tensor]) -> list[str]:
-    """The module, or, of a container that is only a list, its members that ran."""
+    """The module, or the members of a container that ran."""
     if name in calls:
         return [name]
     below = [f"{name}.{child}" for child, _ in inner.get_submodule(name).named_children()]
@@ -220,7 +220,7 @@ def _running(inner: nn.Module, name: str, calls: Mapping[str, Tensor]) -> list[s
 
 
 def _row(inner: nn.Module, calls: Mapping[str, Tensor]) -> list[str]:
-    """The longest row of equal modules side by side that give tokens [B, N, C]."""
+    """The longest sequence of equal sibling modules that return tokens [B, N, C]."""
     rows: dict[tuple[str, type], list[str]] = {}
     for name, output in calls.items():
         if output.ndim == 3 and (module := inner.get_submodule(name)) and _parametric(module):
@@ -231,7 +231,7 @@ def _row(inner: nn.Module, calls: Mapping[str, Tensor]) -> list[str]:
 def _without_head(inner: nn.Module, names: list[str]) -> list[str]:
     """The last level without a pointwise convolution or a norm that only prepares the classifier.
 
-    It ends with the last block; or, where layers stand by themselves, with what follows their last convolution.
+    It ends with the last block; or, if there are only plain layers, with those after the last convolution.
     """
     ends = [k for k, name in enumerate(names) if not _prepares(inner.get_submodule(name))]
     if not ends:
@@ -244,7 +244,7 @@ def _without_head(inner: nn.Module, names: list[str]) -> list[str]:
 
 
 def _prepares(module: nn.Module) -> bool:
-    """Whether it holds no more than one pointwise convolution and norms."""
+    """Whether it contains no more than one pointwise convolution and norms."""
     convolutions = _parametric(module, nn.Conv2d)
     return (
         len(convolutions) < 2
@@ -254,13 +254,13 @@ def _prepares(module: nn.Module) -> bool:
 
 
 def _parametric(module: nn.Module, *kinds: type[nn.Module]) -> list[Any]:
-    """The modules that have parameters of their own, of these kinds if any are named."""
-    own = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
-    return [part for part in own if not kinds or isinstance(part, kinds)]
+    """The modules with parameters of their own, of these kinds if any are given."""
+    parts = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    return [part for part in parts if not kinds or isinstance(part, kinds)]
 
 
 def _before(inner: nn.Module, name: str, calls: Mapping[str, Tensor]) -> str | None:
-    """The input of the activation that ends a stage, None where none does."""
+    """The input of the activation at the end of a stage, or None."""
     for inside, module in inner.get_submodule(name).named_modules(prefix=name):
         same = calls.get(inside) is calls[name]
         if same and not any(module.children()) and type(module).__module__.startswith(ACTIVATIONS):

@@ -50,7 +50,7 @@ class VGG(nn.Module):
         return self.classifier(pooled(x))
 
 
-@fx.wrap  # a choice that a tracer does not look into
+@fx.wrap  # a condition that a tracer must not enter
 def halved_if_large(x: Tensor, images: Tensor) -> Tensor:
     """The map, halved if the images have 64 pixels or more."""
     return F.max_pool2d(x, 2) if min(images.shape[-2:]) >= 64 else x

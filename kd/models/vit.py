@@ -2,7 +2,7 @@
 
 Dosovitskiy et al. 2021 (arXiv:2010.11929) and, for the distillation token, Touvron et al. 2021, "Training
 data-efficient image transformers & distillation through attention" (arXiv:2012.12877). Patches are 4 pixels wide and
-the grid of positions is made for the data's images. State-dict keys are timm's.
+the grid of positions fits the data's images. State-dict keys are timm's.
 
 Layers to tap: ``blocks.0``, ``blocks.1``, ... (tokens [B, N, C], class token first, distillation token second),
 ``norm``, ``head:in`` (the class token that is classified), ``head`` and ``head_dist`` (the logits of the two heads).
@@ -78,10 +78,10 @@ class ViT(nn.Module):
     """Images of one ``shape`` [C, H, W] to logits [B, classes].
 
     With ``distilled``, a second token is classified by a second head, and the output is the mean of both heads'
-    logits, in training too: what each head learns is said by the terms that tap ``head`` and ``head_dist``.
+    logits, in training too; terms that tap ``head`` and ``head_dist`` train each head.
 
     Raises:
-        InputError: images that cannot be cut into patches, or a width that cannot be shared among the heads.
+        InputError: images that cannot be divided into patches, or a width that is not a multiple of ``heads``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ViT(nn.Module):
         self.aliases = {"stem": "patch_embed", **thirds, **ends}
 
     def _initialise(self) -> None:
-        """Normal with deviation 0.02, cut off at two units; biases 0."""
+        """Normal with standard deviation 0.02, truncated at -2 and 2; biases 0."""
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1 and not name.startswith("patch_embed"):
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -117,8 +117,8 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != self.size:
-            here, there = ("x".join(map(str, size)) for size in (x.shape[-2:], self.size))
-            raise InputError(f"images are {here}, but this transformer was made for {there}")
+            got, expected = ("x".join(map(str, size)) for size in (x.shape[-2:], self.size))
+            raise InputError(f"images are {got}, but this transformer was made for {expected}")
         tokens = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         x = torch.cat([*tokens, self.patch_embed(x)], dim=1) + self.pos_embed
         x = self.norm(self.blocks(x))
@@ -137,7 +137,12 @@ def _check(shape: Sequence[int], patch: int, width: int, depth: int, heads: int)
 
 @models.register("vit_tiny")
 def vit_tiny(
-    classes: int, shape: Sequence[int], patch: int = 4, width: int = 64, depth: int = 6, heads: int = 2
+    classes: int,
+    shape: Sequence[int] = (3, 32, 32),
+    patch: int = 4,
+    width: int = 64,
+    depth: int = 6,
+    heads: int = 2,
 ) -> ViT:
     """A vision transformer of 0.30 million parameters; 17 million MACs at 28x28. timm has larger ones."""
     return ViT(classes, shape, patch, width, depth, heads, distilled=False)
@@ -145,7 +150,12 @@ def vit_tiny(
 
 @models.register("deit_tiny")
 def deit_tiny(
-    classes: int, shape: Sequence[int], patch: int = 4, width: int = 64, depth: int = 6, heads: int = 2
+    classes: int,
+    shape: Sequence[int] = (3, 32, 32),
+    patch: int = 4,
+    width: int = 64,
+    depth: int = 6,
+    heads: int = 2,
 ) -> ViT:
     """vit_tiny with a distillation token and a head for it; for objective=deit_hard and deit_soft."""
     return ViT(classes, shape, patch, width, depth, heads, distilled=True)

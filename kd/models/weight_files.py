@@ -1,4 +1,4 @@
-"""Files of weights in the containers that people publish, read without ever running code from them."""
+"""Weights files in published containers, read without running code from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kd.errors import InputError, unknown
-from kd.models.file_kinds import trouble
+from kd.models.file_kinds import describe_fault
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "student", "net")
 FILES = ("student.safetensors", "model.safetensors", "pytorch_model.bin")  # of a run folder and of Hugging Face's
 DEPTH = 6  # of containers in each other
 
-# What training scripts put beside the weights: their options and a score. None of these runs anything.
+# What training scripts store with the weights: their options and a score. None of these runs code.
 _numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 _scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
 HARMLESS: list[Any] = [
@@ -39,15 +39,15 @@ HARMLESS: list[Any] = [
 
 
 class Weights(NamedTuple):
-    """A state dict, the wrappers it was found under, and what the file says of itself (``name``, ``mean``, ``std``)."""
+    """A state dict, the keys that contained it, and the file's metadata (``name``, ``mean``, ``std``)."""
 
     state: dict[str, Tensor]
     wrappers: tuple[str, ...] = ()
-    about: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
 
 
 def located(path: str | Path) -> Path:
-    """The file that ``path`` means; a run folder stands for its ``student.safetensors``, a Hugging Face folder for its
+    """The weights file at ``path``: of a run folder its ``student.safetensors``, of a Hugging Face folder its
     ``model.safetensors`` or ``pytorch_model.bin``.
 
     Raises:
@@ -67,36 +67,36 @@ def located(path: str | Path) -> Path:
 
 
 def _listed(folder: Path) -> str:
-    """The files of a folder that may be meant."""
+    """The files of a folder, for messages."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    return f": give the file of weights itself; there are {', '.join(names[:5])}" if names else ": it is empty"
+    return f": set the path of the weights file; available: {', '.join(names[:5])}" if names else ": it is empty"
 
 
 def read(path: str | Path, key: str | None = None) -> Weights:
-    """The weights in a ``.safetensors`` file, or in anything that ``torch.load(weights_only=True)`` takes.
+    """The weights in a ``.safetensors`` file, or in anything that ``torch.load(weights_only=True)`` accepts.
 
     Dictionaries under ``state_dict``, ``model``, ``model_state_dict``, ``student`` or ``net`` are unwrapped: the
-    containers of Lightning, RepDistiller, mdistiller, torchdistill, torchvision and timm. ``key`` takes the weights
+    containers of Lightning, RepDistiller, mdistiller, torchdistill, torchvision and timm. ``key`` selects the weights
     under another key, dotted where containers are nested (``ema.module``), or under a prefix of their own names.
 
     Raises:
         InputError: no such file, a URL, no plain weights in it, or a run folder whose
             weights are not those that the run wrote.
     """
-    given, path = Path(path).expanduser(), located(path)
-    content, about = _content(path)
+    requested, path = Path(path).expanduser(), located(path)
+    content, metadata = _content(path)
     wrappers, state = _unwrapped(content, path) if key is None else _under(content, key, path)
     if (
-        given.is_dir()
+        requested.is_dir()
         and path.name == FILES[0]
-        and (recorded := _recorded(given)) not in (None, found := sha256_of(state))
+        and (recorded := _recorded(requested)) not in (None, actual := sha256_of(state))
     ):
-        raise InputError(f"{path} is not what the run wrote: its sha256 is {found}, summary.json says {recorded}")
-    return Weights(state, tuple(wrappers), about)
+        raise InputError(f"{path} is not what the run wrote: its sha256 is {actual}, in summary.json {recorded}")
+    return Weights(state, tuple(wrappers), metadata)
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
-    """The weights in known containers, with the names of these."""
+    """The weights in known containers, with their keys."""
     outer, wrappers = content, list[str]()
     while True:
         key = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
@@ -106,46 +106,48 @@ def _unwrapped(content: Any, path: Path) -> tuple[list[str], dict[str, Tensor]]:
         wrappers.append(key)
     others = _candidates(outer)
     if not _is_state(content) or len(wrappers) > DEPTH:
-        hint = f"; take one by checkpoint_key={next(iter(others))}" if others else ""
-        raise InputError(f"{path} holds no state dict of tensors{_held(outer)}{hint}")
-    state, taken = _tensors(content), ".".join(wrappers)
-    if rest := [name for name, each in others.items() if name != taken and 2 * len(each) >= len(state)]:
+        hint = f"; set checkpoint_key={next(iter(others))}" if others else ""
+        raise InputError(f"{path} contains no state dict of tensors{_held(outer)}{hint}")
+    state, chosen = _tensors(content), ".".join(wrappers)
+    if similar := [name for name, each in others.items() if name != chosen and 2 * len(each) >= len(state)]:
         log.info(
-            "weights: %s holds several; %s taken, checkpoint_key=%s would take %s",
-            *(path, repr(taken) if taken else "those at its top are", rest[0], " or ".join(map(repr, rest))),
+            "weights: %s contains several; using %s; set checkpoint_key=%s to use %s",
+            *(path, repr(chosen) if chosen else "those at its top level", similar[0], " or ".join(map(repr, similar))),
         )
     return wrappers, state
 
 
 def _under(content: Any, key: str, path: Path) -> tuple[list[str], dict[str, Tensor]]:
     """The weights under one key of a file, or under a prefix of its weights' names."""
-    known = _candidates(content)
-    if key in known:
-        return [key], _tensors(known[key])
+    candidates = _candidates(content)
+    if key in candidates:
+        return [key], _tensors(candidates[key])
     prefix = key if key.endswith(".") else f"{key}."
-    for inner in (content, *(known.values())):
+    for inner in (content, *(candidates.values())):
         if isinstance(inner, Mapping) and any(str(name).startswith(prefix) for name in inner):
             named = {name: value for name, value in _tensors(inner).items() if name.startswith(prefix)}
             return [prefix], {name.removeprefix(prefix): value for name, value in named.items()}
-    raise InputError(f"{path}: {unknown('checkpoint_key', key, known)}")
+    raise InputError(f"{path}: {unknown('checkpoint_key', key, candidates)}")
 
 
-def _candidates(content: Any, depth: int = DEPTH, seen: frozenset[int] = frozenset()) -> dict[str, Mapping[str, Any]]:
-    """Whatever in a file may be weights: dictionaries of tensors by their dotted keys, but no optimiser's."""
-    if id(content) in seen:
+def _candidates(
+    content: Any, depth: int = DEPTH, visited: frozenset[int] = frozenset()
+) -> dict[str, Mapping[str, Any]]:
+    """All possible weights in a file: dictionaries of tensors by dotted key, without an optimiser's."""
+    if id(content) in visited:
         return {}
-    seen |= {id(content)}
+    visited |= {id(content)}
     listed = dict(enumerate(content)) if isinstance(content, (list, tuple)) else content
-    found: dict[str, Mapping[str, Any]] = {}
+    candidates: dict[str, Mapping[str, Any]] = {}
     for key, value in listed.items() if isinstance(listed, Mapping) and depth else ():
         key = str(key) if listed is not content else key
         if not isinstance(key, str) or key.startswith("optim") or not isinstance(value, (Mapping, list, tuple)):
             continue
         if isinstance(value, Mapping) and _is_state(value):
-            found[key] = value
+            candidates[key] = value
         else:
-            found |= {f"{key}.{name}": state for name, state in _candidates(value, depth - 1, seen).items()}
-    return found
+            candidates |= {f"{key}.{name}": state for name, state in _candidates(value, depth - 1, visited).items()}
+    return candidates
 
 
 def sha256_of(state: Mapping[str, Tensor]) -> str:
@@ -158,7 +160,7 @@ def sha256_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _recorded(folder: Path) -> str | None:
-    """The sha256 of the student that a run folder's summary tells, if there is one that does."""
+    """The student's sha256 in a run folder's summary, if there is one."""
     try:
         return json.loads((folder / "summary.json").read_text())["student"].get("sha256")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -172,8 +174,8 @@ def _content(path: Path) -> tuple[Any, dict[str, Any]]:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a TorchScript archive torch raises as well
             return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # what is no file of weights may trip its readers anywhere
-        raise InputError(f"{path} {trouble(path, error)}") from error
+    except Exception as error:  # other files may raise anything in the readers
+        raise InputError(f"{path} {describe_fault(path, error)}") from error
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -190,7 +192,7 @@ def _json(text: str) -> Any:
 
 
 def _is_state(content: Any) -> bool:
-    """Whether it is weights by name; numbers beside them (an epoch, say) are left out, containers are not there."""
+    """Whether it is a dictionary of tensors; a few numbers, such as an epoch, are allowed, containers are not."""
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return False
     others = [value for key, value in content.items() if not isinstance(value, Tensor) and "extra_state" not in key]

@@ -1,13 +1,13 @@
 """Wide residual networks: wrn_16_1, wrn_16_2, wrn_40_1 and wrn_40_2, named by depth and width factor.
 
 Zagoruyko and Komodakis 2016, "Wide Residual Networks" (arXiv:1605.07146): pre-activation blocks, that is batch norm
-and ReLU stand before each convolution and nothing stands after the sum; depth 6n + 4. State-dict keys are those of
+and ReLU precede each convolution and nothing follows the sum; depth 6n + 4. State-dict keys are those of
 RepDistiller and mdistiller.
 
-Layers to tap: ``conv1`` (the stem), ``block1``, ``block2``, ``block3`` (sums that have met neither batch norm nor
-ReLU), ``relu`` (the map that is pooled), ``fc:in`` (the pooled features). The values before the ReLU that follows a
-stage are the next batch norm's output, ``block2.layer.0.bn1``, ``block3.layer.0.bn1`` and ``bn1``: the network
-computes them anyway, so tapping them moves no running statistics.
+Layers to tap: ``conv1`` (the stem), ``block1``, ``block2``, ``block3`` (sums before batch norm and ReLU), ``relu`` (the
+map that is pooled), ``fc:in`` (the pooled features). The values before the ReLU that follows a stage are
+the next batch norm's output, ``block2.layer.0.bn1``, ``block3.layer.0.bn1`` and ``bn1``: the network computes them
+anyway, so tapping them does not change running statistics.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.convShortcut: nn.Module | None = None
         if inputs != outputs:
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-        self.inplace = True  # Taps turns it off where it would overwrite a tapped layer
+        self.inplace = True  # Taps disables it where it would overwrite a tapped layer
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), self.inplace)
@@ -67,8 +67,8 @@ class WideResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [Block(outputs, outputs) for _ in range(blocks - 1)]
-    return nn.Sequential(OrderedDict(layer=nn.Sequential(Block(inputs, outputs, stride), *rest)))
+    following = [Block(outputs, outputs) for _ in range(blocks - 1)]
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(Block(inputs, outputs, stride), *following)))
 
 
 @models.register("wrn_16_1")

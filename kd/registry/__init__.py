@@ -1,10 +1,11 @@
-"""Names, typed configuration nodes, and objects made from nodes.
+"""Names, typed configuration nodes, and objects from nodes.
 
 :mod:`~kd.registry.core` has the registries, :mod:`~kd.registry.schema` makes nodes from signatures,
-:mod:`~kd.registry.instantiate` builds objects from nodes, and :mod:`~kd.registry.aliases` knows where the dotted paths
-of earlier versions lead.
+:mod:`~kd.registry.instantiate` builds objects from nodes, :mod:`~kd.registry.nested` reads containers by
+dotted key, and :mod:`~kd.registry.aliases` maps dotted paths of earlier versions to today's.
 """
 
+from kd.registry import nested
 from kd.registry.aliases import current, first, with_current
 from kd.registry.core import (
     Registry,
@@ -19,7 +20,7 @@ from kd.registry.core import (
     sources,
     target_of,
 )
-from kd.registry.instantiate import build, check_registered, parameters_of, shadowed, split
+from kd.registry.instantiate import build, check_maker, check_registered, parameters_of, shadowed, split, unnamed
 from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Registry",
     "RegistryPackage",
     "build",
+    "check_maker",
     "check_registered",
     "current",
     "dataclass_of",
@@ -39,6 +41,7 @@ __all__ = [
     "losses",
     "models",
     "modules",
+    "nested",
     "node_of",
     "optimisers",
     "parameters",
@@ -47,5 +50,6 @@ __all__ = [
     "sources",
     "split",
     "target_of",
+    "unnamed",
     "with_current",
 ]

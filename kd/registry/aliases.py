@@ -1,4 +1,4 @@
-"""Dotted paths that run folders and users' yaml hold, and where they lead today.
+"""Dotted paths of earlier versions, as in run folders and users' yaml, and the current ones.
 
 A path that kd writes names a package and not a file in it (``kd.losses.CE``, ``kd.callbacks.Last``), so that files may
 move. Older run folders name files (``kd.losses.hard.CE``) and classes by earlier names.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-PACKAGES = ("kd.losses", "kd.callbacks", "kd.distill")  # that hand on the public names of their files
+PACKAGES = ("kd.losses", "kd.callbacks", "kd.distill")  # that re-export the public names of their files
 EARLIER = {
     "kd.averaging.EMA": "kd.callbacks.EMA",
     "kd.batch_size.BatchSize": "kd.callbacks.BatchSize",
@@ -35,19 +35,19 @@ FIRST = {path: earlier for earlier, path in EARLIER.items()}
 
 
 def first(path: str) -> str:
-    """The dotted path under which digests know a class, whatever it is called today."""
+    """The first dotted path of a class, which digests use whatever its current name."""
     return FIRST.get(path, path)
 
 
 def current(path: str) -> str:
-    """The dotted path by which a class or function is written today."""
+    """The current dotted path of a class or function."""
     path = EARLIER.get(path, path)
     package = next((package for package in PACKAGES if path.startswith(f"{package}.")), None)
     return path if package is None else f"{package}.{path.rpartition('.')[2]}"
 
 
 def with_current(node: Any) -> Any:
-    """A copy of plain containers in which every ``_target_`` is written as today."""
+    """A copy of plain containers in which every ``_target_`` is a current path."""
     if isinstance(node, Mapping):
         copied = {key: with_current(value) for key, value in node.items()}
         if isinstance(copied.get("_target_"), str):

@@ -1,4 +1,4 @@
-"""From configuration nodes to objects: what a node describes is built, divided, or refused."""
+"""From configuration nodes to objects: build, split or refuse a node."""
 
 from __future__ import annotations
 
@@ -12,131 +12,162 @@ from kd.registry.core import losses, models, modules, optimisers, sources
 from kd.registry.schema import defaults_of, parameters
 
 
-def build(node: Mapping[str, Any], at: str, *, trust: bool = True, partial: bool = False, **given: Any) -> Any:
-    """Makes what a configuration node describes.
+def build(node: Mapping[str, Any], key: str, /, *, trust: bool = True, partial: bool = False, **arguments: Any) -> Any:
+    """Builds the object that a configuration node describes.
 
     Args:
         node: ``_target_`` and its arguments, plain containers.
-        at: the node's place in the configuration, for messages.
-        trust: whether ``_target_`` may be any path. What a user typed is trusted; what comes out of a run
-            folder or a checkpoint is not, and must be registered under exactly that path.
-        partial: answer a callable that still wants arguments.
-        given: arguments that kd supplies where the target names them and the node does not set them.
+        key: the node's key in the configuration, for messages.
+        trust: whether ``_target_`` may be any path. The user's own configuration is trusted; that of a run folder or
+            a checkpoint is not, and must be registered under exactly that path.
+        partial: return a callable that still needs arguments.
+        arguments: passed where the target has such a parameter and the node does not set it.
 
     Raises:
-        InputError: no or unknown target, an unknown argument, or the target's own complaint.
+        InputError: no or unknown target, an unknown argument, or an error raised by the target.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import get_object, instantiate
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     if not isinstance(node.get("_target_"), str):
-        raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
+        raise InputError(f"{key} has no _target_: set it to the dotted path of a class or function")
     if not trust:
-        check_registered(node, at)
+        check_registered(node, key)
     node = with_current(node)
     try:
         function = get_object(node["_target_"])
-        _check_arguments(function, node, at)
+        _check_arguments(function, node, key)
         named = inspect.signature(function).parameters
-        supplied = {key: value for key, value in given.items() if key in named and key not in node}
+        supplied = {name: value for name, value in arguments.items() if name in named and name not in node}
         return instantiate({**node, "_partial_": partial}, **supplied, _convert_="all")
     except InputError:
         raise
     except (InstantiationException, ImportError, ValueError, TypeError) as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        told = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
-        if isinstance(cause, told):
-            raise with_key(at, cause) from error
+        cause = _within(error, InstantiationException)
+        if isinstance(cause, KeyError) and not parameters(function):
+            raise with_key(key, unnamed(node["_target_"], cause)) from error
+        reported = (ImportError, ValueError, TypeError, OSError, InstantiationException, MisconfigurationException)
+        if isinstance(cause, reported):
+            raise with_key(key, cause) from error
         raise cause from None
 
 
-def parameters_of(node: Mapping[str, Any], at: str) -> set[str]:
-    """The parameters that a node's target has.
+def check_maker(function: Any, name: str) -> None:
+    """Refuses a module instance in the place of a function, which would be called with the arguments of its maker.
 
     Raises:
-        InputError: no target, or none that can be imported.
+        InputError: ``function``, imported as ``name``, is a module.
+    """
+    from torch import nn
+
+    if isinstance(function, nn.Module):
+        kind = type(function).__name__
+        raise InputError(
+            f"{name} is a {kind} itself: name the class, or a function that makes one, as each run needs its own"
+        )
+
+
+def unnamed(name: str, error: KeyError) -> InputError:
+    """The error for a function of ``**`` alone that misses an argument which kd gives only to those that name it."""
+    return InputError(
+        f"{name} looks for {error} among its ** arguments, and kd fills in only what a function names: "
+        "give it a parameter of that name"
+    )
+
+
+def parameters_of(node: Mapping[str, Any], key: str) -> set[str]:
+    """The parameters of a node's target.
+
+    Raises:
+        InputError: no target, or one that cannot be imported.
     """
     from hydra.utils import get_object
 
     if not isinstance(node.get("_target_"), str):
-        raise InputError(f"{at} has no _target_: give the dotted path of a class or function")
-    with located(at):
+        raise InputError(f"{key} has no _target_: set it to the dotted path of a class or function")
+    with located(key):
         try:
             return set(parameters(get_object(current(node["_target_"]))))
         except ImportError as error:
             raise InputError(f"_target_={node['_target_']} cannot be imported: {error}") from error
 
 
-def split(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides a node between its target and what goes around it: a network and its weights, a loss and its term.
+def split(node: Mapping[str, Any], key: str, *wrappers: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides a node between its target and the target's wrappers: a network and its weights, a loss and its term.
 
-    A parameter that the target itself names is the target's. Only what kd supplies to networks by itself
-    (``classes``, ``channels``, ...) stays with the functions around it where these name it: ``teacher.classes``
-    picks columns.
+    A parameter declared by the target is the target's. Only the parameters that kd passes to networks itself
+    (``classes``, ``channels``, ...) are the wrappers' if they declare them: ``teacher.classes`` selects columns.
 
     Args:
         node: ``_target_`` and arguments of both.
-        at: the node's place in the configuration, for messages.
-        around: the functions whose parameters with defaults may stand in the node. The target is imported, so a
-            node that nobody vouches for must have passed :func:`check_registered`.
+        key: the node's key in the configuration, for messages.
+        wrappers: functions whose parameters with defaults may be in the node. The target is imported, so an
+            untrusted node must have passed :func:`check_registered`.
 
     Returns:
-        The target's node, and the arguments in the node for what goes around it.
+        The target's node, and the wrappers' arguments in the node.
 
     Raises:
-        InputError: no target, or none that can be imported.
+        InputError: no target, or one that cannot be imported.
     """
-    extra = {key for function in around for key in defaults_of(function)}
-    extra -= parameters_of(node, at) - set(models.given)
-    own = {key: value for key, value in node.items() if key not in extra}
-    return own, {key: value for key, value in node.items() if key in extra}
+    extra = {name for function in wrappers for name in defaults_of(function)}
+    extra -= parameters_of(node, key) - set(models.supplied)
+    target_node = {name: value for name, value in node.items() if name not in extra}
+    return target_node, {name: value for name, value in node.items() if name in extra}
 
 
-def shadowed(node: Mapping[str, Any], at: str, *around: Callable[..., Any]) -> list[str]:
-    """The keys of a node that go to its target although what goes around the target has a key of that name too."""
-    own, _ = split(node, at, *around)
-    return sorted(own.keys() & {key for function in around for key in defaults_of(function)})
+def shadowed(node: Mapping[str, Any], key: str, *wrappers: Callable[..., Any]) -> list[str]:
+    """The keys of a node that are its target's although a wrapper has a key of that name, too."""
+    target_node, _ = split(node, key, *wrappers)
+    return sorted(target_node.keys() & {name for function in wrappers for name in defaults_of(function)})
 
 
-def check_registered(node: Any, at: str, known: Collection[str] = ()) -> None:
-    """Refuses a node, out of a run folder, that would run anything but what is registered with kd.
+def check_registered(node: Any, key: str, trusted: Collection[str] = ()) -> None:
+    """Refuses a node from a run folder that would run code not registered with kd.
 
     Args:
         node: plain containers.
-        at: its place, for messages.
-        known: further targets that may be run.
+        key: its key, for messages.
+        trusted: further targets that may be built.
 
     Raises:
         InputError: a ``_target_`` that is not registered or that imports what its arguments name, or an
-            interpolation, which could stand for such a node.
+            interpolation, which could resolve to such a node.
     """
     registries = (losses, models, sources, optimisers, modules)
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if (
             target is not None
-            and current(str(target)) not in known
+            and current(str(target)) not in trusted
             and not any(r.is_registered(target) for r in registries)
         ):
-            known_here = any(registry.name_of(target) for registry in registries)
-            why = "imports what it is told" if known_here else "is not registered with kd"
-            raise InputError(f"{at} names {target!r}, which {why}; it is not run unless you say trust=true")
-        for key, value in node.items():
-            check_registered(value, f"{at}.{key}", known)
+            registered = any(registry.name_of(target) for registry in registries)
+            why = "imports what its arguments name" if registered else "is not registered with kd"
+            raise InputError(f"{key} names {target!r}, which {why}; it is not run unless trust=true is set")
+        for name, value in node.items():
+            check_registered(value, f"{key}.{name}", trusted)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            check_registered(value, at, known)
+            check_registered(value, key, trusted)
     elif isinstance(node, str) and "${" in node:
-        raise InputError(f"{at} holds the interpolation {node!r}; it is not run")
+        raise InputError(f"{key} contains the interpolation {node!r}, which is not evaluated")
 
 
-def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], at: str) -> None:
+def _within(error: BaseException, wrapper: type[BaseException]) -> BaseException:
+    """The exception inside wrappers of one type."""
+    while isinstance(error, wrapper) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _check_arguments(function: Callable[..., Any], node: Mapping[str, Any], key: str) -> None:
+    with located(key):
+        check_maker(function, node["_target_"])
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         return
-    known = parameters(function)
-    for key in node:
-        if not key.startswith("_") and key not in known:
-            raise unknown("option", f"{at}.{key}", [f"{at}.{name}" for name in known])
+    names = parameters(function)
+    for name in node:
+        if not name.startswith("_") and name not in names:
+            raise unknown("option", f"{key}.{name}", [f"{key}.{other}" for other in names])

@@ -1,4 +1,4 @@
-"""Names that a package hands on from its files, which are imported on first use: Lightning takes seconds."""
+"""Names that a package re-exports from its files, imported on first use: Lightning takes seconds to import."""
 
 from __future__ import annotations
 

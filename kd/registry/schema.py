@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MISSING = "???"  # OmegaConf's sign for a value that the user must give
+MISSING = "???"  # OmegaConf's marker of a mandatory value
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -19,7 +19,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters that have a default, with it."""
+    """The parameters with a default, and the defaults."""
     return {name: p.default for name, p in parameters(function).items() if p.default is not p.empty}
 
 
@@ -29,7 +29,7 @@ def node_of(function: Callable[..., Any]) -> type:
 
 
 def fields_of(function: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
-    """Each parameter's type, as far as OmegaConf can check it, and default, but for those in ``skip``."""
+    """Each parameter's type, as far as OmegaConf can check it, and default, without those in ``skip``."""
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     return {
         name: (_hint(hints.get(name, Any)), MISSING if p.default is p.empty else p.default)

@@ -1,4 +1,4 @@
-"""Reads run folders into plain records. A run folder is data: nothing that it names is run or imported."""
+"""Reads run folders into plain records. A run folder is data: no code that it names is run or imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,11 @@ from typing import Any
 import yaml
 
 from kd.errors import InputError
-from kd.registry import with_current
-from kd.run_folder.layout import HISTORY, SUMMARY
-from kd.run_folder.summary import read_summary
+from kd.registry import nested
+from kd.run_folder.layout import CONFIG, HISTORY, SUMMARY
+from kd.run_folder.summary import read_config, read_summary
 
-CONFIG = "config.yaml"
 PLAN = "plan.json"
-
-
 ABSENT = type(None)
 NUMBER = (int, float)
 EXPECTED: dict[str, tuple[type, ...]] = {
@@ -45,15 +42,15 @@ EXPECTED: dict[str, tuple[type, ...]] = {
     "metrics.test": (dict, ABSENT),
     "metrics.best.val/acc": (*NUMBER, ABSENT),
     "metrics.last.val/acc": (*NUMBER, ABSENT),
-}  # dotted key of a summary to the types that the report can read
+}  # dotted key of summary.json to the accepted types
 
 
 @dataclass(frozen=True)
 class Run:
     """One finished run.
 
-    ``history`` is what its validations measured; ``overrides`` what was typed; ``latencies`` the median milliseconds
-    for one image, by how and where kd-export measured them.
+    ``history`` holds the rows of ``history.csv``, ``overrides`` the command line, and ``latencies`` the median
+    milliseconds per image for each export format and processor, as measured by kd-export.
     """
 
     folder: Path
@@ -94,84 +91,83 @@ class Run:
         return self.summary.get("objective") or {}
 
     def score(self, part: str, key: str) -> float | None:
-        """A finite number of ``metrics.best``, ``last`` or ``test``; None where it was not measured."""
+        """A finite number of ``metrics.best``, ``last`` or ``test``; None if it was not measured."""
         value = (self.summary["metrics"].get(part) or {}).get(key)
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     @property
     def accuracy(self) -> float | None:
-        """On test, at the best validation epoch; on validation where there is no test set."""
+        """Test accuracy at the best validation epoch; validation accuracy without a test set."""
         test = self.score("test", "acc")
         return self.score("best", "val/acc") if test is None else test
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A run folder that no table counts, and why."""
+    """A run folder that is not part of any table, and why."""
 
     name: str
     why: str
 
 
 def collect(root: Path) -> tuple[list[Run], list[Excluded]]:
-    """All run folders below ``root`` (or ``root`` itself): the finished ones, and those that are not.
+    """All run folders below ``root`` (or ``root`` itself): the finished runs, and the others.
 
     Raises:
-        InputError: no such folder, no run folder in it, or none that has finished.
+        InputError: no such folder, no run folder in it, or no finished run.
     """
     if not root.is_dir():
-        raise InputError(f"runs={root} is no folder")
-    runs, left = [], []
+        raise InputError(f"runs={root} is not a folder")
+    runs, excluded = [], []
     for folder in folders(root):
         name = str(folder.relative_to(root)) if folder != root else root.name
         if not (folder / SUMMARY).is_file():
-            left.append(Excluded(name, _unfinished(folder)))
+            excluded.append(Excluded(name, _unfinished(folder)))
             continue
         try:
             runs.append(read(folder, name))
         except InputError as error:
-            left.append(Excluded(name, str(error).removeprefix(f"{folder} ").removeprefix(f"{folder}/")))
-    there = {run.name for run in runs} | {run.name for run in left}
+            excluded.append(Excluded(name, str(error).removeprefix(f"{folder} ").removeprefix(f"{folder}/")))
+    names = {run.name for run in runs} | {run.name for run in excluded}
     for path in sorted(root.rglob(PLAN)):
         planned = [str((path.parent / cell).relative_to(root)) for cell in plan_of(path.parent)[1]]
-        left += [Excluded(name, "planned by kd-compare, not begun") for name in planned if name not in there]
-    if not runs and left:
-        named = ", ".join(run.name for run in left[:3]) + (", ..." if len(left) > 3 else "")
-        raise InputError(f"no run below runs={root} has finished: {named}")
+        excluded += [Excluded(name, "planned by kd-compare, not started") for name in planned if name not in names]
+    if not runs and excluded:
+        first = ", ".join(run.name for run in excluded[:3]) + (", ..." if len(excluded) > 3 else "")
+        raise InputError(f"no run below runs={root} has finished: {first}")
     if not runs:
-        raise InputError(f"runs={root} holds no run folder (one with a {SUMMARY}, as kd-train writes it)")
-    return runs, left
+        raise InputError(f"runs={root} contains no run folder (a folder with {SUMMARY}, as kd-train writes it)")
+    return runs, excluded
 
 
 def folders(root: Path) -> list[Path]:
-    """Run folders: with a summary, or with a run's configuration and no run below them."""
-    found: list[Path] = []
-    for place, _, files in os.walk(root, topdown=False):
-        folder = Path(place)
+    """All run folders: those with a summary, or with a run's configuration and no run below them."""
+    runs: list[Path] = []
+    for directory, _, files in os.walk(root, topdown=False):
+        folder = Path(directory)
         if any(part.startswith(".") for part in folder.relative_to(root).parts):
             continue
-        holds_runs = any(run.is_relative_to(folder) for run in found)
+        holds_runs = any(run.is_relative_to(folder) for run in runs)
         if SUMMARY in files or (CONFIG in files and not holds_runs and _is_run(folder)):
-            found.append(folder)
-    return sorted(found, key=lambda path: [_natural(part) for part in path.parts])
+            runs.append(folder)
+    return sorted(runs, key=lambda path: [_natural(part) for part in path.parts])
 
 
 def read(folder: Path, name: str) -> Run:
-    """One finished run.
+    """Reads one finished run.
 
     Raises:
-        InputError: a summary that cannot be read or lacks what every summary has.
+        InputError: a summary that is damaged or lacks a required key.
     """
     summary = read_summary(folder)
     for path, kinds in EXPECTED.items():
-        if not isinstance(_at(summary, path), kinds):
+        if not isinstance(_value(summary, path), kinds):
             raise InputError(f"{SUMMARY} has no usable {path}")
-    config = _yaml(folder / CONFIG)
     return Run(
         folder,
         name,
         summary,
-        config if isinstance(config, dict) else {},
+        _config(folder),
         _history(folder / HISTORY),
         command_of(folder),
         _latencies(folder),
@@ -180,7 +176,7 @@ def read(folder: Path, name: str) -> Run:
 
 
 def command_of(folder: Path) -> tuple[str, ...] | None:
-    """What was typed after kd-train, from Hydra's record; None if there is none."""
+    """The arguments of kd-train, as recorded by Hydra; None without a record."""
     overrides = _yaml(folder / ".hydra/overrides.yaml")
     hydra = _yaml(folder / ".hydra/hydra.yaml")
     try:
@@ -192,7 +188,7 @@ def command_of(folder: Path) -> tuple[str, ...] | None:
 
 
 def plan_of(folder: Path) -> tuple[tuple[str, ...] | None, list[str]]:
-    """What was typed after kd-compare, and the folders of its runs; None and nothing where it left no plan."""
+    """The arguments of kd-compare and the folders of its runs; None and an empty list without a plan."""
     try:
         plan = json.loads((folder / PLAN).read_text())
         cells = [f"{cell['label']}/{cell['seed']}" for cell in plan["cells"]]
@@ -207,40 +203,31 @@ def quoted(command: str, words: tuple[str, ...]) -> str:
     return shlex.join([command, *words])
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested containers as one level of dotted keys."""
-    if isinstance(node, Mapping):
-        return {key: value for name, part in node.items() for key, value in flat(part, f"{prefix}{name}.").items()}
-    return {prefix[:-1]: node}
-
-
 def latencies(runs: Iterable[Run]) -> tuple[str, dict[str, float]]:
-    """The way of measuring latency that most runs share, and milliseconds by a run's name."""
+    """The latency measurement (format, processor, threads) that most runs share, and its milliseconds by run name."""
     runs = list(runs)
-    ways = sorted({way for run in runs for way in run.latencies})
-    usual = max(ways, key=lambda way: sum(way in run.latencies for run in runs), default="")
-    return usual, {run.name: run.latencies[usual] for run in runs if usual in run.latencies}
+    settings = sorted({setting for run in runs for setting in run.latencies})
+    common = max(settings, key=lambda setting: sum(setting in run.latencies for run in runs), default="")
+    return common, {run.name: run.latencies[common] for run in runs if common in run.latencies}
 
 
 def _latencies(folder: Path) -> dict[str, float]:
-    found = {}
+    measured = {}
     for path in sorted(folder.glob("export/*/card.json")):
         try:
             card = json.loads(path.read_text())
-            about = card["latency"]
-            way = f"{card['format']} on {about['processor']}, {about['threads']} threads"
-            found[way] = float(about["batch_1"]["median_ms"])
+            latency = card["latency"]
+            setting = f"{card['format']} on {latency['processor']}, {latency['threads']} threads"
+            measured[setting] = float(latency["batch_1"]["median_ms"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a card of another version; the report does without
-    return {way: ms for way, ms in found.items() if math.isfinite(ms)}
+            continue  # a card of another version; latency is optional
+    return {setting: ms for setting, ms in measured.items() if math.isfinite(ms)}
 
 
-def _at(summary: dict[str, Any], path: str) -> Any:
-    """What stands under a dotted key: None where it, or what it stands in, is absent, ... for no finite number."""
-    found: Any = summary
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return ... if isinstance(found, float) and not math.isfinite(found) else found
+def _value(summary: dict[str, Any], path: str) -> Any:
+    """The value of a dotted key: None if absent, ``...`` for a number that is not finite."""
+    value = nested.get(summary, path)
+    return ... if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unfinished(folder: Path) -> str:
@@ -250,8 +237,14 @@ def _unfinished(folder: Path) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    config = _yaml(folder / CONFIG)
-    return isinstance(config, dict) and {"task", "student", "trainer"} <= set(config)
+    return {"task", "student", "trainer"} <= set(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_config(folder)
+    except InputError:
+        return {}
 
 
 def _history(path: Path) -> tuple[dict[str, float], ...]:
@@ -265,11 +258,11 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
 
 def _yaml(path: Path) -> Any:
     try:
-        return with_current(yaml.safe_load(path.read_text()))
+        return yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
 
 
 def _natural(part: str) -> tuple[Any, ...]:
-    """Orders job 10 after job 9."""
+    """A sort key that orders job 10 after job 9."""
     return (0, int(part), "") if part.isdigit() else (1, 0, part)

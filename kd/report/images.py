@@ -1,4 +1,4 @@
-"""The test images and class names of a study, built again from what its summary says."""
+"""The test images and class names of a study, loaded from the dataset that its summary names."""
 
 from __future__ import annotations
 
@@ -10,52 +10,47 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
+from kd.data.datamodule import ImageData
 from kd.errors import InputError
 from kd.registry import check_registered, modules, sources
 from kd.report.svg import png
 from kd.train import assemble
 
-LARGEST = 96  # pixels; what is larger is shown smaller
+LARGEST = 96  # pixels; larger images are scaled down
 
 
 class StudyImages:
-    """The images that runs were tested on.
+    """The test images of the runs.
 
     Args:
-        summary: of a run; its data must be registered with kd, as a run folder may come from a stranger.
+        summary: a run's; its data must be registered with kd, as a run folder may come from an untrusted source.
 
     Raises:
-        InputError: data that is not registered, not on this machine, or not what the run saw.
+        InputError: the data is not registered, not on this machine, or not that of the run.
     """
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
-        data = _built(summary)
-        if not isinstance(data, (Data, Folder)):
-            raise InputError("images of a data module of one's own cannot be looked up by position")
+        data = _load(summary)
+        if not data.parts:
+            raise InputError("the images of a custom data module cannot be looked up by position")
         if data.describe()["sha256"] != summary["data"].get("sha256"):
-            raise InputError("the data here is not what the runs saw: its sha256 differs")
+            raise InputError("the dataset on this machine is not that of the runs: its sha256 differs")
         self._data = data
-        self.names: Sequence[str] = tuple(str(name) for name in data.names)
+        self.names: Sequence[str] = tuple(str(name) for name in data.names or ())
 
     def check(self, labels: NDArray[np.integer]) -> None:
-        """Raises InputError unless the labels are those that the predictions stand for."""
-        if isinstance(self._data, Data):
-            own = self._data.memory.parts["test"][1].numpy()
-        else:
-            own = np.asarray([file.label for file in self._data.parts["test"].files])
-        if not np.array_equal(labels, own):
-            raise InputError("the test labels here are not those of the predictions")
+        """Checks that the predictions are of these images.
 
-    def shown(self, position: int) -> str:
-        """One image as a data URI."""
-        if isinstance(self._data, Data):
-            pixels: Tensor = self._data.memory.parts["test"][0][position]
-        else:
-            pixels = self._data.parts["test"][position, 0, 0][0]
+        Raises:
+            InputError: the labels differ.
+        """
+        if not np.array_equal(labels, self._data.labels("test").numpy()):
+            raise InputError("the test labels on this machine differ from those of the predictions")
+
+    def data_uri(self, position: int) -> str:
+        """One image as a PNG in a data URI."""
+        pixels = self._data.image("test", position)
         if max(pixels.shape[1:]) > LARGEST:
             size = [max(1, side * LARGEST // max(pixels.shape[1:])) for side in pixels.shape[1:]]
             pixels = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0].round()
@@ -64,14 +59,14 @@ class StudyImages:
         return png(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def _built(summary: Mapping[str, Any]) -> Any:
+def _load(summary: Mapping[str, Any]) -> ImageData:
     node = dict(summary["data"].get("config") or {})
     check_registered(node, "data")
     target = str(node.get("_target_"))
     if not (sources.is_registered(target) or modules.is_registered(target)):
-        raise InputError(f"data names {target!r}, which is no data set that kd knows; it is not run")
+        raise InputError(f"data: {target!r} is not a dataset registered with kd; it is not run")
     if sources.name_of(target) == "huggingface" and not Path(str(node.get("name"))).is_dir():
-        raise InputError("a data set of the Hugging Face hub would have to be asked for over the network")
+        raise InputError("a dataset of the Hugging Face hub would need the network")
     if "download" in node:
         node["download"] = False
     return assemble.data({"data": node, "seed": summary["seed"]})

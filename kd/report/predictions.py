@@ -1,4 +1,4 @@
-"""What ``predictions.safetensors`` shows: calibration, classes, likeness to the teacher, changed answers."""
+"""Reads ``predictions.safetensors``: calibration, accuracy by class, logit correlations, changed predictions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Ints = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
-class Side:
-    """One network on the test set: its answers [N], its confidence in them [N], its Brier score, and the
-    correlation [C, C] of its logits between classes."""
+class Outputs:
+    """One network on the test set: predicted classes [N], their confidence [N], the Brier score, and the correlation
+    [C, C] between the logits of classes."""
 
-    answers: Ints
+    predicted: Ints
     confidence: Array
     brier: float
     correlation: Array
@@ -32,16 +32,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One run on the test set, in its order; ``teacher`` is None for a run without one."""
+    """The predictions of one run for the test set, in its order; ``teacher`` is None without a teacher."""
 
     labels: Ints
-    student: Side
-    teacher: Side | None
+    student: Outputs
+    teacher: Outputs | None
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of each bin of confidence: how many answers, their mean confidence and the share that is right."""
+    """For each confidence bin the number of predictions, their mean confidence and their accuracy."""
 
     count: Ints
     confidence: Array
@@ -49,13 +49,13 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Mean distance of confidence and accuracy (Guo et al. 2017, arXiv:1706.04599)."""
+        """Mean absolute difference of confidence and accuracy (Guo et al. 2017, arXiv:1706.04599)."""
         share = self.count / max(self.count.sum(), 1)
         return float((share * np.abs(self.confidence - self.accuracy)).sum())
 
 
-def evidence(folder: Path, classes: int) -> Predictions | None:
-    """What a run's predictions show; None if it kept none.
+def read_predictions(folder: Path, classes: int) -> Predictions | None:
+    """Reads and reduces a run's predictions; None if it has none.
 
     Raises:
         InputError: a file that is damaged or does not fit the run.
@@ -64,38 +64,37 @@ def evidence(folder: Path, classes: int) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        kept = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise InputError(f"{path.name} is damaged: {error}") from error
-    labels = kept.get("labels", np.zeros(0))
-    sides = {name: kept[name] for name in ("student", "teacher") if name in kept}
-    whole = labels.ndim == 1 and labels.dtype.kind == "i" and len(labels) and "student" in sides
-    fits = all(s.shape == (len(labels), classes) and s.dtype.kind == "f" for s in sides.values())
-    if not whole or not fits or labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"{path.name} does not hold logits [N, {classes}] and their labels")
-    if not all(np.isfinite(logits).all() for logits in sides.values()):
-        raise InputError(f"{path.name} holds logits that are not finite")
-    teacher = side(sides["teacher"], labels) if "teacher" in sides else None
-    return Predictions(labels, side(sides["student"], labels), teacher)
+    labels = tensors.get("labels", np.zeros(0))
+    networks = {name: tensors[name] for name in ("student", "teacher") if name in tensors}
+    complete = labels.ndim == 1 and labels.dtype.kind == "i" and len(labels) and "student" in networks
+    fits = all(n.shape == (len(labels), classes) and n.dtype.kind == "f" for n in networks.values())
+    if not complete or not fits or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"{path.name} does not contain logits [N, {classes}] and labels [N]")
+    if not all(np.isfinite(logits).all() for logits in networks.values()):
+        raise InputError(f"{path.name} contains logits that are not finite")
+    teacher = outputs(networks["teacher"], labels) if "teacher" in networks else None
+    return Predictions(labels, outputs(networks["student"], labels), teacher)
 
 
-def side(logits: Array, labels: Ints) -> Side:
+def outputs(logits: Array, labels: Ints) -> Outputs:
     """Reduces logits [N, C] and labels [N]."""
     logits = logits.astype(np.float32)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    answers, confidence = logits.argmax(1), shares.max(1)
-    return Side(answers, confidence, brier(shares, labels), correlation(logits))
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    return Outputs(logits.argmax(1), probabilities.max(1), brier(probabilities, labels), correlation(logits))
 
 
-def brier(shares: Array, labels: Ints) -> float:
+def brier(probabilities: Array, labels: Ints) -> float:
     """Mean over images of the squared distance from probabilities [N, C] to the one-hot label."""
-    right = shares[np.arange(len(labels)), labels].astype(np.float64)
-    return float((np.square(shares, dtype=np.float64).sum(1) - 2 * right + 1).mean())
+    correct = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float((np.square(probabilities, dtype=np.float64).sum(1) - 2 * correct + 1).mean())
 
 
 def correlation(logits: Array) -> Array:
-    """Pearson correlation [C, C] between the classes' logits [N, C] over images; 0 where a logit never varies."""
+    """Pearson correlation [C, C] between the classes' logits [N, C] over images; 0 for a constant logit."""
     centred = logits.astype(np.float64) - logits.mean(0, dtype=np.float64)
     covariance = centred.T @ centred
     scale = np.sqrt(np.diag(covariance))
@@ -103,99 +102,105 @@ def correlation(logits: Array) -> Array:
     return covariance / np.outer(scale, scale)
 
 
-def reliability(confidence: Array, right: NDArray[np.bool_], bins: int = BINS) -> Reliability:
-    """Answers sorted into equal bins of confidence, each open below: confidence [N], right [N]."""
+def reliability(confidence: Array, correct: NDArray[np.bool_], bins: int = BINS) -> Reliability:
+    """Sorts predictions with ``confidence`` [N] and ``correct`` [N] into equal bins, each open on the left."""
     at = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(at, minlength=bins)
     full = np.maximum(count, 1)
     return Reliability(
-        count, np.bincount(at, confidence, minlength=bins) / full, np.bincount(at, right, minlength=bins) / full
+        count, np.bincount(at, confidence, minlength=bins) / full, np.bincount(at, correct, minlength=bins) / full
     )
 
 
-def pooled(members: Sequence[tuple[Side, Ints]]) -> Reliability:
-    """The reliability over the answers of several runs."""
+def pooled(members: Sequence[tuple[Outputs, Ints]]) -> Reliability:
+    """The reliability over the predictions of several runs."""
     confidence = np.concatenate([network.confidence for network, _ in members])
-    right = np.concatenate([network.answers == labels for network, labels in members])
-    return reliability(confidence, right)
+    correct = np.concatenate([network.predicted == labels for network, labels in members])
+    return reliability(confidence, correct)
 
 
-def per_class(answers: Ints, labels: Ints, classes: int) -> Array:
-    """The accuracy of each class [C]; not a number where the test set has none of it."""
+def per_class(predicted: Ints, labels: Ints, classes: int) -> Array:
+    """The accuracy of each class [C]; NaN for a class without test images."""
     count = np.bincount(labels, minlength=classes)
-    right = np.bincount(labels[answers == labels], minlength=classes)
+    correct = np.bincount(labels[predicted == labels], minlength=classes)
     with np.errstate(invalid="ignore"):
-        return right / count
+        return correct / count
 
 
 @dataclass(frozen=True)
-class Changed:
-    """An image whose answer distilling changed: in how many of the seeds each student is right, and what they say."""
+class ChangedImage:
+    """An image whose prediction changed: the number of seeds with a correct prediction, and the predicted classes."""
 
     index: int
     label: int
-    ours: int
-    base: int
-    said_ours: int
-    said_base: int
-    said_teacher: int | None
+    student_correct: int
+    scratch_correct: int
+    student_class: int
+    scratch_class: int
+    teacher_class: int | None
 
 
 def changed(
     ours: Sequence[Predictions], base: Sequence[Predictions], most: int = 8
-) -> tuple[list[Changed], list[Changed]]:
-    """The images that the method gets right in more seeds than scratch, and in fewer; the clearest first.
+) -> tuple[list[ChangedImage], list[ChangedImage]]:
+    """The images that the method predicts correctly in more seeds than scratch, and in fewer; largest change first.
 
     Args:
-        ours: the method's runs, one for each seed.
+        ours: the method's runs, one per seed.
         base: the scratch runs of the same seeds, in the same order.
-        most: how many of each.
+        most: the number of images of each kind.
     """
     labels = ours[0].labels
-    right_ours = np.sum([run.student.answers == labels for run in ours], axis=0)
-    right_base = np.sum([run.student.answers == labels for run in base], axis=0)
-    surety = np.mean([np.where(run.student.answers == labels, 1, -1) * run.student.confidence for run in ours], axis=0)
-    surety -= np.mean([np.where(run.student.answers == labels, 1, -1) * run.student.confidence for run in base], axis=0)
-    more = right_ours - right_base
-    order = np.lexsort((-np.abs(surety), -np.abs(more)))
+    ours_correct, base_correct = (
+        np.sum([run.student.predicted == labels for run in runs], axis=0) for runs in (ours, base)
+    )
+    margin = _signed_confidence(ours) - _signed_confidence(base)
+    more = ours_correct - base_correct
+    order = np.lexsort((-np.abs(margin), -np.abs(more)))
     teacher = next((run.teacher for run in ours if run.teacher is not None), None)
 
-    def told(index: int) -> Changed:
-        said = teacher.answers[index] if teacher else None
-        return Changed(
+    def image(index: int) -> ChangedImage:
+        return ChangedImage(
             index,
             int(labels[index]),
-            int(right_ours[index]),
-            int(right_base[index]),
-            _usual(ours, index, wrong=more[index] < 0),
-            _usual(base, index, wrong=more[index] > 0),
-            None if said is None else int(said),
+            int(ours_correct[index]),
+            int(base_correct[index]),
+            _mode(ours, index, wrong=more[index] < 0),
+            _mode(base, index, wrong=more[index] > 0),
+            None if teacher is None else int(teacher.predicted[index]),
         )
 
     better = _varied([int(i) for i in order if more[i] > 0], labels, most)
     worse = _varied([int(i) for i in order if more[i] < 0], labels, most)
-    return [told(at) for at in better], [told(at) for at in worse]
+    return [image(index) for index in better], [image(index) for index in worse]
+
+
+def _signed_confidence(runs: Sequence[Predictions]) -> Array:
+    """Mean confidence [N] over runs, negative where a prediction is wrong."""
+    signs = (np.where(run.student.predicted == run.labels, 1, -1) for run in runs)
+    return np.mean([sign * run.student.confidence for sign, run in zip(signs, runs)], axis=0)
 
 
 def _varied(positions: Sequence[int], labels: Ints, most: int) -> list[int]:
-    """The first ``most``, but of one class no more than a quarter before the others have had their turn."""
-    turn: dict[int, int] = {}
-    turns = []
-    for place, at in enumerate(positions):
-        turn[int(labels[at])] = turn.get(int(labels[at]), -1) + 1
-        turns.append((turn[int(labels[at])] // max(1, most // 4), place, at))
-    return [at for _, _, at in sorted(turns)][:most]
+    """The first ``most`` positions, with at most a quarter of one class while there are others."""
+    count: dict[int, int] = {}
+    ranked = []
+    for rank, position in enumerate(positions):
+        label = int(labels[position])
+        count[label] = count.get(label, -1) + 1
+        ranked.append((count[label] // max(1, most // 4), rank, position))
+    return [position for _, _, position in sorted(ranked)][:most]
 
 
 def flips(ours: Predictions, base: Predictions) -> tuple[int, int]:
-    """How many images one run gets right and the other wrong, and the other way round."""
-    first, second = ours.student.answers == ours.labels, base.student.answers == base.labels
+    """The number of images that only ``ours`` predicts correctly, and that only ``base`` does."""
+    first, second = ours.student.predicted == ours.labels, base.student.predicted == base.labels
     return int((first & ~second).sum()), int((second & ~first).sum())
 
 
-def _usual(runs: Sequence[Predictions], index: int, wrong: bool) -> int:
-    """The commonest answer; the commonest wrong one where the runs are shown for being wrong."""
-    said = [int(run.student.answers[index]) for run in runs]
+def _mode(runs: Sequence[Predictions], index: int, wrong: bool) -> int:
+    """The most frequent prediction for an image; with ``wrong``, the most frequent wrong one, if any."""
+    predicted = [int(run.student.predicted[index]) for run in runs]
     label = int(runs[0].labels[index])
-    said = [answer for answer in said if answer != label] or said if wrong else said
-    return max(sorted(set(said)), key=said.count)
+    predicted = [each for each in predicted if each != label] or predicted if wrong else predicted
+    return max(sorted(set(predicted)), key=predicted.count)

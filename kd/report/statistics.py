@@ -1,4 +1,4 @@
-"""The statistics of a comparison, as pure functions over plain numbers."""
+"""The statistics of a comparison, as pure functions of plain numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over ``n`` seeds and the sample standard deviation (n - 1); no deviation for one seed."""
+    """A mean over ``n`` seeds and the sample standard deviation (n - 1); None for one seed."""
 
     mean: float
     std: float | None
@@ -22,10 +22,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences seed by seed, with their 95 % t interval and two-sided p.
+    """Differences paired by seed, with their 95 % t interval and two-sided p value.
 
-    ``std`` is None for one seed; ``low``, ``high`` and ``p`` are also None where all differences are the same,
-    as no spread can be estimated from them.
+    ``std`` is None for one seed; ``low``, ``high`` and ``p`` are also None if all differences are equal, because no
+    spread can be estimated then.
     """
 
     seeds: tuple[int, ...]
@@ -38,22 +38,22 @@ class Paired:
 
     @property
     def n(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return len(self.seeds)
 
     @property
     def wins(self) -> int:
-        """In how many pairs the first is ahead."""
+        """The number of pairs with a positive difference."""
         return sum(d > 0 for d in self.differences)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies wholly on one side of 0."""
+        """Whether the interval does not contain 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation of the finite values; None if there is none."""
+    """Mean and sample standard deviation of the finite values; None without any."""
     finite = [float(v) for v in values if v is not None and math.isfinite(v)]
     if not finite:
         return None
@@ -65,9 +65,9 @@ def paired(ours: Mapping[int, float], base: Mapping[int, float], level: float = 
     """Student's paired t interval of ``ours - base`` over the seeds that both have; None if they share none.
 
     Args:
-        ours: seed to score.
-        base: seed to score of what it is compared with.
-        level: of the two-sided interval.
+        ours: score of the method by seed.
+        base: score of the baseline by seed.
+        level: confidence level of the two-sided interval.
     """
     seeds = tuple(sorted(set(ours) & set(base)))
     if not seeds:
@@ -85,7 +85,7 @@ def paired(ours: Mapping[int, float], base: Mapping[int, float], level: float = 
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p values (Holm 1979), in the given order; None stays None and is not counted."""
+    """Holm's step-down adjusted p values (Holm 1979), in the same order; None stays None and does not count."""
     order = sorted((p, at) for at, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     floor = 0.0
@@ -96,14 +96,14 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def gap_closed(student: float, scratch: float, teacher: float | None) -> float | None:
-    """The share of the way from the scratch student to the teacher; None where the teacher is not ahead."""
+    """(student - scratch) / (teacher - scratch); None if the teacher is not better than scratch."""
     if teacher is None or not teacher > scratch:
         return None
     return (student - scratch) / (teacher - scratch)
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """Half the width of the 95 % normal interval of an accuracy measured on so many images."""
+    """Half the width of the 95 % normal interval of an accuracy measured on ``images`` images."""
     return 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 0.0) / images)
 
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG that takes its colours and its font from the page around it."""
+"""Matplotlib figures as inline SVG that inherits colours and font from the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-# Colours that stand for the page's: each becomes var(--name), so that one picture serves light, dark and paper.
+# Placeholder colours: each is replaced by var(--name), so that one chart serves light mode, dark mode and print.
 INK, FAINT, GRID, GROUND = "#010101", "#020202", "#030303", "#040404"
 SCRATCH, TEACHER = "#050505", "#060606"
 SERIES = ("#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c", "#0d0d0d", "#0e0e0e")
@@ -29,11 +29,11 @@ VARIABLES = {
     GROUND: "ground",
     SCRATCH: "scratch",
     TEACHER: "teacher",
-    **{colour: f"s{at}" for at, colour in enumerate(SERIES)},
+    **{colour: f"s{index}" for index, colour in enumerate(SERIES)},
     GOOD: "good",
     BAD: "bad",
 }
-LARGEST = 1.6  # how much a picture may be enlarged, so that its letters stay like the page's
+LARGEST = 1.6  # maximum enlargement of a chart, so that its letters match the page's
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kd",
@@ -70,9 +70,9 @@ STYLE: Any = {
 
 
 def draw(paint: Callable[[Axes], None], width: float = 4.6, height: float = 2.9) -> str:
-    """Runs ``paint`` on the axes of a figure of so many inches and gives its SVG."""
+    """Calls ``paint`` on the axes of a figure of ``width`` x ``height`` inches and returns its SVG."""
     with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's own matplotlibrc says
+        mpl.rcdefaults()  # ignores the user's matplotlibrc
         mpl.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -83,20 +83,20 @@ def draw(paint: Callable[[Axes], None], width: float = 4.6, height: float = 2.9)
 
 
 def inline(svg: str) -> str:
-    """An SVG document as an element of a page: no header, no size, own ids, the page's colours and font."""
-    head, _, rest = svg[svg.index("<svg") :].partition(">")
+    """An SVG document as an HTML element: without header and size, with unique ids and the page's colours and font."""
+    head, _, body = svg[svg.index("<svg") :].partition(">")
     box = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', head)
     assert box is not None
-    rest = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", rest, flags=re.S)
-    rest = re.sub(r' (d|x|y|transform)="([^"]*)"', _rounded, rest)
-    prefix = f"p{zlib.crc32(rest.encode()):x}"
-    rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', rest)
-    rest = re.sub(r'(href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", rest)
-    rest = re.sub(r"font: (?:\w+ )*([\d.]+px) [^;\"]+", r"font-size: \1", rest)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.S)
+    body = re.sub(r' (d|x|y|transform)="([^"]*)"', _rounded, body)
+    prefix = f"p{zlib.crc32(body.encode()):x}"
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', body)
+    body = re.sub(r'(href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", body)
+    body = re.sub(r"font: (?:\w+ )*([\d.]+px) [^;\"]+", r"font-size: \1", body)
     for colour, name in VARIABLES.items():
-        rest = rest.replace(colour, f"var(--{name})")
+        body = body.replace(colour, f"var(--{name})")
     size = f'style="max-width: {LARGEST * float(box[1]):.0f}px"'
-    return f'<svg {box[0]} {size} xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">{rest}'
+    return f'<svg {box[0]} {size} xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">{body}'
 
 
 def png(pixels: NDArray[np.uint8]) -> str:

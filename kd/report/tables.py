@@ -24,16 +24,19 @@ def main(study: Study) -> Table:
     for group in study.judged:
         gain = gains.get(group.label) if group.role == "student" else None
         won = (interval(gain.paired), share(gain.closed)) if gain else (NONE, NONE)
-        rows.append((_name(group, study), str(len(group.runs)), *(percent(group.spread(*at)) for at in SCORES), *won))
-    chosen = "test" if study.flag else "val"
+        scores = (percent(group.spread(*score)) for score in SCORES)
+        rows.append((_name(group, study), str(len(group.runs)), *scores, *won))
+    chosen = "test" if study.warning else "val"
     columns = ("", "seeds", f"{chosen} best", f"{chosen} last", "test", "gain [95 %]", "gap closed")
     notes = [
         "Accuracy in percent, mean \N{PLUS-MINUS SIGN} standard deviation over seeds, at the best and the last epoch; "
-        "test is measured once, with the student of the best epoch. Gain over scratch in points, paired by seed, with "
-        "its 95 % t interval."
+        "the test set is evaluated once, with the student of the best epoch. Gain over scratch in points, paired by "
+        "seed, with its 95 % t interval."
     ]
     if others := len(study.students) - len(study.judged):
-        notes.append(f"Of each sweep the chosen setting; the {others} others are in its map and in results.csv.")
+        notes.append(
+            f"Of each sweep only the selected setting; the other {others} are in its heat map and in results.csv."
+        )
     return Table("accuracy", columns, tuple(rows), (*notes, *_flag(study)))
 
 
@@ -47,100 +50,100 @@ def verdict(study: Study) -> Table:
         plain, adjusted = (p_text(p).removeprefix("p ").removeprefix("= ") or NONE for p in ps)
         rows.append((gain.group.label, interval(result), ahead, plain, adjusted, share(gain.closed), gain.tag))
     columns = ("", "gain in points [95 %]", "ahead in seeds", "p", "p, Holm", "gap closed", "verdict")
-    notes = "p: two-sided paired t test over seeds. Holm: adjusted for all methods of this table but controls."
+    notes = "p: two-sided paired t test over seeds. Holm: adjusted over all methods of this table except controls."
     return Table("gain over scratch", columns, tuple(rows), (notes, *_flag(study)))
 
 
-def likeness(study: Study) -> Table:
-    """Calibration, and likeness to the teacher, on test."""
+def agreement(study: Study) -> Table:
+    """Calibration, and agreement with the teacher, on the test set."""
     rows: list[tuple[str, ...]] = []
     for t in study.teachers:
-        seen = study.taught() if len(study.teachers) == 1 else None
-        own = Spread(seen.teacher.brier, None, 1) if seen and seen.teacher else None
-        ece = Spread(pooled([(seen.teacher, seen.labels)]).ece, None, 1) if seen and seen.teacher else None
-        rows.append((f"teacher {t.name}", NONE, NONE, number(t.nll), number(t.ece or ece), number(own)))
+        saved = study.teacher_predictions() if len(study.teachers) == 1 else None
+        brier = Spread(saved.teacher.brier, None, 1) if saved and saved.teacher else None
+        ece = Spread(pooled([(saved.teacher, saved.labels)]).ece, None, 1) if saved and saved.teacher else None
+        rows.append((f"teacher {t.name}", NONE, NONE, number(t.nll), number(t.ece or ece), number(brier)))
     for group in study.judged:
-        agreement, kl, nll, ece = (group.spread("test", key) for key in ("agreement", "kl", "nll", "ece"))
-        brier = spread([seen.student.brier for seen in study.seen(group).values()])
-        rows.append((_name(group, study), percent(agreement), *map(number, (kl, nll, ece, brier))))
+        equal, kl, nll, ece = (group.spread("test", key) for key in ("agreement", "kl", "nll", "ece"))
+        brier = spread([run.student.brier for run in study.predictions_of(group).values()])
+        rows.append((_name(group, study), percent(equal), *map(number, (kl, nll, ece, brier))))
     columns = ("", "agreement, %", "KL to teacher", "NLL", "ECE", "Brier")
     notes = (
-        "On test. Agreement: share of equal answers; KL(teacher || student) at T = 1 and NLL in nats; ECE in 15 bins."
+        "On the test set. Agreement: share of equal predictions; KL(teacher || student) at T = 1 and NLL in nats; "
+        "ECE with 15 bins."
     )
-    return Table("likeness and calibration", columns, tuple(rows), (notes, *_flag(study)))
+    return Table("agreement and calibration", columns, tuple(rows), (notes, *_flag(study)))
 
 
 def cost(study: Study) -> Table:
-    """What each network costs at inference, and its training here."""
+    """The cost of each network at inference, and the time of its training."""
     every = [*(group.runs for group in study.judged), *(teacher.runs for teacher in study.teachers)]
-    way, measured = latencies(run for runs in every for run in runs)
+    setting, measured = latencies(run for runs in every for run in runs)
 
     def row(name: str, accuracy: Spread | None, parameters: int | None, macs: int | None, runs: Sequence[Run]) -> None:
         ms = spread([measured[run.name] for run in runs if run.name in measured])
-        taken = [run.training.get("seconds") for run in runs]
-        seconds = spread([seconds for seconds in taken if seconds])
+        seconds = spread([seconds for run in runs if (seconds := run.training.get("seconds"))])
         rows.append((name, percent(accuracy), count(parameters), count(macs), number(ms, 2), number(seconds, 1)))
 
     rows: list[tuple[str, ...]] = []
     for t in study.teachers:
         row(f"teacher {t.name}", t.test, t.parameters, t.macs, t.runs)
     for group in study.judged:
-        about, accuracy = group.first.student, spread(list(group.accuracies().values()))
-        row(_name(group, study), accuracy, about.get("parameters"), about.get("macs"), group.runs)
+        student, accuracy = group.first.student, spread(list(group.accuracies().values()))
+        row(_name(group, study), accuracy, student.get("parameters"), student.get("macs"), group.runs)
     columns = ("", "accuracy, %", "parameters", "MACs", "latency, ms", "training, s")
-    told = f"Latency: median for one image, {way}." if way else "Latency: none measured; kd-export run=RUN measures it."
-    return Table("cost", columns, tuple(rows), (f"MACs of one image. {told}", *_flag(study)))
+    latency = f"median for one image, {setting}." if setting else "not measured; kd-export run=RUN measures it."
+    return Table("cost", columns, tuple(rows), (f"MACs of one image. Latency: {latency}", *_flag(study)))
 
 
-def heat(study: Study, grid: Sweep) -> Table:
-    """Validation accuracy over T and alpha; of a search a list, best first."""
-    notes = ("Validation accuracy at the best epoch, in percent.", best_setting(study, grid), *_flag(study))
-    if not grid.grid:
-        known = [(group.spread("best", "val/acc"), at) for at, group in grid.cells.items()]
-        order = sorted((-score.mean, *at, percent(score)) for score, at in known if score)
+def heat(study: Study, sweep: Sweep) -> Table:
+    """Validation accuracy over T and alpha; for a search, a list with the best first."""
+    notes = ("Validation accuracy at the best epoch, in percent.", best_setting(study, sweep), *_flag(study))
+    if not sweep.grid:
+        scores = [(group.spread("best", "val/acc"), setting) for setting, group in sweep.cells.items()]
+        order = sorted((-score.mean, *setting, percent(score)) for score, setting in scores if score)
         listed = tuple((f"T = {T:g}, alpha = {alpha:g}", text) for _, T, alpha, text in order)
-        return Table(f"{grid.base}: T and alpha", ("", "validation"), listed, notes)
-    alphas = sorted({alpha for _, alpha in grid.cells})
+        return Table(f"{sweep.base}: T and alpha", ("", "validation"), listed, notes)
+    alphas = sorted({alpha for _, alpha in sweep.cells})
     rows = []
-    for T in sorted({T for T, _ in grid.cells}):
-        cells = [grid.cells.get((T, alpha)) for alpha in alphas]
+    for T in sorted({T for T, _ in sweep.cells}):
+        cells = [sweep.cells.get((T, alpha)) for alpha in alphas]
         rows.append((f"T = {T:g}", *(percent(g.spread("best", "val/acc")) if g else NONE for g in cells)))
-    return Table(f"{grid.base}: T and alpha", ("", *(f"alpha = {a:g}" for a in alphas)), tuple(rows), notes)
+    return Table(f"{sweep.base}: T and alpha", ("", *(f"alpha = {a:g}" for a in alphas)), tuple(rows), notes)
 
 
-def best_setting(study: Study, grid: Sweep) -> str:
-    """The setting that validation chose, with its test accuracy."""
-    best = grid.best
+def best_setting(study: Study, sweep: Sweep) -> str:
+    """The setting with the highest validation accuracy, with its test accuracy."""
+    best = sweep.best
     val, test = percent(best.spread("best", "val/acc")), percent(best.spread("test", "acc"))
-    few = " With one seed for a setting, neighbours may differ by luck." if len(best.runs) == 1 else ""
-    chosen = "(here the test set) " if study.flag else ""
+    few = " With one seed per setting, differences between neighbours may be noise." if len(best.runs) == 1 else ""
+    chosen = "(here the test set) " if study.warning else ""
     return (
-        f"Best setting by validation accuracy {chosen}out of {len(grid.cells)}: T = {best.recipe['T']:g}, "
+        f"Best setting by validation accuracy {chosen}out of {len(sweep.cells)}: T = {best.recipe['T']:g}, "
         f"alpha = {best.recipe['alpha']:g}, with {val} % on validation and {test} % on test.{few}"
     )
 
 
 def runs(study: Study) -> Table:
-    """Each run that counts."""
+    """Every run that is part of a group."""
     rows = []
     for group in study.groups:
         for run in group.runs:
             epoch = run.score("best", "epoch")
             best = NONE if epoch is None else f"{epoch:.0f}"
-            rows.append((run.name, group.label, str(run.seed), best, *(percent(run.score(*at)) for at in SCORES)))
+            rows.append((run.name, group.label, str(run.seed), best, *(percent(run.score(*score)) for score in SCORES)))
     columns = ("folder", "method", "seed", "best epoch", "val, best", "val, last", "test")
     return Table("every run", columns, tuple(rows), _flag(study))
 
 
-def left_out(study: Study) -> Table:
-    """The run folders that no table counts."""
-    return Table("not counted", ("folder", "why"), tuple((run.name, run.why) for run in study.left))
+def excluded(study: Study) -> Table:
+    """The run folders that are not part of any table."""
+    return Table("not counted", ("folder", "why"), tuple((run.name, run.why) for run in study.excluded))
 
 
 def results(study: Study) -> str:
-    """One line for each run folder, as CSV with full precision."""
-    lines = [_line(run, group, study.kept.get(run.name)) for group in study.groups for run in group.runs]
-    lines += [{"folder": run.name, "status": run.why} for run in study.left]
+    """One row per run folder, as CSV with full precision."""
+    lines = [_line(run, group, study.predictions.get(run.name)) for group in study.groups for run in group.runs]
+    lines += [{"folder": run.name, "status": run.why} for run in study.excluded]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -150,10 +153,10 @@ def results(study: Study) -> str:
 
 
 def _flag(study: Study) -> tuple[str, ...]:
-    return (study.flag,) if study.flag else ()
+    return (study.warning,) if study.warning else ()
 
 
-def _line(run: Run, group: Group, seen: Predictions | None) -> dict[str, object]:
+def _line(run: Run, group: Group, predictions: Predictions | None) -> dict[str, object]:
     line: dict[str, object] = {"folder": run.name, "status": "finished", "role": group.role, "label": group.label}
     line |= {"seed": run.seed, "student": run.student["name"], "teacher": run.teacher.get("name")}
     line |= {"objective": run.objective.get("name"), "T": run.objective.get("T"), "alpha": run.objective.get("alpha")}
@@ -163,11 +166,11 @@ def _line(run: Run, group: Group, seen: Predictions | None) -> dict[str, object]
     for part in ("best", "last", "test"):
         scores = run.summary["metrics"].get(part) or {}
         line |= {f"{part}_{key.replace('/', '_')}": value for key, value in scores.items()}
-    return line | {"test_brier": seen.student.brier if seen else None}
+    return line | {"test_brier": predictions.student.brier if predictions else None}
 
 
 def _safe(value: object) -> object:
-    """A spreadsheet runs what begins with one of these; a run's name is data."""
+    """Quotes a cell that a spreadsheet would evaluate as a formula, as names come from run folders."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 

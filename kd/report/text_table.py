@@ -1,4 +1,4 @@
-"""A table of strings for the terminal, markdown and the page, and how its figures are written."""
+"""A table of strings for the terminal, Markdown and the page, and the formatting of its numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NONE = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of strings; the first column names the row, the others are figures."""
+    """Rows of strings; the first column names the row, the others hold numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -24,7 +24,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def rich(self, notes: bool = True) -> RichTable:
-        """For the terminal."""
+        """As a table for the terminal."""
         table = RichTable(
             title=self.title,
             caption="\n".join(self.notes) if notes else None,
@@ -34,14 +34,14 @@ class Table:
             box=box.SIMPLE,
             padding=(0, 1, 0, 0),
         )
-        for at, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if at else "left", no_wrap=True)
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
 
     def markdown(self) -> str:
-        """For a README, or TensorBoard's text tab."""
+        """As Markdown, for a README or TensorBoard's text tab."""
         rule = ["---", *["---:"] * (len(self.columns) - 1)]
         lines = [" | ".join(map(escaped, row)) for row in (self.columns, rule, *self.rows)]
         notes = "".join(f"\n\n{escaped(note)}" for note in self.notes)
@@ -49,12 +49,12 @@ class Table:
 
 
 def escaped(text: str) -> str:
-    """Text that markdown shows as it is."""
+    """Text with the special characters of Markdown escaped."""
     return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", text) if text.strip("-:") else text
 
 
 def percent(value: Spread | float | None, digits: int = 2) -> str:
-    """A share, or the mean and deviation of several, in percent."""
+    """A share, or the mean and standard deviation of several, in percent, without a unit."""
     if value is None:
         return NONE
     if isinstance(value, Spread):
@@ -64,12 +64,12 @@ def percent(value: Spread | float | None, digits: int = 2) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share in whole percent; of a negative one only that it is."""
+    """A share in whole percent; negative shares are written as ``< 0 %``."""
     return NONE if value is None else "< 0 %" if value < 0 else f"{100 * value:.0f} %"
 
 
 def number(value: Spread | None, digits: int = 3) -> str:
-    """A mean and deviation."""
+    """A mean with its standard deviation."""
     if value is None:
         return NONE
     tail = "" if value.std is None else f" \N{PLUS-MINUS SIGN} {value.std:.{digits}f}"
@@ -77,7 +77,7 @@ def number(value: Spread | None, digits: int = 3) -> str:
 
 
 def count(value: int | float | None) -> str:
-    """A count in thousands, millions or billions."""
+    """A count with the prefix k, M or G."""
     if value is None:
         return NONE
     for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -102,5 +102,5 @@ def points(share: float) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """A p value as it is usually written."""
+    """A p value, such as ``p = 0.012``."""
     return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from kd.data.datamodule import image_data
 from kd.errors import InputError, nearest
+from kd.models.normalized import unwrap
+from kd.models.weights import classifier_names
 from kd.run_folder.layout import STUDENT
 from kd.run_folder.summary import names_in, read_summary
 
@@ -16,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def names_of(data: Any) -> tuple[str, ...] | None:
     """The class names of a data module; None if it has none."""
-    names = getattr(data, "names", None)
+    names = image_data(data).names
     return None if names is None else tuple(str(name) for name in names)
 
 
@@ -58,6 +64,32 @@ def matched(node: Any, key: str, data: Any) -> Any:
     order = "in another order" if len(trained) == len(wanted) else f"{len(wanted)} of {len(trained)}"
     log.info("%s: the data's classes are %s there; matched by name: %s", checkpoint, order, _pairs(wanted, selected))
     return {**node, "classes": selected, "outputs": len(trained)}
+
+
+@torch.no_grad()
+def realign(student: nn.Module, node: Mapping[str, Any], data: Any) -> None:
+    """Reorders the classifier of a student that starts from a run to the data's classes, by name.
+
+    It is unchanged if the classifier is new, or if either side has no class names. With other classes it is unchanged
+    as well, with a warning.
+    """
+    wanted, checkpoint = names_of(data), node.get("checkpoint")
+    trained = _classes_of(checkpoint) if wanted and checkpoint and node.get("head") is None else None
+    if trained is None or wanted is None or trained == wanted:
+        return
+    if set(trained) != set(wanted):
+        message = (
+            "student.checkpoint=%s: its classifier was trained on other classes (%s); student.head=new replaces it"
+        )
+        log.warning(message, checkpoint, listed(trained))
+        return
+    selected = torch.tensor(columns(trained, wanted, f"student: the one in {checkpoint}"))
+    net = unwrap(student)
+    for name in classifier_names(net):
+        for rows in net.get_submodule(name).parameters():
+            rows.copy_(rows[selected])
+    message = "student.checkpoint=%s: the data's classes are in another order there; matched by name: %s"
+    log.info(message, checkpoint, _pairs(wanted, selected.tolist()))
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

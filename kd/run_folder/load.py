@@ -131,6 +131,11 @@ class Predictor:
             InputError: an input that is not an image, or a run with a custom data module.
         """
         single = isinstance(images, (str, Path, Image.Image))
+        if not single and not isinstance(images, (list, tuple)):
+            raise InputError(
+                f"predict takes a path, a Pillow image or a list of them, got a {type(images).__name__}; for images "
+                "[B, C, H, W] call student(images)"
+            )
         inputs: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
         if not inputs:
             return []

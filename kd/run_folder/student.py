@@ -52,7 +52,7 @@ def load_student(folder: str | Path, trust: bool = False) -> nn.Module:
     normalisation = (student["mean"], student["std"])
     network = network_of(student["config"], "student", data["classes"], data["shape"], *normalisation, trust, **options)
     weights = without_prefix(read(folder / STUDENT), network.net.state_dict())
-    _check_described(student, weights.about, folder)
+    _check_described(student, weights.metadata, folder)
     state = weights.state
     if any(tensor.dtype == torch.float64 for tensor in state.values()):  # trained with trainer.precision=64-true
         network.double().net.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""``summary.json``: writing it, reading it, and checking for required keys."""
+"""``summary.json`` and ``config.yaml``: writing and reading them, and checking for required keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kd.errors import InputError
 from kd.files import write_text
-from kd.run_folder.layout import FORMAT, SUMMARY
+from kd.registry import with_current
+from kd.run_folder.layout import CONFIG, FORMAT, SUMMARY
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -34,6 +37,24 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if number > FORMAT:
         raise InputError(f"{path} was written by a later version of kd")
     return summary
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads a run's ``config.yaml``, with the dotted paths of earlier versions replaced by today's.
+
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is absent") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is damaged")
+    return with_current(config)
 
 
 def is_tested(summary: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from kd.callbacks.curves import keep_rows
 from kd.callbacks.modes import mode_of
 from kd.callbacks.position import Position
 from kd.callbacks.speed import ApplySpeed, Speed
-from kd.data.datamodule import Data
+from kd.data.datamodule import Data, ImageData, image_data
 from kd.data.memory import Memory
 from kd.data.own import adopted
 from kd.distill.cached import Cached, CacheOptions, cached
@@ -39,7 +39,8 @@ from kd.models.names import name_of, title_of
 from kd.models.normalized import Normalized, unwrap
 from kd.models.weights import fingerprint, outputs_of, prepare
 from kd.optim import DOT, Optim
-from kd.registry import build, defaults_of, is_node_of, split
+from kd.registry import build, defaults_of, is_node_of, nested, split
+from kd.run_folder.classes import realign
 from kd.run_folder.from_run import check_network
 from kd.run_folder.network import network_of
 
@@ -47,40 +48,40 @@ Config = Mapping[str, Any]
 Teacher = Frozen | Cached | Ensemble
 
 
-def data(config: Config) -> Any:
+def data(config: Config) -> ImageData:
     """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
     node = config["data"]
-    own, around = split(node, "data", Memory)
+    source_node, memory_options = split(node, "data", Memory)
     pl.seed_everything(config["seed"], workers=True, verbose=False)  # a source of one's own may draw a split
-    source = build(own, "data", seed=config["seed"])
+    source = build(source_node, "data", seed=config["seed"])
     if isinstance(source, pl.LightningDataModule):
-        if unused := sorted(around):
+        if unused := sorted(memory_options):
             raise InputError(f"data.{unused[0]} is for data in memory; {type(source).__name__} has no such option")
         with located("data"):
-            return source if getattr(source, "checked", False) else adopted(source, config["seed"])
+            return image_data(source if image_data(source).checked else adopted(source, config["seed"]))
     with located("data"):
-        return Data(Memory(source, **around), config["seed"])
+        return Data(Memory(source, **memory_options), config["seed"])
 
 
-def network(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
+def network(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
     """A network for the data, with its normalisation in front, tried on two images.
 
     It is for the data's classes unless others are said.
 
-    ``around`` are functions whose parameters the node may have besides those of :func:`prepare`.
+    ``wrappers`` are functions whose parameters the node may have besides those of :func:`prepare`.
     """
-    fitted = untried(node, at, data, classes, *around)
-    check(fitted, at, title_of(node), data.shape, classes or data.classes, frozen=TeacherOptions in around)
+    fitted = untried(node, at, data, classes, *wrappers)
+    check(fitted, at, title_of(node), data.shape, classes or data.classes, frozen=TeacherOptions in wrappers)
     return fitted
 
 
-def untried(node: Config, at: str, data: Any, classes: int | None = None, *around: Any) -> Normalized:
+def untried(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
     """The same as :func:`network`, before it is tried."""
-    mean = getattr(data, "mean", None) or [0.0] * data.shape[0]
-    std = getattr(data, "std", None) or [1.0] * data.shape[0]
-    own, extra = split(node, at, prepare, *around)
+    mean = data.mean or [0.0] * data.shape[0]
+    std = data.std or [1.0] * data.shape[0]
+    network_node, extra = split(node, at, prepare, *wrappers)
     options = {key: value for key, value in extra.items() if key in defaults_of(prepare)}
-    return network_of(own, at, classes or data.classes, list(data.shape), mean, std, **options)
+    return network_of(network_node, at, classes or data.classes, list(data.shape), mean, std, **options)
 
 
 def objective(nodes: Config) -> Objective:
@@ -90,39 +91,40 @@ def objective(nodes: Config) -> Objective:
         if not isinstance(node, Mapping):
             raise InputError(f"objective.{name} must be a term with a _target_, got {node!r}")
         if "_target_" not in node:
-            known = [f"objective.{key}" for key, other in nodes.items() if "_target_" in (other or ())]
-            raise unknown("key", f"objective.{name}", known)
-        own, around = split(node, f"objective.{name}", Term)
-        loss = build(own, f"objective.{name}")
+            present = [f"objective.{key}" for key, other in nodes.items() if "_target_" in (other or ())]
+            raise unknown("key", f"objective.{name}", present)
+        loss_node, term_options = split(node, f"objective.{name}", Term)
+        loss = build(loss_node, f"objective.{name}")
         with located(f"objective.{name}"):
-            terms[name] = Term(loss, **around)
+            terms[name] = Term(loss, **term_options)
     return Objective(terms)
 
 
 def optim(node: Config) -> Optim:
     """The optimiser's maker and its schedule."""
-    own, around = split(node, "optim", Optim)
-    make = build(own, "optim", partial=True)
+    optimiser_node, schedule_options = split(node, "optim", Optim)
+    make = build(optimiser_node, "optim", partial=True)
     with located("optim"):
         make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
-        return Optim(make, **around)
+        return Optim(make, **schedule_options)
 
 
-def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
+def distiller(config: Config, data: ImageData, teacher: Teacher | None) -> Distiller:
     """Student and objective, made anew from the run's seed, around the teacher."""
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     student = network(config["student"], "student", data)
+    realign(student, config["student"], data)
     terms = objective(config["objective"])
     for name, term in terms.named_terms():
         if term.start >= config["trainer"].get("max_epochs", math.inf):
             raise InputError(f"objective.{name}.start={term.start} is after the run's last epoch; see init_epochs")
     terms.check_epochs(config["trainer"].get("max_epochs"))
-    labels = getattr(data, "train_labels", None)
+    labels = data.train_labels
     if labels is not None:
-        terms.check_labels(bool((labels < 0).any()), getattr(data, "mixed", False))
+        terms.check_labels(bool((labels < 0).any()), data.mixed)
         if (labels < 0).all() and all("labels" in term.needs for _, term in terms.named_terms()):
             raise InputError("no training image has a label, and every term of the objective needs one")
-        terms.tell("attach_data", len(labels), labels)
+        terms.attach_data(len(labels), labels)
     settings = {"config": dict(config), "files": files_of({"student": config["student"]})}
     spec, optimiser = TeacherSpec.parse(config["teacher"]), optim(config["optim"])
     apart = terms.uses_teacher and is_node_of(config["optim"], DOT)
@@ -131,13 +133,13 @@ def distiller(config: Config, data: Any, teacher: Teacher | None) -> Distiller:
         check_trainer(course.get("gradient_clip_val"), course.get("precision"), speed(config).compile)
     if spec.online:
         if apart:
-            raise InputError(f"optim=dot needs a teacher that does not change, not teacher={name_of(spec.node)}")
+            raise InputError(f"optim=dot needs a frozen teacher, not teacher={name_of(spec.node)}")
         teacher = _online(spec, student, data)
     kind = distiller_for(spec.node, apart)
     return kind(student, teacher, terms, optimiser, data.shape, data.classes, config["T"], settings, spec.shuffle)
 
 
-def _online(spec: TeacherSpec, student: nn.Module, data: Any) -> Any:
+def _online(spec: TeacherSpec, student: nn.Module, data: ImageData) -> Any:
     """A teacher that changes with the student: made from it, or of other students."""
     wrapper = ["name", "peers", "min_accuracy", "trainer"]  # debug= sets the last two for any teacher
     wrapper += ["shuffle"] if is_node_of(spec.node, MeanTeacher) else []
@@ -151,7 +153,7 @@ def _online(spec: TeacherSpec, student: nn.Module, data: Any) -> Any:
         return make(peers)
 
 
-def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0) -> pl.Trainer:
+def trainer(config: Config, folder: Path, first_callbacks: Sequence[Callback], step: int = 0) -> pl.Trainer:
     """Lightning's trainer with kd's own and the configured callbacks and loggers, which write into the run folder.
 
     ``step`` is the optimiser step from which a run goes on.
@@ -174,7 +176,7 @@ def trainer(config: Config, folder: Path, own: Sequence[Callback], step: int = 0
     with located("trainer"):
         try:
             return trainer(
-                callbacks=[*own, Position(), quick, *callbacks],  # the gate before the speed
+                callbacks=[*first_callbacks, Position(), quick, *callbacks],  # the gate before the speed
                 logger=loggers or False,
                 default_root_dir=str(folder),
                 plugins=[AtomicCheckpointIO(config)],
@@ -194,7 +196,7 @@ def speed(config: Config) -> Speed:
     return Speed(**(config.get("speed") or {}))
 
 
-def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False) -> Teacher | None:
+def teacher(config: Config, data: ImageData, weights: bool = True, cache: bool = False) -> Teacher | None:
     """The frozen teacher, each network with a table of its answers if ``cache``.
 
     With ``weights=False`` none are loaded, so that all else is checked before they are made.
@@ -211,7 +213,7 @@ def teacher(config: Config, data: Any, weights: bool = True, cache: bool = False
     return build(spec.ensemble_options(), "teacher", members=members)
 
 
-def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: Any) -> Frozen | Cached:
+def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: ImageData) -> Frozen | Cached:
     with located("cache"):
         store = CacheOptions(**config["cache"])
     precision = speed(config).cached_as(str(config["trainer"].get("precision", "32-true")))
@@ -219,18 +221,18 @@ def _cached(config: Config, member: MemberSpec, frozen: Frozen, data: Any) -> Fr
     return cached(frozen, data, table, store, name_of(member.node), precision, answers_key(member.node))
 
 
-def _frozen(member: MemberSpec, data: Any, weights: bool) -> Frozen:
-    at, asked = member.key, member.node
-    node = asked if weights else member.without_weights()
-    check_network(asked, at)
+def _frozen(member: MemberSpec, data: ImageData, weights: bool) -> Frozen:
+    at, configured = member.key, member.node
+    node = configured if weights else member.without_weights()
+    check_network(configured, at)
     options = member.options()
     classes, outputs = options.get("classes"), options.get("outputs")
     if classes is not None:
         if len(classes) != data.classes:
             raise InputError(f"{at}.classes picks {len(classes)} columns, but the data has {data.classes} classes")
-        if outputs is None and asked.get("checkpoint"):
+        if outputs is None and configured.get("checkpoint"):
             fresh = unwrap(network(member.without_weights(), at, data, None, TeacherOptions))
-            outputs = outputs_of(fresh, asked["checkpoint"], asked.get("checkpoint_key"))
+            outputs = outputs_of(fresh, configured["checkpoint"], configured.get("checkpoint_key"))
         if outputs is None:
             raise InputError(f"{at}.outputs must say how many classes the teacher knows, as {at}.classes picks some")
     with located(at):
@@ -239,22 +241,18 @@ def _frozen(member: MemberSpec, data: Any, weights: bool) -> Frozen:
 
 def hyperparameters(config: Config) -> dict[str, Any]:
     """What the HPARAMS tab shows: the root keys, the networks' names and the options of what shapes the result."""
-    shown = {key: config[key] for key in ("T", "alpha", "seed")}
-    shown |= {
+    parameters = {key: config[key] for key in ("T", "alpha", "seed")}
+    parameters |= {
         "student": name_of(config["student"]),
         "teacher": TeacherSpec.parse(config["teacher"]).display_name or "none",
     }
     for group in ("objective", "optim", "data"):
-        shown |= _flat(config[group], f"{group}.")
-    shown["trainer.max_epochs"] = config["trainer"].get("max_epochs")
-    return shown
+        options = nested.flatten(config[group], group)
+        parameters |= {key: value for key, value in options.items() if _is_shown(key, value)}
+    parameters["trainer.max_epochs"] = config["trainer"].get("max_epochs")
+    return parameters
 
 
-def _flat(config: Config, prefix: str) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            shown |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)) and value != "" and key != "_target_":
-            shown[f"{prefix}{key}"] = value
-    return shown
+def _is_shown(key: str, value: Any) -> bool:
+    plain = isinstance(value, (bool, int, float, str)) and value != ""
+    return plain and key.rpartition(".")[2] != "_target_"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import types
 import typing
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,12 +16,13 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 
 from kd.callbacks.modes import mode_of
+from kd.data.datamodule import ImageData
 from kd.distill.cached import CacheOptions
 from kd.distill.metrics import Scores
 from kd.distill.mutual import nodes_of
 from kd.distill.ressl import MomentumTeacher
 from kd.errors import InputError, interval_too_long, located, unknown
-from kd.registry import defaults_of, is_node_of
+from kd.registry import defaults_of, is_node_of, locate
 from kd.run_folder.checkpoints import LAST, PREVIOUS
 
 Config = Mapping[str, Any]
@@ -72,18 +75,19 @@ def check(config: Config) -> None:
         CacheOptions(**config["cache"])
 
 
-def check_batches(config: Config, data: Any, processes: int) -> None:
+def check_batches(config: Config, data: ImageData, processes: int) -> None:
     """Whether every process gets a whole batch of training images, and the share of them that is asked for is one.
 
     Raises:
         InputError: there would be nothing to train on.
     """
-    if not hasattr(data, "counts") or not hasattr(data, "batch_size"):
-        return  # a data module of the user's own
-    images, size, share = data.counts()["train"], data.batch_size, config["trainer"].get("limit_train_batches")
+    counts = data.counts() if data.batch_size is not None else {}
+    if data.batch_size is None or not counts:
+        return  # a custom data module
+    images, size, share = counts["train"], data.batch_size, config["trainer"].get("limit_train_batches")
     batches = images // (size * processes)
     if not batches:
-        raise InputError(f"data.batch_size={size} on {processes} processes is more than the {images} training images")
+        raise InputError(f"data.batch_size={size} on {processes} processes exceeds the {images} training images")
     if isinstance(share, float) and int(batches * share) < 1:
         raise InputError(f"trainer.limit_train_batches={share} of {batches} batches is none; {1 / batches:.2g} is one")
     batches = min(batches, share) if isinstance(share, int) else int(batches * (1.0 if share is None else share))
@@ -91,6 +95,20 @@ def check_batches(config: Config, data: Any, processes: int) -> None:
     whole = isinstance(interval, int) and config["trainer"].get("check_val_every_n_epoch") is not None
     if whole and interval > batches:
         raise InputError(interval_too_long(interval, batches))
+    _check_starts(config, batches)
+
+
+def _check_starts(config: Config, batches: int) -> None:
+    """Whether each term of the objective starts before ``trainer.max_steps`` ends a run of so many batches an epoch."""
+    steps = config["trainer"].get("max_steps") or -1
+    epochs = math.ceil(steps * (config["trainer"].get("accumulate_grad_batches") or 1) / batches)
+    for name, node in config["objective"].items():
+        start = node.get("start", 0) if steps > 0 and isinstance(node, Mapping) else 0
+        if start and start >= epochs:
+            raise InputError(
+                f"objective.{name}.start={start}: trainer.max_steps={steps} ends the run in epoch {epochs - 1}, "
+                "counted from 0, so that the term would never count"
+            )
 
 
 def check_monitors(config: Config, classes: int) -> None:
@@ -102,23 +120,38 @@ def check_monitors(config: Config, classes: int) -> None:
     nodes = {key: node for key, node in config["callbacks"].items() if isinstance(node, Mapping)}
     teacher = config["teacher"] or {}
     knn = is_node_of(teacher, MomentumTeacher)
-    taught = bool(teacher.get("_target_")) and not knn
-    names = [f"val/{name}".replace("val/teacher_", "teacher/") for name in Scores(classes, taught).named()]
+    with_teacher = bool(teacher.get("_target_")) and not knn
+    names = [f"val/{name}".replace("val/teacher_", "teacher/") for name in Scores(classes, with_teacher).named()]
     names += ["train/loss", "train/acc", "time/images_per_s", *(f"train/{term}" for term in config["objective"])]
-    names += ["train/kl", "train/soft_ce", "teacher/entropy"] if taught else []
+    names += ["train/kl", "train/soft_ce", "teacher/entropy"] if with_teacher else []
     names += [f"val/peer_{name}/acc" for name in nodes_of(teacher.get("peers") or ())]
     names += ["val/knn"] if knn else []
     for key, node in nodes.items():
+        _check_types(f"callbacks.{key}", node)
         _check_filename(key, node)
         monitor, mode = node.get("monitor"), node.get("mode")
         if mode not in ("min", "max", None) and "monitor" in node:
             raise InputError(f"callbacks.{key}.mode={mode}: {unknown('mode', str(mode), ('min', 'max'))}")
-        own = not all(str(other.get("_target_")).startswith(OURS) for other in nodes.values())
+        custom = not all(str(other.get("_target_")).startswith(OURS) for other in nodes.values())
         inner = any(str(monitor).startswith(f"train/{term}/") for term in config["objective"])
-        if monitor is not None and monitor not in names and not inner and not own:
+        if monitor is not None and monitor not in names and not inner and not custom:
             raise InputError(f"callbacks.{key}.monitor={monitor}: {unknown('metric', str(monitor), names)}")
         if monitor is not None and "mode" in node:
             _check_mode(key, str(monitor), mode)
+
+
+def _check_types(at: str, node: Config) -> None:
+    """Whether the options of a callback of Lightning's or kd's are of the types that it states."""
+    target = str(node.get("_target_"))
+    if not target.startswith(OURS):
+        return
+    try:
+        hints = typing.get_type_hints(locate(":".join(target.rpartition(".")[::2])).__init__)
+    except Exception:  # none that can be imported, of which its making complains, or types that only a checker knows
+        return
+    for name, value in node.items():
+        if name in hints and name != "mode" and not _fits(value, hints[name]):  # the mode may follow from the metric
+            raise InputError(f"{at}.{name}={value} must be {_said(hints[name])}")
 
 
 def _check_filename(key: str, node: Config) -> None:
@@ -132,12 +165,12 @@ def _check_filename(key: str, node: Config) -> None:
 
 def _check_mode(key: str, monitor: str, mode: str | None) -> None:
     """Whether the best of a metric is looked for where it lies."""
-    right, at = mode_of(monitor), f"callbacks.{key}.mode"
-    if mode is None and right is None:
+    better_mode, at = mode_of(monitor), f"callbacks.{key}.mode"
+    if mode is None and better_mode is None:
         raise InputError(f"{at} must be given: max or min, whichever is better of callbacks.{key}.monitor={monitor}")
-    if mode is not None and right not in (mode, None):
-        better = "lower" if right == "min" else "higher"
-        raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={right}")
+    if mode is not None and better_mode not in (mode, None):
+        better = "lower" if better_mode == "min" else "higher"
+        raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={better_mode}")
 
 
 def _check_trainer(node: Config) -> None:
@@ -171,14 +204,14 @@ def _check_number(key: str, value: Any) -> None:
 def _check_machine(node: Config) -> None:
     """Devices, accelerator, strategy and precision: known by name, and there."""
     accelerator, devices = str(node.get("accelerator", "auto")), node.get("devices", "auto")
-    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
-    if accelerator not in known:
-        raise InputError(f"trainer.accelerator={accelerator}: {unknown('accelerator', accelerator, known)}")
+    accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if accelerator not in accelerators:
+        raise InputError(f"trainer.accelerator={accelerator}: {unknown('accelerator', accelerator, accelerators)}")
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    there = {"auto": True, "gpu": gpu}
-    there |= {name: about["accelerator"].is_available() for name, about in AcceleratorRegistry.items()}
-    if not there[accelerator]:
-        raise InputError(f"trainer.accelerator={accelerator}: torch finds no such device here; there is trainer=cpu")
+    available = {"auto": True, "gpu": gpu}
+    available |= {name: entry["accelerator"].is_available() for name, entry in AcceleratorRegistry.items()}
+    if not available[accelerator]:
+        raise InputError(f"trainer.accelerator={accelerator}: torch finds no such device; use trainer=cpu")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpu)
     count = int(devices) if str(devices).lstrip("-").isdigit() else None
     most = max(2, os.cpu_count() or 1)
@@ -189,11 +222,11 @@ def _check_machine(node: Config) -> None:
     strategies = ("auto", *StrategyRegistry.available_strategies())
     if isinstance(node.get("strategy"), str) and strategy not in strategies and not strategy.startswith("deepspeed"):
         raise InputError(f"trainer.strategy={strategy}: {unknown('strategy', strategy, strategies)}")
-    precision = SHORT.get(given := str(node.get("precision") or "32-true"), given)
+    precision = SHORT.get(requested := str(node.get("precision") or "32-true"), requested)
     if precision not in PRECISIONS:
-        raise InputError(f"trainer.precision={given}: {unknown('precision', given, PRECISIONS)}")
+        raise InputError(f"trainer.precision={requested}: {unknown('precision', requested, PRECISIONS)}")
     if precision == "16-mixed" and on_cpu:
-        raise InputError(f"trainer.precision={given} needs a GPU; here there are bf16-mixed and 32-true")
+        raise InputError(f"trainer.precision={requested} needs a GPU; available: bf16-mixed, 32-true")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -201,9 +234,9 @@ def _fits(value: Any, hint: Any) -> bool:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return value in arguments
-    if arguments and typing.get_origin(hint) is typing.Union:
+    if arguments and typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
-    if not isinstance(value, (str, int, float, bool, type(None))):
+    if hint is Any or not isinstance(value, (str, int, float, bool, type(None))):
         return True
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -213,7 +246,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _said(hint: Any) -> str:
     kinds = typing.get_args(hint) or (hint,)
     names = {float: "a number", bool: "true or false", str: "a word", type(None): "null"}
-    said = [names[kind] for kind in names if kind in kinds]
-    said += ["a whole number"] if int in kinds and float not in kinds else []
+    types = [names[kind] for kind in names if kind in kinds]
+    types += ["{_target_: datetime.timedelta, minutes: 10}"] if timedelta in kinds else []
+    types += ["a whole number"] if int in kinds and float not in kinds else []
     literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
-    return " or ".join([*said, *(str(value) for kind in literals for value in typing.get_args(kind))])
+    return " or ".join([*types, *(str(value) for kind in literals for value in typing.get_args(kind))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
@@ -14,6 +14,7 @@ from torch import Tensor
 from kd.callbacks._lightning import averaged_models, load_average, updates_statistics
 from kd.callbacks.history import History
 from kd.callbacks.modes import validated
+from kd.data.datamodule import ImageData
 
 BEST = "at the best validation epoch"
 
@@ -27,7 +28,7 @@ class Choice(NamedTuple):
     monitor: str | None = None
 
 
-def choose(trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: History) -> Choice:
+def choose(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, record: History) -> Choice:
     """The student of a run whose training is over: averaged weights, the best validated ones, else the last.
 
     The callback that keeps the best is the first ``ModelCheckpoint`` that monitors a metric. Weights of the moving
@@ -67,8 +68,8 @@ def _words_of_best(
         words = f"of step {step}, kept by {monitor} and not validated"
     elif monitor in scores:
         pick = min if best.mode == "min" else max
-        known = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
-        top = pick(known, key=lambda row: row[monitor], default=scores)
+        validated_epochs = [row for row in record.epochs if not math.isnan(row.get(monitor, math.nan))]
+        top = pick(validated_epochs, key=lambda row: row[monitor], default=scores)
         if top[monitor] != scores[monitor]:
             epoch, other = int(scores["epoch"]), int(top["epoch"])
             words = f"of epoch {epoch}; epoch {other} was better by {monitor}, and its checkpoint is not there"
@@ -83,12 +84,16 @@ def _is_averaged(trainer: pl.Trainer, callback: StochasticWeightAveraging) -> bo
 
 
 def _averaged(
-    trainer: pl.Trainer, module: pl.LightningModule, data: Any, record: History, callback: StochasticWeightAveraging
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: ImageData,
+    record: History,
+    callback: StochasticWeightAveraging,
 ) -> dict[str, float]:
     """The validation scores of the averaged weights, which the module then has."""
     if not updates_statistics(callback):  # else a last pass has measured its statistics and validated them
         load_average(callback, module)
-        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.validate(module, datamodule=data.lightning, verbose=False)
     return record.last()
 
 

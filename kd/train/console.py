@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from torch import nn
 
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
+from kd.data.datamodule import ImageData
 from kd.data.memory import Memory
 from kd.distill.distiller import Distiller
 from kd.distill.ensemble import Ensemble
@@ -31,23 +31,26 @@ from kd.models.weights import prepare
 from kd.optim import Optim
 from kd.process.command import path_argument
 from kd.registry import losses, models, optimisers, shadowed, sources
+from kd.run_folder.text import number, percent
 from kd.train.choice import BEST
 
 log = logging.getLogger(__name__)
 COARSE = 2.0  # standard error of val/acc, in points, from which on it is said
 
 
-def print_start(config: Mapping[str, Any], distiller: Distiller, data: Any, trainer: pl.Trainer, folder: Path) -> None:
+def print_start(
+    config: Mapping[str, Any], distiller: Distiller, data: ImageData, trainer: pl.Trainer, folder: Path
+) -> None:
     """Says the data split, both networks with their sizes, the objective with its numbers, and where to look."""
     if not trainer.is_global_zero:
         return
     shape = list(data.shape)
-    if isinstance(data, (Data, Folder)):
+    if data.parts:
         split = ", ".join(f"{count:,} {part}" for part, count in data.counts().items())
         if data.val == "test":
             split += "; the best epoch is chosen on the TEST set (data.val=test)"
         log.info("data: %s; %d classes, images %s", split, data.classes, "x".join(map(str, shape)))
-        for line in _coarse(data.counts()["val"]) + (data.account() if isinstance(data, Folder) else []):
+        for line in _coarse(data.counts()["val"]) + data.account():
             log.info("data: %s", line)
     _network("student", name_of(config["student"]), distiller.student, shape)
     if distiller.teacher is not None:
@@ -63,22 +66,23 @@ def print_start(config: Mapping[str, Any], distiller: Distiller, data: Any, trai
         log.info("objective: %s", line)
     if distiller.optim is not None:
         log.info("optim: %s", distiller.optim.describe(distiller))
-    log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        log.info("watch: tensorboard --logdir %s", path_argument(relative(folder)))
 
 
-def _clashes(config: Mapping[str, Any], data: Any) -> list[str]:
+def _clashes(config: Mapping[str, Any], data: ImageData) -> list[str]:
     """Which keys go to a function of the user's own that names them, and so not to kd."""
     nodes: dict[str, Any] = {"student": (config["student"], prepare), "optim": (config["optim"], Optim)}
     nodes |= {f"objective.{name}": (node, Term) for name, node in config["objective"].items()}
-    nodes |= {"data": (config["data"], Memory)} if isinstance(data, Data) else {}
+    nodes |= {"data": (config["data"], Memory)} if data.memory is not None else {}
     spec = TeacherSpec.parse(config["teacher"])
     if not spec.online:
         nodes |= {member.key: (member.node, prepare, TeacherOptions) for member in spec.members}
     return [
         f"{at}: {key} is {node['_target_']}'s own parameter, not kd's"
-        for at, (node, *around) in nodes.items()
+        for at, (node, *wrappers) in nodes.items()
         if not any(registry.name_of(node["_target_"]) for registry in (models, losses, sources, optimisers))
-        for key in shadowed(node, at, *around)
+        for key in shadowed(node, at, *wrappers)
     ]
 
 
@@ -116,25 +120,17 @@ def print_results(summary: dict[str, Any], folder: Path) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     rows = {"teacher": ("teacher/acc", "teacher_"), "student": ("val/acc", "")}
     for side, (val, prefix) in rows.items():
-        if about := summary[side]:
-            scores = [_percent(best.get(val)), _percent(last.get(val)), _percent(test.get(f"{prefix}acc"))]
-            rest = [_number(test.get(f"{prefix}nll")), _number(test.get(f"{prefix}ece"))]
-            table.add_row(f"{side} {about['name']}", f"{about['parameters']:,}", *scores, *rest)
+        if network := summary[side]:
+            scores = [percent(best.get(val)), percent(last.get(val)), percent(test.get(f"{prefix}acc"))]
+            losses = [number(test.get(f"{prefix}nll")), number(test.get(f"{prefix}ece"))]
+            table.add_row(f"{side} {network['name']}", f"{network['parameters']:,}", *scores, *losses)
     training = summary["training"]
     console = console_for(table)
     console.print(table)
     if "agreement" in test:
-        agreement = _percent(test["agreement"])
-        console.print(f"agreement with the teacher on test {agreement}, KL {_number(test.get('kl'))} nats")
+        agreement = percent(test["agreement"])
+        console.print(f"agreement with the teacher on test {agreement}, KL {number(test.get('kl'))} nats")
     speed = f"{training['steps']:,} steps in {training['seconds']:.1f} s, {training['images_per_s']:,.0f} images/s"
     what = f"scores {metrics.get('chosen', BEST)}"
     what = f"test {what}" if test else f"{what}, not tested: {metrics.get('untested')}"
     console.print(f"{training['epochs']} epochs, {speed}; {what}")
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

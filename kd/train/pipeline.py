@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import yaml
 
 from kd.callbacks.best import moved_to
 from kd.callbacks.history import History
 from kd.callbacks.position import check_same_run
 from kd.callbacks.teacher_gate import TeacherGate
-from kd.distill.distiller import Distiller
+from kd.data.datamodule import ImageData
 from kd.distill.identity import files_of, teacher_key
 from kd.distill.objective import Objective
 from kd.distill.spec import TeacherSpec
@@ -23,6 +22,7 @@ from kd.errors import InputError, Stopped
 from kd.files import write_text
 from kd.models.check import quietly
 from kd.models.names import name_of
+from kd.registry import with_current
 from kd.run_folder import integrity
 from kd.run_folder.checkpoints import Saved, latest
 from kd.run_folder.classes import matched
@@ -33,24 +33,29 @@ from kd.train.checks import check, check_batches, check_monitors
 from kd.train.console import print_start
 from kd.train.finish import finish
 from kd.train.preflight import preflight
+from kd.train.run import Run
 from kd.train.teacher_recipe import has_weights, recipe_of, start_of
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "; the same command goes on with it"
+_AGAIN = "; the same command resumes it"
 
 
 def train(
-    config: Config, folder: Path, go_on: bool = False, data_changed: bool = False, **about: Any
+    config: Config,
+    folder: Path,
+    resume: bool = False,
+    data_changed: bool = False,
+    objective: str | None = None,
 ) -> dict[str, Any]:
     """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
 
     Args:
         config: the composed configuration as plain containers.
         folder: the run folder, made if absent.
-        go_on: whether to go on from what a stopped run of this configuration left in the folder.
-        data_changed: whether the data may be other than that of the run so far.
-        about: what else the summary is to say: the ``objective``'s name, the ``cell`` of a comparison.
+        resume: whether to resume an interrupted run of this configuration in the folder.
+        data_changed: whether the data may differ from that of the run so far.
+        objective: the name of the chosen objective, for the summary.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -60,19 +65,19 @@ def train(
         TrainingFailed: numbers that are not finite, a full disk.
         Stopped: a signal; the state is saved.
     """
-    with locked(folder, new=not go_on):
-        return _train(config, folder, about, data_changed)
+    with locked(folder, new=not resume):
+        return _train(with_current(config), folder, objective, data_changed)
 
 
-def _train(config: Config, folder: Path, about: Config, data_changed: bool = False) -> dict[str, Any]:
+def _train(config: Config, folder: Path, objective: str | None, data_changed: bool = False) -> dict[str, Any]:
     check(config)
     saved = latest(folder)
     data = assemble.data(config)
     config = resolved(config, data)
     check_checkpoints(config, folder, saved)
     check_monitors(config, data.classes)
-    record, gate = History(folder / HISTORY), TeacherGate(TeacherSpec.parse(config["teacher"]).min_accuracies())
-    trainer = assemble.trainer(config, folder, [gate, record], saved.content["global_step"] if saved else 0)
+    history, gate = History(folder / HISTORY), TeacherGate(TeacherSpec.parse(config["teacher"]).min_accuracies())
+    trainer = assemble.trainer(config, folder, [gate, history], saved.content["global_step"] if saved else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
     distiller = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
@@ -85,11 +90,12 @@ def _train(config: Config, folder: Path, about: Config, data_changed: bool = Fal
     if saved is not None:
         check_same_run(saved, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
-        about = {**about, "files": files_of(config)}
+        about = {"objective": objective, "cell": config.get("cell"), "files": files_of(config)}
         write_text(folder / CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
+    run = Run(config, folder, data, trainer, distiller, history, gate, objective, saved and saved.path)
     print_start(config, distiller, data, trainer, folder)
     try:
-        return fit(config, folder, trainer, distiller, data, record, gate, saved and saved.path, about)
+        return fit(run)
     finally:
         for logger in trainer.loggers:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
@@ -110,36 +116,26 @@ def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None
         try:
             content = integrity.read(best)
         except integrity.Damaged as error:
-            raise InputError(f"{error}; put a copy of it back, or start the run anew") from error
+            raise InputError(f"{error}; restore a copy of it, or start a new run") from error
         integrity.check(best, content, config, files_of(config))
 
 
 def best_of(saved: Saved, folder: Path) -> list[Path]:
     """The checkpoints of the best epoch in a folder, whatever their callbacks call them."""
     states = (saved.content.get("callbacks") or {}).values()
-    kept = [(state["best_model_path"], state.get("dirpath")) for state in states if state.get("best_model_path")]
-    paths = {folder / "best.ckpt", *(Path(moved_to(path, before, folder)) for path, before in kept)}
+    best = [(state["best_model_path"], state.get("dirpath")) for state in states if state.get("best_model_path")]
+    paths = {folder / "best.ckpt", *(Path(moved_to(path, before, folder)) for path, before in best)}
     return sorted(path for path in paths if path.is_file())
 
 
-def fit(
-    config: Config,
-    folder: Path,
-    trainer: pl.Trainer,
-    distiller: Distiller,
-    data: Any,
-    record: History,
-    gate: TeacherGate,
-    checkpoint: Path | None,
-    about: Config,
-) -> dict[str, Any]:
-    """Trains, and writes what is left behind."""
-    if trainer.precision == "64-true":  # before callbacks copy the weights, and before those of a checkpoint are read
-        distiller.double()
-    trainer.fit(distiller, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if not trainer.global_step:
+def fit(run: Run) -> dict[str, Any]:
+    """Trains, tests and writes the results; the summary."""
+    if run.trainer.precision == "64-true":  # before callbacks copy the weights, and before a checkpoint's are read
+        run.distiller.double()
+    run.trainer.fit(run.distiller, datamodule=run.data.lightning, ckpt_path=run.checkpoint, weights_only=True)
+    if not run.trainer.global_step:
         raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
-    return finish(config, folder, trainer, distiller, data, record, gate, about)
+    return finish(run)
 
 
 def cacheable(objective: Objective) -> bool:
@@ -149,9 +145,9 @@ def cacheable(objective: Objective) -> bool:
     return objective.uses_teacher and not layers
 
 
-def resolved(config: Config, data: Any) -> Config:
+def resolved(config: Config, data: ImageData) -> Config:
     """The configuration with what the data decides: options scaled to it, and its classes among a teacher's."""
-    config = {**config, "data": {**config["data"], **getattr(data, "resolved", {})}}
+    config = {**config, "data": {**config["data"], **data.resolved}}
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online or not spec.members:
         return config
@@ -159,7 +155,7 @@ def resolved(config: Config, data: Any) -> Config:
     return {**config, "teacher": spec.with_members(nodes)}
 
 
-def with_weights(config: Config, data: Any) -> Config:
+def with_weights(config: Config, data: ImageData) -> Config:
     """The teacher's node with the file or run folder of the weights of each of its networks, trained now if need be."""
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online:
@@ -174,7 +170,7 @@ def with_weights(config: Config, data: Any) -> Config:
     return spec.with_members(nodes)
 
 
-def trained_teacher(config: Config, data: Any) -> Path:
+def trained_teacher(config: Config, data: ImageData) -> Path:
     """The folder of the run that trained this teacher, which is trained now if there is none.
 
     Its name is the key of :func:`kd.distill.identity.teacher_key`.
@@ -190,10 +186,10 @@ def trained_teacher(config: Config, data: Any) -> Path:
     with locked(folder, wait=True):
         if (folder / SUMMARY).is_file():  # by the process that was waited for
             return folder
-        how = "its training was stopped and goes on" if latest(folder) else "no checkpoint, so it is trained first"
-        log.info("teacher: %s, %d epochs, once; kept in %s", how, recipe["trainer"]["max_epochs"], folder)
+        how = "resuming its training" if latest(folder) else "no checkpoint, so it is trained first"
+        log.info("teacher: %s, %d epochs, once; stored in %s", how, recipe["trainer"]["max_epochs"], folder)
         try:
-            _train(recipe, folder, {})
+            _train(recipe, folder, None)
         except InputError as error:  # which calls this run's student so, as the teacher that it is
             raise InputError(re.sub(r"\bstudent(?=[.:])", "teacher", str(error))) from error
         except Stopped as stop:

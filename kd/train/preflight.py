@@ -16,15 +16,12 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from kd.data.adapt import Adapter
-from kd.data.batch import Batch
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
-from kd.data.image_files import Decoded
+from kd.data.datamodule import ImageData
 from kd.distill.distiller import Distiller
 from kd.distill.metrics import Scores
 from kd.distill.spec import TeacherSpec, without_weights
 from kd.errors import InputError, located
-from kd.models.check import KNOWN, alike, copied, explained, quietly, untouched
+from kd.models.check import FORWARD_ERRORS, alike, copied, explained, quietly, untouched
 from kd.models.cost import size_of
 from kd.models.names import title_of
 from kd.models.normalized import Normalized, unwrap
@@ -37,7 +34,7 @@ Config = Mapping[str, Any]
 IMAGES = 2  # of a batch that is tried
 
 
-def preflight(config: Config, data: Any, distiller: Distiller, trainer: pl.Trainer | None = None) -> None:
+def preflight(config: Config, data: ImageData, distiller: Distiller, trainer: pl.Trainer | None = None) -> None:
     """Tries on two images each what a run does last: about as long as four training steps of so small a batch.
 
     Every network that trains runs forward and backward in training mode; the student's weights are written, read into
@@ -72,7 +69,7 @@ def _proven(what: str, mend: str = "") -> Iterator[None]:
     """Says in one line what failed, unless the exception has a line of its own."""
     try:
         yield
-    except KNOWN as error:
+    except FORWARD_ERRORS as error:
         from kd.process.classify import classify
 
         if classify(error)[1] is not None:
@@ -90,14 +87,14 @@ def _trained(config: Config, distiller: Distiller) -> list[tuple[str, str, nn.Mo
     return [("student", title_of(config["student"]), distiller.student), *others]
 
 
-def _trains(network: nn.Module, at: str, who: str, data: Any, distiller: Distiller) -> None:
+def _trains(network: nn.Module, at: str, who: str, data: ImageData, distiller: Distiller) -> None:
     """One forward and backward pass in training mode, in which a network may answer otherwise than in eval mode."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trainable and distiller.objective.predictor is None:
         some = next(network.parameters(), None) is not None
         why = "all parameters are frozen (requires_grad=False)" if some else "there are no parameters"
         raise InputError(f"{at}: {who} has nothing to train: {why}")
-    count = min(IMAGES, getattr(data, "batch_size", IMAGES) or IMAGES)
+    count = min(IMAGES, data.batch_size or IMAGES)
     images = torch.rand(count, *data.shape, generator=torch.Generator().manual_seed(0))
     network.train()
     assert isinstance(network, Normalized)
@@ -152,16 +149,16 @@ def _answers_alike(student: nn.Module, fresh: Normalized, who: str, shape: Seque
 def _predicts(config: Config, distiller: Distiller, fresh: Normalized, shape: list[int]) -> None:
     """What answers for the student, a part of the objective, is written and read back."""
     term = distiller.objective.predictor
-    about = predictor.describe(distiller.objective, config["objective"])
-    if term is None or about is None:
+    described = predictor.describe(distiller.objective, config["objective"])
+    if term is None or described is None:
         return
-    what = f"objective.{about['term']}: what answers for the student cannot be written and read back"
+    what = f"objective.{described['term']}: what answers for the student cannot be written and read back"
     with _proven(what), tempfile.TemporaryDirectory() as folder:
         predictor.keep(term, Path(folder))
-        predictor.restore(fresh, about, shape, Path(folder), trust=True)
+        predictor.restore(fresh, described, shape, Path(folder), trust=True)
 
 
-def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | None) -> None:
+def _measures(part: str, data: ImageData, distiller: Distiller, trainer: pl.Trainer | None) -> None:
     """The first images of a part go through both networks and every score."""
     mend = "every part must give (images [B, C, H, W], labels [B])"
     with _proven(f"data: the first {part} batch cannot be measured", mend), torch.no_grad():
@@ -169,7 +166,7 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
         if raw is None:
             return
         with quietly():
-            batch = Adapter(distiller.classes, data.shape, getattr(data, "names", None))(raw, part)
+            batch = Adapter(distiller.classes, data.shape, data.names)(raw, part)
         batch = batch.each(lambda tensor: tensor[:IMAGES])
         distiller.student.eval()
         if not distiller.classifies:
@@ -179,22 +176,22 @@ def _measures(part: str, data: Any, distiller: Distiller, trainer: pl.Trainer | 
         Scores(distiller.classes, teacher is not None).update(distiller(batch.images), batch.labels, teacher)
 
 
-def _first(part: str, data: Any, trainer: pl.Trainer | None) -> Any:
+def _first(part: str, data: ImageData, trainer: pl.Trainer | None) -> Any:
     """The first batch of a part, of whatever structure.
 
     None of a data module of the user's own that has no such part, or that several processes would prepare at once.
     """
-    if isinstance(data, Data):
-        return Batch(*next(iter(data.memory.loader(part, data.seed))))
-    if isinstance(data, Folder):
-        return Batch(*next(iter(Decoded(data.parts[part], IMAGES, 0, None, data.seed, int, 0, 1, 0))))
+    if (batch := data.first_batch(part)) is not None:
+        return batch
     if trainer is not None and trainer.world_size > 1:
         return None
-    if not is_overridden(f"{part}_dataloader", data, pl.LightningDataModule):
+    if not is_overridden(f"{part}_dataloader", data.lightning):
         return None
     data.trainer = data.trainer or trainer
     data.prepare_data()
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+    if loader is None or (isinstance(loader, (list, tuple)) and not loader):
+        raise InputError(f"{part}_dataloader gives no loader: leave the method out where there is no such part")
     raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
     return data.on_after_batch_transfer(raw, 0)

@@ -13,11 +13,11 @@ import yaml
 import kd
 from kd.distill.ensemble import Ensemble
 from kd.distill.identity import INERT, RESUMABLE, matches
-from kd.errors import InputError, unknown
-from kd.registry import check_registered, target_of, with_current
+from kd.errors import InputError, located, unknown
+from kd.registry import check_registered, nested, target_of
 from kd.run_folder.checkpoints import LAST, resumable
 from kd.run_folder.layout import CONFIG, SUMMARY
-from kd.run_folder.summary import is_tested, read_summary, require
+from kd.run_folder.summary import is_tested, read_config, read_summary, require
 from kd.train.checks import check
 from kd.train.console import print_results
 from kd.train.pipeline import train
@@ -38,20 +38,17 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
     folder = Path(run)
     if "://" in run or not folder.is_dir():
         raise InputError(f"resume={run} is no run folder: {'a URL' if '://' in run else 'there is no such folder'}")
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start it anew") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"resume={run}: {folder / CONFIG} is damaged") from error
+    if not (folder / CONFIG).exists():
+        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start a new run")
+    with located(f"resume={run}"):
+        config = read_config(folder)
     keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
-    if not isinstance(config, dict) or (missing := sorted(keys - config.keys())):
-        lacking = f": it does not say {missing[0]}" if isinstance(config, dict) else ""
-        raise InputError(f"resume={run}: {folder / CONFIG} is damaged{lacking}")
+    if missing := sorted(keys - config.keys()):
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged: it does not say {missing[0]}")
     if not trust:
         for key, node in config.items():
-            check_registered(node, key, known=targets())
-    return with_current(config)
+            check_registered(node, key, trusted=targets())
+    return config
 
 
 def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str = "same") -> dict[str, Any]:
@@ -83,8 +80,8 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
     if not resumable(folder):
         if trained:
             raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
-        log.info("resume: no checkpoint was written in %s yet, so its training begins anew", run)
-    return train(config, folder, go_on=True, data_changed=data == "changed", **about)
+        log.info("resume: no checkpoint was written in %s yet, so its training starts from the beginning", run)
+    return train(config, folder, resume=True, data_changed=data == "changed", objective=about.get("objective"))
 
 
 def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -98,17 +95,17 @@ def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """How a finished run is resumed for longer, in words."""
     most = limits_of(config).get("max_steps", -1)
     if not 0 < most <= summary["training"]["steps"]:
-        return "epochs=N goes on for longer"
-    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, goes on for longer"
+        return "epochs=N trains for longer"
+    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, trains for longer"
 
 
 @cache
 def targets() -> frozenset[str]:
     """The targets that kd's own configuration files name, and the ensemble."""
-    found = {target_of(Ensemble)}
+    names = {target_of(Ensemble)}
     for path in Path(kd.CONFIG_DIR).rglob("*.yaml"):
-        found |= set(_targets(yaml.safe_load(path.read_text())))
-    return frozenset(found)
+        names |= set(_targets(yaml.safe_load(path.read_text())))
+    return frozenset(names)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -132,39 +129,19 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     """
     before, differing = config, []
     for key, value in typed.items():
-        for name, here in _flat(value, key):
-            there = _at(config, name)
-            if here == there:
+        for name, new in nested.flatten(value, key).items():
+            old = nested.get(config, name)
+            if new == old:
                 continue
             if matches(name, (*INERT, *RESUMABLE)):
-                config = _with(config, name.split("."), here)
+                config = nested.replaced(config, name, new)
             else:
-                differing.append(f"{name} ({there} there, {here} here)")
+                differing.append(f"{name} ({old} there, {new} here)")
     if differing:
         raise InputError(
             f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
         )
     config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
     if typed.get("epochs") is not None and "trainer.max_epochs" not in typed:
-        config = _with(config, ["trainer", "max_epochs"], typed["epochs"])
+        config = nested.replaced(config, "trainer.max_epochs", typed["epochs"])
     return config
-
-
-def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}")
-    else:
-        yield prefix, node
-
-
-def _at(node: Any, name: str) -> Any:
-    for key in name.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
-def _with(node: Any, keys: list[str], value: Any) -> Any:
-    first, *rest = keys
-    inner = node.get(first) if isinstance(node, Mapping) else None
-    return {**(node or {}), first: _with(inner, rest, value) if rest else value}

@@ -36,16 +36,16 @@ def checked(before: Mapping[str, Any], after: Mapping[str, Any], run: str) -> di
         InputError: one was added, removed or changed.
     """
     for key in (*before, *(key for key in after if key not in before)):
-        there, here = before.get(key), after.get(key)
-        if there == here or not (_shapes(there) or _shapes(here)):
+        old, new = before.get(key), after.get(key)
+        if old == new or not (_shapes(old) or _shapes(new)):
             continue
-        done = "removed from" if not here else "added to" if not there else "changed in"
-        name = (there or here)["_target_"].rpartition(".")[2]  # type: ignore[index]
+        done = "removed from" if not new else "added to" if not old else "changed in"
+        name = (old or new)["_target_"].rpartition(".")[2]  # type: ignore[index]
         raise InputError(
             f"resume={run}: callbacks.{key} cannot be {done} a run that has begun, as {name} shapes the weights that "
             "are trained; leave it as it was, or start a new run"
         )
-    return {key: _followed(before.get(key), here) for key, here in after.items()}
+    return {key: _followed(before.get(key), new) for key, new in after.items()}
 
 
 def _followed(there: Any, here: Any) -> Any:
@@ -61,7 +61,7 @@ def _shapes(node: Any) -> bool:
     if not isinstance(target, str):
         return False
     try:
-        found = locate(":".join(target.rpartition(".")[::2]))
+        callback = locate(":".join(target.rpartition(".")[::2]))
     except (ImportError, AttributeError, ValueError):
         return False  # which is said where it is made
-    return isinstance(found, type) and issubclass(found, SHAPING)
+    return isinstance(callback, type) and issubclass(callback, SHAPING)

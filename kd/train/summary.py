@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 
 from kd.callbacks.history import History
-from kd.data.datamodule import Data
-from kd.data.folder import Folder
+from kd.data.datamodule import ImageData
 from kd.distill.distiller import Distiller
 from kd.distill.spec import TeacherSpec
 from kd.distill.teacher import fingerprints
@@ -24,19 +23,18 @@ from kd.train.assemble import Config
 
 
 def summarise(
-    config: Config, distiller: Distiller, data: Any, record: History, accuracy: Mapping[str, float]
+    config: Config, distiller: Distiller, data: ImageData, record: History, accuracy: Mapping[str, float]
 ) -> dict[str, Any]:
     """All of the summary that is known without timing and test; ``accuracy`` is what the gate measured."""
     shape = list(data.shape)
     student = _network(config["student"], distiller.student, shape, prepare)
-    said = split(config["student"], "student", prepare)[1]
-    student |= {key: said.get(key) for key in ("checkpoint", "head", "freeze")}
-    if about := predictor.describe(distiller.objective, config["objective"]):
-        student |= {"predictor": about}
+    options = split(config["student"], "student", prepare)[1]
+    student |= {key: options.get(key) for key in ("checkpoint", "head", "freeze")}
+    if described := predictor.describe(distiller.objective, config["objective"]):
+        student |= {"predictor": described}
     if not distiller.classifies:
         student |= {"classifier": "untrained"}
-    known = isinstance(data, (Data, Folder))
-    content = data.describe() if known else {"classes": data.classes, "shape": shape}
+    content = data.describe() if data.parts else {"classes": data.classes, "shape": shape}
     names = classes.names_of(data)
     content |= {"names": list(names)} if names is not None else {}
     return {
@@ -52,10 +50,10 @@ def summarise(
     }
 
 
-def _network(node: Config, network: Any, shape: list[int], *around: Any) -> dict[str, Any]:
+def _network(node: Config, network: Any, shape: list[int], *wrappers: Any) -> dict[str, Any]:
     return {
         "name": name_of(node),
-        "config": split(node, name_of(node), *around)[0],
+        "config": split(node, name_of(node), *wrappers)[0],
         "mean": [round(m, 6) for m in network.mean.flatten().tolist()],
         "std": [round(s, 6) for s in network.std.flatten().tolist()],
         "size": network.size,
@@ -69,19 +67,19 @@ def _teacher(config: Config, distiller: Distiller, shape: list[int], accuracy: M
         return None
     spec = TeacherSpec.parse(config["teacher"])
     nodes, networks = spec.nodes(), distiller.teacher.networks()
-    around = (prepare,) if spec.online else (prepare, TeacherOptions)
-    known = distiller.members_sha256
-    sha256 = {name: known.get(name) or fingerprints({"": network}) for name, network in networks.items()}
-    found = {
-        name: {**_member(nodes[name], network, name, shape, accuracy, around), "sha256": sha256[name]}
+    wrappers = (prepare,) if spec.online else (prepare, TeacherOptions)
+    digests = distiller.members_sha256
+    sha256 = {name: digests.get(name) or fingerprints({"": network}) for name, network in networks.items()}
+    members = {
+        name: {**_member(nodes[name], network, name, shape, accuracy, wrappers), "sha256": sha256[name]}
         for name, network in networks.items()
     }
-    if "" in found:
-        return found[""]
-    together = {key: sum(about[key] for about in found.values()) for key in ("parameters", "macs")}
+    if "" in members:
+        return members[""]
+    together = {key: sum(member[key] for member in members.values()) for key in ("parameters", "macs")}
     return {
         "name": spec.display_name,
-        "members": found,
+        "members": members,
         **together,
         "sha256": distiller.teacher_sha256 or distiller.teacher.fingerprint(),
         "accuracy": accuracy.get(""),
@@ -94,11 +92,11 @@ def _member(
     name: str,
     shape: list[int],
     accuracy: Mapping[str, float],
-    around: tuple[Any, ...],
+    wrappers: tuple[Any, ...],
 ) -> dict[str, Any]:
-    options = split(node, name_of(node), *around)[1]
+    options = split(node, name_of(node), *wrappers)[1]
     return {
-        **_network(node, network, shape, *around),
+        **_network(node, network, shape, *wrappers),
         "classes": options.get("classes"),
         "checkpoint": options.get("checkpoint"),
         "accuracy": accuracy.get(name),

@@ -110,9 +110,9 @@ def start_of(recipe: Config, data: Any) -> str | None:
 
 def _callbacks(config: Config) -> dict[str, Any]:
     """kd's own as they come; those that only watch as the run has them."""
-    asked = config["callbacks"]
+    callbacks = config["callbacks"]
     return {
-        key: asked.get(key) if node["_target_"] in WATCHING and _same(asked.get(key), node) else node
+        key: callbacks.get(key) if node["_target_"] in WATCHING and _same(callbacks.get(key), node) else node
         for key, node in _defaults(config.get("nan", "stop")).items()
     }
 

@@ -1,4 +1,4 @@
-"""What files and folders of earlier runs hold of the code's own structure keeps its meaning when modules move."""
+"""Module paths and names stored in files of earlier runs stay valid when modules move."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def registered() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_dotted_path_that_run_folders_hold_still_leads_to_its_class(path: str) -> None:
+def test_dotted_paths_in_old_run_folders_resolve(path: str) -> None:
     made = build({"_target_": path}, "here", partial=True)
     assert made.func.__name__ == RENAMED.get(name := path.rpartition(".")[2], name)
 
 
-def test_the_paths_are_those_of_everything_that_is_registered() -> None:
+def test_path_list_covers_all_registered_classes() -> None:
     registered = {entry for registry in (losses, models, sources, modules, optimisers) for entry in registry.values()}
     known = {build({"_target_": path}, "here", partial=True).func for path in PATHS}
     assert {entry for entry in registered if entry.__module__.startswith("kd.")} <= known
@@ -62,11 +62,11 @@ def test_the_paths_are_those_of_everything_that_is_registered() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Callback) else "",
 )
-def test_a_callback_finds_its_state_in_checkpoints_under_the_same_name(callback: Callback, key: str) -> None:
+def test_callback_state_keys_do_not_change(callback: Callback, key: str) -> None:
     assert callback.state_key == key
 
 
-def test_a_trained_teacher_is_found_where_it_was() -> None:
+def test_trained_teacher_cache_key_does_not_change() -> None:
 
     from kd.distill.identity import teacher_key
     from kd.train.teacher_recipe import recipe_of
@@ -84,7 +84,7 @@ def test_a_path_of_an_earlier_version_is_the_same_loss() -> None:
     assert not differing(old, new)
 
 
-def test_a_function_stands_before_the_file_of_its_name() -> None:
+def test_function_takes_precedence_over_the_module_of_its_name() -> None:
     import kd.losses
 
     assert all(callable(getattr(kd.losses, name)) for name in ("at", "vid", "crd", "sp", "ofd"))

@@ -1,4 +1,4 @@
-"""Runs that are resumed, and what is kept of them, in configurations that are less usual."""
+"""Resumed runs in less usual configurations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import Complain
 from forked import kd_train_in
 from safetensors.torch import load_file
 from stopping import HERE, launched
-from test_compare import start
+from test_compare import compared
 from test_resume import FOLDER, as_if_nothing_happened, interrupted, pictures, whole
 
 import kd
@@ -52,7 +52,7 @@ def copy(done: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_that_looks_for_its_batch_size_ends_with_its_best_student(tmp_path: Path) -> None:
+def test_run_with_batch_size_search_saves_its_best_student(tmp_path: Path) -> None:
     words = ("callbacks=batch_size", "callbacks.batch_size.start=8", "callbacks.batch_size.most=32", *SMALL)
     run = launched(tmp_path, *words, "hydra.run.dir=run")
     assert run.returncode == 0, run.stderr
@@ -65,7 +65,7 @@ def test_a_run_that_looks_for_its_batch_size_ends_with_its_best_student(tmp_path
 
 def test_a_run_in_float64_is_resumed_from_weights_in_float64(tmp_path: Path) -> None:
     words = (*EXACT, "trainer.precision=64-true")
-    full = whole(tmp_path, "full", *words)
+    full = whole(tmp_path, "full", *words, fresh=False)
     struck = interrupted(tmp_path, "struck", {"moment": "step", "epoch": 1, "batch": 4}, *words)
     as_if_nothing_happened(struck, full)
 
@@ -79,8 +79,8 @@ def test_weights_in_float64_are_averaged_in_float64(tmp_path: Path, average: str
     assert any(not torch.equal(value, value.float().double()) for value in left)
 
 
-@pytest.mark.parametrize("typed", [(), ("epochs=3",)])
-def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(
+@pytest.mark.parametrize("typed", [(), ("epochs=3",)], ids=["resumed", "extended"])
+def test_finished_run_without_checkpoints_is_not_retrained(
     copy: Path, complain: Complain, typed: tuple[str, ...]
 ) -> None:
     shutil.rmtree(copy / "run/checkpoints")
@@ -92,7 +92,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(
     assert (copy / "run/student.safetensors").read_bytes() == before
 
 
-def test_an_untested_run_without_its_checkpoints_is_not_trained_anew(copy: Path, complain: Complain) -> None:
+def test_untested_run_without_checkpoints_is_not_retrained(copy: Path, complain: Complain) -> None:
     summary = summary_of(copy / "run")
     summary["metrics"] |= {"test": None, "untested": "a damaged picture"}
     (copy / "run/summary.json").write_text(json.dumps(summary))
@@ -100,7 +100,7 @@ def test_an_untested_run_without_its_checkpoints_is_not_trained_anew(copy: Path,
     assert "its checkpoints/last.ckpt is absent" in complain("resume=run")
 
 
-def test_a_run_that_was_ended_before_its_first_checkpoint_says_that_it_begins_anew(copy: Path) -> None:
+def test_run_killed_before_its_first_checkpoint_reports_a_restart(copy: Path) -> None:
     shutil.rmtree(copy / "run/checkpoints")
     (copy / "run/summary.json").unlink()
     on = resume(copy)
@@ -109,15 +109,13 @@ def test_a_run_that_was_ended_before_its_first_checkpoint_says_that_it_begins_an
 
 
 @pytest.mark.parametrize("name", ["last", "previous"])
-def test_the_best_checkpoint_has_not_the_name_of_the_last(complain: Complain, name: str) -> None:
+def test_best_and_last_checkpoints_have_different_names(complain: Complain, name: str) -> None:
     words = ("data=digits", "teacher=none", "objective=ce", f"callbacks.best.filename={name}")
     assert f"callbacks.best.filename={name} is the name of the checkpoint" in complain(*words)
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_damaged_best_checkpoint_of_any_name_is_said_before_training(
-    tmp_path: Path, complain: Complain, moved: bool
-) -> None:
+def test_damaged_best_checkpoint_is_reported_before_training(tmp_path: Path, complain: Complain, moved: bool) -> None:
     place = "first" if moved else "run"
     assert launched(tmp_path, *SMALL, "callbacks.best.filename=mine", f"hydra.run.dir={place}").returncode == 0
     if moved:
@@ -145,7 +143,7 @@ def test_dropout_is_drawn_from_the_seed_of_the_run(config: dict[str, Any] | None
     assert Distiller(student, None, loss, shape=[1, 8, 8], classes=3, config=config).seed == seed
 
 
-def test_a_best_checkpoint_in_a_folder_below_is_the_best_of_a_resumed_run(tmp_path: Path) -> None:
+def test_resumed_run_uses_a_best_checkpoint_in_a_subfolder(tmp_path: Path) -> None:
     words = (*SMALL, "callbacks.best.filename=below/best", "hydra.run.dir=first")
     assert launched(tmp_path, *words).returncode == 0
     shutil.move(tmp_path / "first", tmp_path / "run")
@@ -156,7 +154,7 @@ def test_a_best_checkpoint_in_a_folder_below_is_the_best_of_a_resumed_run(tmp_pa
     assert summary_of(tmp_path / "run")["metrics"]["chosen"] == "at the best validation epoch"
 
 
-def test_a_resumed_run_does_not_say_that_its_curves_will_be_deleted(copy: Path) -> None:
+def test_resumed_run_does_not_announce_deleting_its_curves(copy: Path) -> None:
     longer = resume(copy, "epochs=3")
     assert longer.returncode == 0
     assert "deleted" not in longer.stderr
@@ -168,37 +166,36 @@ def test_epochs_out_of_range_are_refused_where_a_run_is_resumed(copy: Path, comp
     assert "epochs" in complain("resume=run", f"epochs={epochs}")
 
 
-def test_a_run_that_is_limited_in_steps_says_which_number_makes_it_longer(copy: Path) -> None:
+def test_run_limited_in_steps_names_the_option_to_extend_it(copy: Path) -> None:
     by_steps = resume(copy, "epochs=9", "trainer.max_steps=16")
     assert by_steps.returncode == 0, by_steps.stderr
     again = resume(copy, "epochs=12")
     assert "trainer.max_steps=16 is reached, a higher number" in again.stdout
 
 
-def test_the_trainers_own_length_counts_beside_epochs_as_in_a_new_run(copy: Path) -> None:
+def test_trainer_length_and_epochs_combine_as_in_a_new_run(copy: Path) -> None:
     assert resume(copy, "epochs=3", "trainer.max_epochs=4").returncode == 0
     assert summary_of(copy / "run")["training"]["epochs"] == 4
 
 
 def test_a_study_of_another_configuration_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
     def compare(*more: str) -> tuple[int, str]:
-        process = start(tmp_path, "objective=[kd]", "seeds=1", "study=st", *more)
-        complained = process.communicate(timeout=300)[1]
-        return process.returncode, complained
+        done = compared(tmp_path, "objective=[kd]", "seeds=1", "study=st", *more)
+        return done.returncode, done.stderr
 
     teachers = tmp_path / "runs/teachers"
     assert compare()[0] == 0
     assert len(list(teachers.iterdir())) == 1
     code, complained = compare("optim.lr=0.3")
     assert code == 2
-    assert "give another study=" in complained
+    assert "set another study=" in complained
     assert len(list(teachers.iterdir())) == 1
     shutil.rmtree(teachers)
     assert compare()[0] == 0
     assert not teachers.exists()
 
 
-def test_a_run_is_resumed_where_its_pictures_were_moved_to(tmp_path: Path) -> None:
+def test_resume_with_moved_pictures(tmp_path: Path) -> None:
     pictures(tmp_path)
     taught = [word for word in FOLDER if not word.startswith(("teacher", "epochs"))]
     begun = [*taught, "teacher=none", "objective=ce", "epochs=1", "hydra.run.dir=run"]
@@ -211,5 +208,5 @@ def test_a_run_is_resumed_where_its_pictures_were_moved_to(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("word", ["data.size=24", "data.rot=x", "optim.lr=1", "objective.ce.weight=2"])
-def test_an_option_of_another_experiment_is_refused_by_its_name(copy: Path, complain: Complain, word: str) -> None:
+def test_resume_error_names_the_differing_option(copy: Path, complain: Complain, word: str) -> None:
     assert f"another experiment: {word.partition('=')[0]} (" in complain("resume=run", word)

@@ -1,4 +1,4 @@
-"""Repeated augmentation: an epoch as long as ever, each of its samples several times in a row, never alike."""
+"""Repeated augmentation: epochs of equal length, in which each sample comes several times, augmented differently."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def batches(repeats: int, **options: int) -> list[Batch]:
 
 
 @given(repeats=st.integers(1, 5), epoch=st.integers(0, 5), world=st.integers(1, 4), start=st.integers(0, 20))
-def test_each_sample_comes_in_a_row_and_processes_share_them_out(
-    repeats: int, epoch: int, world: int, start: int
-) -> None:
+def test_repeats_are_consecutive_and_shared_by_processes(repeats: int, epoch: int, world: int, start: int) -> None:
     plain = shard(40, True, 3, epoch, 0, 1, 0)
     whole = shard(40, True, 3, epoch, 0, 1, 0, repeats)
     assert len(whole) == 40
@@ -33,7 +31,7 @@ def test_each_sample_comes_in_a_row_and_processes_share_them_out(
     assert together == whole[start:].tolist()
 
 
-def test_the_batch_says_which_time_it_is_also_when_it_goes_on() -> None:
+def test_batch_contains_the_repeat_number_also_after_resuming() -> None:
     times = torch.cat([batch.view for batch in batches(3)])  # type: ignore[misc]
     assert times.tolist() == [position % 3 for position in range(40)]
     on = batches(3, start=8)
@@ -44,9 +42,11 @@ def test_the_batch_says_which_time_it_is_also_when_it_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"pad": 3, "flip": True}, {"transform": "randaugment"}, {"mixup": 1.0}, {"views": 50, "pad": 3}]
+    "more",
+    [{"pad": 3, "flip": True}, {"transform": "randaugment"}, {"mixup": 1.0}, {"views": 50, "pad": 3}],
+    ids=["crop-and-flip", "randaugment", "mixup", "views"],
 )
-def test_each_time_shows_another_augmentation_and_no_epoch_repeats_another(more: dict[str, object]) -> None:
+def test_augmentations_differ_by_repeat_and_epoch(more: dict[str, object]) -> None:
     memory = Memory(ARRAYS, batch_size=10, val="test", repeats=2, **more)  # type: ignore[arg-type]
     seen: dict[int, list[torch.Tensor]] = {}
     for epoch in range(2):

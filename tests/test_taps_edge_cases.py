@@ -1,4 +1,4 @@
-"""Taps on networks that run otherwise in training, by keyword, several times, in two places, or once more."""
+"""Taps on networks that behave differently in training, by keyword, run several times, or recomputed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_inplace_function_that_acts_in_training_only_is_refused_when_it_train
         taps(IMAGES)
 
 
-def test_a_layer_that_is_skipped_in_training_is_one_line() -> None:
+def test_layer_skipped_in_training_gives_a_one_line_error() -> None:
     network = Net("skipped").eval()
     taps = Taps(network, ["second", "second@fc"])
     assert taps(IMAGES)["second"].shape == (2, 6)
@@ -78,7 +78,7 @@ def test_a_layer_that_is_skipped_in_training_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("kind", ["skipped", "functional", "reentrant"])
-def test_a_distiller_says_so_before_it_trains_and_leaves_the_student_as_it_was(kind: str) -> None:
+def test_distiller_refuses_it_before_training_without_changing_the_student(kind: str) -> None:
     def made(student: nn.Module) -> Distiller:
         terms = Objective(
             {"hint": Term(FitNets(), student="second" if kind != "functional" else "first", teacher="fc")}
@@ -153,7 +153,7 @@ def test_the_states_of_a_recurrent_layer_and_attention_are_tapped_by_position() 
     assert Taps(network, ["rnn:0"])(torch.rand(2, 3, 4))["rnn:0"].shape == (2, 3, 5)
 
 
-def test_a_layer_that_runs_twice_answers_with_its_last_run_under_both_its_names() -> None:
+def test_layer_run_twice_gives_its_last_output_under_both_names() -> None:
     network = Net("twice").eval()
     tapped = Taps(network, ["second", "shared", "second:in"])(IMAGES)
     first = network.second(network.first(IMAGES.flatten(1))).tanh()
@@ -163,7 +163,7 @@ def test_a_layer_that_runs_twice_answers_with_its_last_run_under_both_its_names(
 
 
 @pytest.mark.parametrize("layer", ["second", "second:in"])
-def test_a_layer_under_activation_checkpointing_gives_the_plain_gradient_and_keeps_nothing(layer: str) -> None:
+def test_activation_checkpointing_gives_the_plain_gradient_and_holds_no_tensors(layer: str) -> None:
     gradients = []
     plain = Net()
     for kind in ("", "checkpointed"):
@@ -179,7 +179,7 @@ def test_a_layer_under_activation_checkpointing_gives_the_plain_gradient_and_kee
             torch.testing.assert_close(one, other)
 
 
-def test_a_tap_inside_recomputed_blocks_gives_the_plain_gradient_and_keeps_nothing() -> None:
+def test_tap_inside_recomputed_blocks_gives_the_plain_gradient_and_holds_no_tensors() -> None:
     gradients = []
     for again in (False, True):
         torch.manual_seed(0)
@@ -207,7 +207,7 @@ def test_a_layer_that_runs_without_gradient_in_training_is_refused() -> None:
     IMAGES.requires_grad_(False)
 
 
-def test_after_a_failed_pass_nothing_is_kept_and_the_next_one_works() -> None:
+def test_failed_pass_holds_no_tensors_and_the_next_one_works() -> None:
     network = Net()
     taps = Taps(network, ["second"])
     with pytest.raises(RuntimeError):

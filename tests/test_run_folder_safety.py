@@ -1,4 +1,4 @@
-"""What a run refuses to lose or to call a success: other experiments, NaN, full disks, torn and foreign files."""
+"""What a run refuses to lose: other experiments, NaN, full disks, damaged and foreign files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kd.run_folder.checkpoints import latest
 HERE = Path(__file__).parent
 
 
-def test_a_stopped_run_leaves_a_checkpoint_and_no_summary(copy: Path) -> None:
+def test_stopped_run_has_a_checkpoint_and_no_summary(copy: Path) -> None:
     found = latest(copy / "run")
     assert found is not None
     assert found.content["global_step"] == 10
@@ -32,30 +33,30 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_summary(copy: Path) -> None:
     assert not (copy / "run/summary.json").exists()
 
 
-def test_the_same_words_again_and_a_longer_run_are_the_same_experiment(copy: Path) -> None:
+def test_same_options_or_more_epochs_are_the_same_experiment(copy: Path) -> None:
     on = launched(copy, "resume=run", "data.batch_size=16", "optim.lr=0.05")
     assert on.returncode == 0, on.stderr
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 14
     again = launched(copy, "resume=run")
     assert again.returncode == 0
-    assert "run is finished already; epochs=N goes on for longer" in again.stdout
+    assert "run is finished already; epochs=N trains for longer" in again.stdout
     longer = kd_train_in(copy, ["resume=run", "epochs=3"], {})
     assert longer.returncode == 0, longer.stderr
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 21
 
 
-def test_a_folder_is_never_written_twice(copy: Path, complain: Complain) -> None:
+def test_existing_run_folder_is_not_overwritten(copy: Path, complain: Complain) -> None:
     line = complain(*WORDS, "hydra.run.dir=done")
     assert line == "error: done already contains a run: resume it with resume=done, or set another hydra.run.dir"
 
 
 def _limit(megabytes: float) -> Any:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (int(megabytes * 1e6), int(megabytes * 1e6)))
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (int(megabytes * 1e6), int(megabytes * 1e6)))
 
 
-def test_a_file_that_cannot_grow_costs_one_line_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+def test_file_size_limit_preserves_the_previous_checkpoint(tmp_path: Path) -> None:
     done = launched(
-        tmp_path, "callbacks.last.steps=2", "trainer.max_epochs=4", "hydra.run.dir=run", preexec_fn=_limit(0.04)
+        tmp_path, "callbacks.last.steps=2", "trainer.max_epochs=4", "hydra.run.dir=run", before=_limit(0.04)
     )
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
@@ -64,7 +65,7 @@ def test_a_file_that_cannot_grow_costs_one_line_and_keeps_the_checkpoint_before(
     assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
-def test_a_checkpoint_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+def test_checkpoint_replacement_is_atomic(tmp_path: Path) -> None:
     files, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     files.save_checkpoint({"a": torch.ones(3)}, path)
 
@@ -91,7 +92,7 @@ def small(tmp_path: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_too_small_is_said_before_training(tmp_path: Path, small: Path) -> None:
+def test_too_small_disk_is_reported_before_training(tmp_path: Path, small: Path) -> None:
     done = launched(tmp_path, "student=resnet20", f"hydra.run.dir={small}/run")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -100,7 +101,7 @@ def test_a_disk_that_is_too_small_is_said_before_training(tmp_path: Path, small:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up(tmp_path: Path, small: Path) -> None:
+def test_disk_full_during_training(tmp_path: Path, small: Path) -> None:
     words = ("student=resnet8", "callbacks.last.steps=1", "trainer.max_epochs=6", f"hydra.run.dir={small}/run")
     filler = f"+callbacks.filler={{_target_: saboteur.Filler, file: {small}/rest, step: 20}}"
     done = launched(tmp_path, *words, filler)
@@ -114,7 +115,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_tensorboard_and_not_the_run(tmp_path: Path, small: Path) -> None:
+def test_full_disk_stops_tensorboard_but_not_the_run(tmp_path: Path, small: Path) -> None:
     (small / "rest").write_bytes(b"x" * (3 * 2**20 - 20_000))
     words = (f"+logger.tensorboard.save_dir={small}", "trainer.max_epochs=8", "hydra.run.dir=run")
     done = launched(tmp_path, *words)
@@ -124,7 +125,7 @@ def test_a_full_disk_costs_tensorboard_and_not_the_run(tmp_path: Path, small: Pa
     assert (tmp_path / "run/summary.json").exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder(tmp_path: Path, complain: Complain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert "file" in complain(*WORDS, "hydra.run.dir=file/run")
@@ -135,7 +136,7 @@ def test_the_times_of_saving_are_positive(complain: Complain, word: str) -> None
     assert f"callbacks.last: {word.partition('=')[0]} must be above 0" in complain(f"callbacks.last.{word}")
 
 
-def test_the_first_released_format_is_read(tmp_path: Path, kd_train: Run) -> None:
+def test_first_released_checkpoint_format_loads(tmp_path: Path, kd_train: Run) -> None:
     """``formats/1``: what version 1 of checkpoints and summaries left behind, one run finished and one stopped."""
     shutil.copytree(HERE / "formats/1", tmp_path, dirs_exist_ok=True)
     assert kd.load(tmp_path / "done")(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 4)
@@ -144,6 +145,6 @@ def test_the_first_released_format_is_read(tmp_path: Path, kd_train: Run) -> Non
     assert "resume: from step 10" in on.stdout
 
 
-def test_last_says_what_it_takes() -> None:
+def test_resume_last_reports_the_chosen_run() -> None:
     with pytest.raises(kd.errors.InputError, match="steps must be above 0"):
         Last("here", steps=0)

@@ -1,4 +1,4 @@
-"""The place in an epoch, the gate and the guard, where a run goes on under other circumstances."""
+"""The place in an epoch, the gate and the guard after a resume under other circumstances."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def trainer(**known: Any) -> Any:
 
 
 @given(st.integers(1, 300), st.integers(1, 16), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3]), st.data())
-def test_batches_done_and_batches_to_come_are_an_epoch(
+def test_completed_and_remaining_batches_make_an_epoch(
     count: int, size: int, before: int, now: int, draw: st.DataObject
 ) -> None:
     images = torch.zeros(count, 1, 1, 1, dtype=torch.uint8)
@@ -75,7 +75,7 @@ def broken(scale: float | None, part: float = 1.0, **options: Any) -> NaNGuard:
     return guard
 
 
-def test_the_search_for_float16_s_scale_is_no_failure() -> None:
+def test_float16_scale_search_is_not_a_failure() -> None:
     assert broken(65536.0).skipped == 0
     assert broken(65536.0, nan="skip").skipped == 0
     for scale, part in ((None, 1.0), (1.0, 1.0), (65536.0, float("nan"))):
@@ -83,7 +83,7 @@ def test_the_search_for_float16_s_scale_is_no_failure() -> None:
             broken(scale, part)
 
 
-def test_an_update_is_not_left_out_where_statistics_are_spoiled() -> None:
+def test_no_skipped_update_where_statistics_are_nonfinite() -> None:
     module: Any = nn.BatchNorm1d(2)
     module.weight.grad = torch.full((2,), float("nan"))
     known = trainer(precision_plugin=SimpleNamespace(), global_step=0)
@@ -96,7 +96,7 @@ def test_an_update_is_not_left_out_where_statistics_are_spoiled() -> None:
         guard.on_before_optimizer_step(known, module, optimizer)
 
 
-def test_the_teacher_s_accuracy_travels_with_the_run() -> None:
+def test_resumed_run_has_the_accuracy_of_its_teacher() -> None:
     before, after = TeacherGate(), TeacherGate()
     before.accuracy = {"": 0.75}
     after.load_state_dict(before.state_dict())

@@ -1,4 +1,4 @@
-"""A run whose test part fails keeps what it trained, and its test scores can still be had."""
+"""A run whose test part fails preserves what it trained, and its test scores can be computed later."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kd.export import export
 from kd.report import write
 from kd.run_folder.summary import is_finished
 
-FAIL = "+callbacks.fail._target_=test_failed_test.Fail"
+FAIL = "+callbacks.fail._target_=test_failed_test_part.Fail"
 FOLDER = (
     *("data=folder", "data.root=pictures", "data.size=16", "data.batch_size=8", "data.val=0.2", "data.workers=0"),
     *("teacher=none", "objective=ce", "student=cnn", "epochs=2", "trainer.enable_progress_bar=false"),
@@ -65,7 +65,7 @@ def here(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_student_history_and_a_summary_without_test_scores_are_left(here: Path) -> None:
+def test_failed_test_preserves_student_history_and_summary(here: Path) -> None:
     mine, its = summary_of(here / "run"), summary_of(here / "done")
     assert mine["metrics"]["test"] is None
     assert mine["metrics"]["untested"] == "test/7.png cannot be decoded"
@@ -79,11 +79,9 @@ def test_student_history_and_a_summary_without_test_scores_are_left(here: Path) 
     assert is_finished(here / "done")
 
 
-def test_the_run_says_which_command_supplies_the_scores_and_that_does(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (line,) = (line for line in (here / "said.txt").read_text().splitlines() if line.startswith("test: it failed"))
-    program, *words = words_of(line.partition("measured by: ")[2])
+def test_suggested_command_computes_the_missing_scores(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = (line for line in (here / "said.txt").read_text().splitlines() if line.startswith("the test failed"))
+    program, *words = words_of(line.partition("test it with: ")[2])
     assert program == "kd-evaluate"
     monkeypatch.setattr(sys, "argv", [program, *words])
     kd.cli.evaluate()
@@ -94,7 +92,7 @@ def test_the_run_says_which_command_supplies_the_scores_and_that_does(
     assert is_finished(here / "run")
 
 
-def test_scores_on_other_data_or_another_part_are_not_taken_for_the_test_s(here: Path) -> None:
+def test_scores_on_other_data_or_parts_are_not_used_as_test_scores(here: Path) -> None:
     evaluate("run", part="val")
     evaluate("run", data={"test": 40})
     assert summary_of(here / "run")["metrics"]["test"] is None
@@ -115,7 +113,7 @@ def test_a_resume_tests_and_trains_nothing(here: Path) -> None:
     assert mine["training"]["steps"] == its["training"]["steps"]
 
 
-def test_a_longer_run_whose_test_fails_keeps_no_answers_of_the_shorter_one(here: Path) -> None:
+def test_failed_test_of_a_longer_run_removes_older_predictions(here: Path) -> None:
     (here / "mended").touch()
     assert kd_train_in(here, ["resume=run", "trust=true"], {"PYTHONPATH": str(HERE)}).returncode == 0
     (here / "mended").unlink()
@@ -126,9 +124,9 @@ def test_a_longer_run_whose_test_fails_keeps_no_answers_of_the_shorter_one(here:
     assert not (here / "run/predictions.safetensors").exists()
 
 
-def test_the_report_and_the_export_take_a_run_without_test_scores(here: Path) -> None:
+def test_report_and_export_accept_a_run_without_test_scores(here: Path) -> None:
     write(here, here / "out")
-    assert "no test accuracy, as the others have" in (here / "out/results.csv").read_text()
+    assert "no test accuracy, unlike the others" in (here / "out/results.csv").read_text()
     shutil.rmtree(here / "done")
     write(here, here / "alone")
     assert "run,finished" in (here / "alone/results.csv").read_text()
@@ -136,13 +134,13 @@ def test_the_report_and_the_export_take_a_run_without_test_scores(here: Path) ->
     assert "not measured" in (here / "run/export/safetensors/card.md").read_text()
 
 
-def test_the_report_takes_a_run_that_validated_nothing(here: Path) -> None:
+def test_report_accepts_a_run_without_validation(here: Path) -> None:
     assert launched(here, "+trainer.max_steps=3", "hydra.run.dir=blind/run").returncode == 0
     write(here / "blind", here / "out")
     assert "run,finished" in (here / "out/results.csv").read_text()
 
 
-def test_a_damaged_picture_of_the_test_part_costs_no_training(tmp_path: Path, complain: Complain) -> None:
+def test_damaged_test_picture_does_not_lose_the_training(tmp_path: Path, complain: Complain) -> None:
     pictures(tmp_path)
     picture = tmp_path / "pictures/val/class1/3.png"
     whole = picture.read_bytes()
@@ -161,7 +159,7 @@ def test_a_damaged_picture_of_the_test_part_costs_no_training(tmp_path: Path, co
     assert "is finished already" in kd_train_in(tmp_path, ["resume=run"], {}).stdout
 
 
-def test_kd_evaluate_on_a_repaired_picture_says_that_the_data_was_another(tmp_path: Path) -> None:
+def test_evaluation_on_repaired_data_reports_that_the_data_changed(tmp_path: Path) -> None:
     pictures(tmp_path)
     picture = tmp_path / "pictures/val/class1/3.png"
     whole = picture.read_bytes()
@@ -185,7 +183,7 @@ def compared(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_comparison_goes_on_with_a_cell_whose_test_failed(tmp_path: Path) -> None:
+def test_comparison_continues_after_a_cell_with_a_failed_test(tmp_path: Path) -> None:
     (tmp_path / "mended").touch()
     first = compared(tmp_path, "study=other", "objective=dkd")  # trains the teacher
     assert first.returncode == 0, first.stderr

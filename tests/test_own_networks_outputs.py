@@ -1,4 +1,4 @@
-"""Networks whose weights are not all that they need, and run folders whose network gives several tensors."""
+"""Networks with state outside of their weights, and run folders whose network gives several tensors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trained import trained
 
 import kd
 import kd.cli
+from kd.errors import TrainingFailed
 from kd.process.classify import classify
 from kd.run_folder.from_run import network_of
 from kd.run_folder.summary import read_summary
@@ -110,22 +111,18 @@ def student(name: str, at: str = "student") -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["DrawnAttribute", "DrawnBuffer", "Counting"])
-def test_a_network_whose_weights_do_not_say_what_it_answers_is_refused_at_the_start(
-    name: str, complain: Complain, tmp_path: Path
-) -> None:
+def test_network_with_state_outside_its_weights_is_refused(name: str, complain: Complain, tmp_path: Path) -> None:
     line = complain(*SMALL, *student(name), "teacher=cnn", "hydra.run.dir=run")
     assert f"student: {name} gives other logits when it is made anew around the same weights" in line
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["Kept", "RandomAnswer"])
-def test_a_network_whose_weights_say_what_it_answers_or_that_is_random_is_trained(name: str, tmp_path: Path) -> None:
+def test_network_with_all_state_in_its_weights_or_random_is_trained(name: str, tmp_path: Path) -> None:
     kd.load(trained(tmp_path, *ALONE, *student(name)), trust=True)
 
 
-def test_a_run_folder_as_teacher_brings_the_choice_of_its_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_folder_as_teacher_brings_its_output_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = trained(tmp_path / "source", *ALONE, *student("Several"), "+student.output=scores")
     assert network_of(str(source), trust=True)["output"] == "scores"
@@ -136,7 +133,7 @@ def test_a_run_folder_as_teacher_brings_the_choice_of_its_output(
     assert read_summary(run)["teacher"]["output"] == "scores"
 
 
-def test_no_number_of_the_closing_table_is_cut_where_names_are_long(
+def test_summary_table_shows_whole_numbers_beside_long_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -160,12 +157,12 @@ class Overflowing(Net):
         return logits if self.training or x.shape[0] <= 2 else logits * float("inf")
 
 
-def test_logits_that_are_not_finite_in_validation_and_test_are_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trained(tmp_path, *ALONE, *student("Overflowing"), "epochs=2")
-    for part in ("validation", "test"):
-        assert caplog.text.count(f"the student's logits on {part} images are not finite in eval mode") == 1
+def test_nonfinite_logits_warn_in_validation_and_end_the_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(
+        TrainingFailed, match=r"the student's logits are not finite for 20 test images: a lower optim\.lr"
+    ):
+        trained(tmp_path, *ALONE, *student("Overflowing"), "epochs=2")
+    assert caplog.text.count("the student's logits on 6 validation images are not finite in eval mode") == 1
 
 
 def test_an_auxiliary_head_without_a_gradient_on_two_processes_names_the_strategy() -> None:
@@ -185,10 +182,10 @@ class Auxiliary(Net):
 
 
 @pytest.mark.parametrize(("output", "warned"), [(0, True), (1, False), (-1, False)])
-def test_a_chosen_output_that_eval_mode_does_not_give_is_warned_of(
+def test_warning_where_eval_mode_lacks_the_chosen_output(
     output: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trained(tmp_path, *ALONE, *student("Auxiliary"), f"+student.output={output}")
-    said = f"student.output={output} trains another head than eval mode gives, which is 1"
+    said = f"student.output={output} trains another head than eval mode returns, which is 1"
     assert (said in caplog.text) == warned
     assert read_summary(run)["student"]["output"] == output
