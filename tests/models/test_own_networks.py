@@ -446,7 +446,7 @@ def test_warning_for_probabilities_instead_of_logits(caplog: pytest.LogCaptureFi
 )
 def test_teacher_random_in_eval_mode_is_refused_with_a_remedy(words: tuple[str, ...], complain: Complain) -> None:
     line = complain(*SMALL, "student=cnn", *student("make", "teacher", kind="Random"), *words)
-    assert "different logits for the same images" in line
+    assert "returns different logits for the same images on each call, even in eval mode" in line
     assert "F.dropout without training=self.training" in line
     assert "speed." not in line
 
