@@ -106,16 +106,6 @@ def test_imports_have_one_direction() -> None:
         visit(name, ())
 
 
-def test_hydra_is_imported_only_by_the_command_line() -> None:
-    allowed = ("kd.registry.", "kd.process.", "kd.compare.", "kd.cli")
-    for name, tree in modules().items():
-        for node in ast.walk(tree):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if any(n.split(".")[0] in ("hydra", "omegaconf") for n in names):
-                assert name.startswith(allowed), name
-
-
 def test_files_and_functions_are_short() -> None:
     lengths = sorted(len(path.read_text().splitlines()) for path in (ROOT / "kd").rglob("*.py"))
     assert lengths[len(lengths) // 2] < 120
