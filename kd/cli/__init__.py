@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from kd.process._hydra import argument_parser
 from kd.process.classify import classify
 from kd.process.compose import SAVED, composing, job_of, plain
 from kd.process.exits import Exit, exit_on_error, print_error
-from kd.registry import load_plugins, locate, node_of
+from kd.registry import defaults_of, load_plugins, locate, node_of
 
 FUNCTIONS = {"evaluate": "kd.evaluate:evaluate", "export": "kd.export:export"}  # their parameters are the keys
 
@@ -119,7 +119,9 @@ def _register_function(name: str) -> Callable[..., Any]:
     """Registers the parameters of a command's function, with their defaults, as its root keys; returns the function."""
     function = locate(FUNCTIONS[name])
     root = OmegaConf.structured(node_of(function))
-    OmegaConf.set_struct(root.data, False)  # any key of the run's own data may be changed
+    for key, default in defaults_of(function).items():
+        if isinstance(default, Mapping):  # such as any key of the run's own data
+            OmegaConf.set_struct(root[key], False)
     ConfigStore.instance().store(name=f"{name}_root", node=root, provider="kd")
     return function
 

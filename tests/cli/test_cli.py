@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import Complain, Run
 from fork import kd_train_in
+from hydra.core.config_store import ConfigStore
 
 import kd
 import kd.cli
@@ -339,3 +340,12 @@ def test_training_with_a_lightning_data_module(kd_train: Run, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/summary.json").read_text())["training"]["steps"] == 8
+
+
+@pytest.mark.parametrize(("function", "key"), [("kd.run_folder.load:load", "folder"), ("kd.evaluate:evaluate", "data")])
+def test_the_keys_of_a_command_are_the_parameters_of_any_function(
+    function: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kd.cli.FUNCTIONS, "new", function)
+    kd.cli._register_function("new")
+    assert key in set(ConfigStore.instance().load("new_root.yaml").node)
