@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SOURCES = [path for path in sorted((ROOT / "kd").rglob("*.py")) if path.name != "aliases.py"]  # which lists old paths
 CONFIGS = sorted(Path(kd.CONFIG_DIR).rglob("*.yaml"))
 NO_OBJECTS = ("kd.plugins", "kd.format_version")  # an entry-point group, a key of a file
-PLACEHOLDERS = ("NAME", "cosine", "mine.py")
+PLACEHOLDERS = ("NAME", "CLASS", "cosine", "mine.py")
 
 
 def exists(name: str) -> bool:
@@ -72,6 +73,14 @@ def test_files_exist() -> None:
     assert not missing(paths, [*PAGES, *SOURCES], lambda name, _: any(ROOT.glob(name)))
     links = r"\]\(((?![a-z]+:|#)[\w./-]*\.\w+)(?:#[\w-]*)?\)"
     assert not missing(links, PAGES, lambda name, path: (path.parent / name).exists())
+
+
+def test_the_readme_counts_objectives_and_golden_cases() -> None:
+    objectives = len(list((ROOT / "configs/objective").glob("*.yaml")))
+    cases = len(json.loads((ROOT / "tests/golden/index.json").read_text())["cases"])
+    text = (ROOT / "README.md").read_text()
+    assert f"{objectives} objectives" in text
+    assert f"{cases} golden cases" in text
 
 
 def commands() -> Iterator[tuple[str, bool]]:
