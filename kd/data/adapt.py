@@ -1,4 +1,4 @@
-"""From whatever a custom loader yields to a :class:`Batch`: the only place that knows the structure."""
+"""Converts whatever a custom loader yields to a :class:`Batch`; no other file depends on its structure."""
 
 from __future__ import annotations
 

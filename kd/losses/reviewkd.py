@@ -29,7 +29,7 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
 class Fusion(nn.Module):
     """Attention-based fusion of one layer with the output of the deeper layers.
 
-    x = BN(conv1x1(layer)) becomes z0 * x + z1 * residual with maps z = sigmoid(conv1x1([x, residual])); the answer is
+    x = BN(conv1x1(layer)) becomes z0 * x + z1 * residual with maps z = sigmoid(conv1x1([x, residual])); the output is
     BN(conv3x3(x)) in the teacher's shape, and x itself is passed on.
     """
 
@@ -87,8 +87,8 @@ class ReviewKD(nn.Module):
         fused: list[Tensor] = []
         residual: Tensor | None = None
         for fusion, (s, t) in zip(reversed(self.fusions), reversed(both)):
-            answer, residual = fusion(s, residual, t.shape[-2:])
-            fused.insert(0, answer)
+            output, residual = fusion(s, residual, t.shape[-2:])
+            fused.insert(0, output)
         return fused
 
     def forward(self, student: Layers, teacher: Layers) -> Tensor:

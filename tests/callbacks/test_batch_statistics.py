@@ -105,7 +105,7 @@ def test_the_least_momentum_falls_in_powers_of_a_half() -> None:
 
 
 def test_warning_where_a_learning_student_validates_at_chance(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "kd.batch_statistics"):
+    with caplog.at_level(logging.WARNING, "kd.callbacks.batch_statistics"):
         trained(0.001, AtChance())
     assert len(caplog.records) == 1
     assert "no better than chance" in caplog.text
@@ -113,7 +113,7 @@ def test_warning_where_a_learning_student_validates_at_chance(caplog: pytest.Log
 
 
 def test_warning_for_wrong_validation_labels_only(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "kd.batch_statistics"):
+    with caplog.at_level(logging.WARNING, "kd.callbacks.batch_statistics"):
         trained(0.1, BatchStatistics(), AtChance())
         assert not caplog.records
         trained(0.1, BatchStatistics(), AtChance(), val_labels=(arrays(1, 50)[1] + 1) % 3)
