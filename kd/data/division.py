@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd.data.decode import File
 from kd.data.listing import Listing
-from kd.data.scaled import share_of
+from kd.data.option_defaults import share_of
 from kd.data.split import TEST_SPLIT, Subset, split, stratified
 from kd.errors import InputError
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.data import scaled
-from kd.data.account import account
+from kd.data import option_defaults
 from kd.data.augment import RULE
 from kd.data.batch import Batch
+from kd.data.class_counts import account
 from kd.data.content import Content
 from kd.data.datamodule import ImageData, overfits
 from kd.data.decode import Reading
@@ -33,7 +33,7 @@ FIRST = 2  # images of the first batch of a part
 class Folder(ImageData):
     """A LightningDataModule for images in files.
 
-    Options that are None are derived from the data; see :mod:`kd.data.scaled`.
+    Options that are None are derived from the data; see :mod:`kd.data.option_defaults`.
 
     Args:
         root: contains parts of class folders, class folders, or shards. See :func:`~kd.data.listing.listed`.
@@ -114,7 +114,8 @@ class Folder(ImageData):
         _check(size, batch_size, workers, sampler)
         self.sampler, self.drop_last, self.reading = sampler, drop_last, Reading(exif, background, white)
         self.root, self.mean, self.std, self.seed, self.start = root, mean, std, seed, 0
-        self.content, self.val, self.workers = Content(root), val, scaled.workers() if workers is None else workers
+        self.workers = option_defaults.workers() if workers is None else workers
+        self.content, self.val = Content(root), val
         listing = self._listing(train, val, test, damaged)
         roles = divided(listing, val, test, Subset(fraction, per_class, unlabelled), split_seed)
         self._scale(roles, size, batch_size)
@@ -125,9 +126,9 @@ class Folder(ImageData):
     def _scale(self, roles: Roles, size: int | None, batch_size: int | None) -> None:
         """Sets size and batch size, derived from the data where they are None."""
         files = roles.train or roles.test
-        scaled.check_values(files, self.reading)
-        self.resolved = {} if size else {"size": scaled.size_of(files)}
-        self.resolved |= {} if batch_size else {"batch_size": scaled.batch_of(len(roles.train))}
+        option_defaults.check_values(files, self.reading)
+        self.resolved = {} if size else {"size": option_defaults.size_of(files)}
+        self.resolved |= {} if batch_size else {"batch_size": option_defaults.batch_of(len(roles.train))}
         size = size or self.resolved["size"]
         self.shape, self.batch_size = (3, size, size), batch_size or self.resolved["batch_size"]
         if roles.train and len(roles.train) < self.batch_size:

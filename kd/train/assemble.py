@@ -19,9 +19,9 @@ from kd.callbacks.curves import keep_rows
 from kd.callbacks.modes import mode_of
 from kd.callbacks.position import Position
 from kd.callbacks.speed import ApplySpeed, Speed
+from kd.data.custom import adopted
 from kd.data.datamodule import Data, ImageData, image_data
 from kd.data.memory import Memory
-from kd.data.own import adopted
 from kd.distill.cached import Cached, CacheOptions, cached
 from kd.distill.distiller import Distiller
 from kd.distill.dot import check_trainer

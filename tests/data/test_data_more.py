@@ -21,9 +21,9 @@ from torchvision.io import write_png
 import kd
 from kd import InputError
 from kd.data.arrays import adapted
+from kd.data.custom import adopted
 from kd.data.folder import Folder
 from kd.data.listing import listed
-from kd.data.own import adopted
 from kd.evaluate import evaluate
 from kd.evaluate.loaded_run import batches
 from kd.run_folder import classes

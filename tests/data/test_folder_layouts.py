@@ -22,7 +22,7 @@ from kd.compare.plan import check_same
 from kd.data import content
 from kd.data.folder import Folder
 from kd.data.listing import listed
-from kd.data.scaled import batch_of, share_of
+from kd.data.option_defaults import batch_of, share_of
 from kd.data.split import stratified
 from kd.errors import InputError
 

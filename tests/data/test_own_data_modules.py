@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import kd
 from kd import InputError
+from kd.data.custom import adopted
 from kd.data.datamodule import data_of, image_data
-from kd.data.own import adopted
 from kd.evaluate.loaded_run import batches
 
 SHAPE, CLASSES = (1, 8, 8), 4
