@@ -85,7 +85,7 @@ def decode(file: File, reading: Reading = PLAIN) -> Tensor:
     except InputError as error:
         raise InputError(f"{file} {error}") from error
     except UnidentifiedImageError as error:
-        raise Damaged(f"{file} cannot be decoded: Pillow does not know its format{_pointer(file)}") from error
+        raise Damaged(f"{file} cannot be decoded: Pillow does not support its format{_pointer(file)}") from error
     except Exception as error:  # Pillow's readers raise any exception on a broken file
         line = (str(error).splitlines() or [""])[0]
         raise Damaged(f"{file} cannot be decoded: {type(error).__name__} {line}") from error

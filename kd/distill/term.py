@@ -171,7 +171,7 @@ def _needs(loss: nn.Module) -> tuple[str, ...]:
     names = tuple(inspect.signature(loss.forward).parameters)
     if strangers := [name for name in names if name not in WORDS]:
         raise InputError(
-            f"{type(loss).__name__}.forward asks for {strangers[0]!r}; a loss may ask for {', '.join(WORDS)}"
+            f"{type(loss).__name__}.forward has a parameter {strangers[0]!r}; a loss may have {', '.join(WORDS)}"
         )
     return names
 

@@ -235,7 +235,7 @@ def _frozen(member: MemberSpec, data: ImageData, weights: bool) -> Frozen:
             fresh = unwrap(network(member.without_weights(), at, data, None, TeacherOptions))
             outputs = outputs_of(fresh, configured["checkpoint"], configured.get("checkpoint_key"))
         if outputs is None:
-            raise InputError(f"{at}.outputs must say how many classes the teacher knows, as {at}.classes picks some")
+            raise InputError(f"{at}.classes picks some of the teacher's classes: set {at}.outputs to their number")
     with located(at):
         return Frozen(network(node, at, data, outputs, TeacherOptions), classes)
 
