@@ -419,7 +419,7 @@ def test_wrong_rows_of_partly_cached_batches_are_detected_in_every_epoch(tmp_pat
     assert any(known.any() for known in met)
     assert not any(known.all() for known in met)  # of 162 views, as a rule some are new
     teacher.table.parts["values"].add_(1.0)
-    with pytest.raises(InputError, match="does not hold this teacher's answers"):
+    with pytest.raises(InputError, match="does not contain this teacher's logits"):
         all(teacher(batch) for batch in later)
 
 
