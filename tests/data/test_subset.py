@@ -199,7 +199,7 @@ def test_soft_terms_use_unlabelled_samples() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["data.per_class=20", "data.unlabelled=true"], "objective.dkd: DKD needs the label of every sample"),
+        (["data.per_class=20", "data.unlabelled=true"], "objective.dkd: DKD needs a label for every sample"),
         (["data.mixup=0.2"], "objective.dkd: DKD needs class numbers as labels"),
     ],
 )
