@@ -99,7 +99,7 @@ CONFIGURATION: dict[str, dict[str, str]] = {
         "trainer.deterministic=maybe": "trainer.deterministic=maybe must be true or false or null or warn",
         "data.shape=abc": "synthetic needs shape=[C,H,W]",
         "cache=3": "cache=3 must be a group of keys",
-        "+objective.x._target_=os.getcwd": "objective.x: a loss is an nn.Module, not a str",
+        "+objective.x._target_=os.getcwd": "objective.x: a loss must be an nn.Module, got a str",
     },
     "epochs-that-are-no-whole-number": {
         "trainer.max_epochs=three": "trainer.max_epochs=three must be a whole number of at least 1",
@@ -300,7 +300,7 @@ def test_teacher_with_a_single_logit(complain: Complain, here: Path) -> None:
     (here / "one.py").write_text(
         "from torch import nn\n\ndef net(shape):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))\n"
     )
-    assert "the teacher must give logits [B, 4] for the data's 4 classes, gives [2, 1]" in complain(
+    assert "the teacher must return logits [B, 4] for the data's 4 classes, got [2, 1]" in complain(
         *given("teacher=import teacher.path=one:net objective=kd")
     )
     assert nothing_half_written(here / "run")

@@ -168,11 +168,11 @@ def test_training_without_any_labels(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["teacher=peers", "teacher.peers=[resnte8]"], "did you mean 'resnet8'"),
-        (["teacher=peers", "teacher.peers=[]"], "peers must name one network"),
+        (["teacher=peers", "teacher.peers=[]"], "peers must name at least one network"),
         (["teacher=peers", "objective=ce"], "try objective=dml"),
         (
             ["teacher=peers", "objective=at", "objective.at.student=[stage1]", "objective.at.teacher=[stage1]"],
-            "outputs only, but a term looks at layer",
+            "outputs only, but a term uses layer",
         ),
         (["teacher=ema", "teacher.decay=1"], "teacher: decay must lie in [0, 1), got 1"),
         (["teacher=ema", "optim=dot"], "a frozen teacher, not teacher=ema"),

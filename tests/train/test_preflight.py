@@ -112,7 +112,7 @@ CASES = {
     "Changing": "student: what was written of Changing does not fit Changing: 2 missing",
     "NoGradient": "student: NoGradient has nothing to train: its logits depend on no parameter that trains",
     "InPlace": "student: InPlace cannot be trained (RuntimeError: one of the variables needed for gradient computation",
-    "BadInTraining": "the student, in training, must give logits [B, 4]",
+    "BadInTraining": "the student, in training, must return logits [B, 4]",
 }
 
 
