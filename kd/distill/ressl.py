@@ -111,7 +111,7 @@ class ReSSLDistiller(Distiller):
     def _build(self, shape: Sequence[int], classes: int) -> None:
         for name, term in self.objective.named_terms():
             if set(term.needs) - {"student", "teacher"} or term.layers("student") or term.layers("teacher"):
-                why = "compares projections of two views and supports no labels, layers or positions"
+                why = "compares the projections of two views, without labels, layers or positions"
                 raise InputError(f"objective.{name}: teacher=momentum {why}; set objective=ressl")
 
     def on_fit_start(self) -> None:

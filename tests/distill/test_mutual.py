@@ -180,7 +180,7 @@ def test_training_without_any_labels(tmp_path: Path) -> None:
         (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
         (["teacher=ema", "objective=srrl"], "objective.srrl copies layers of the teacher before the first step"),
         (["teacher=momentum", "objective=ressl", "data.mixup=0.2"], "without data.mixup"),
-        (["teacher=momentum", "objective=ressl", "data.repeats=2"], "and data.repeats"),
+        (["teacher=momentum", "objective=ressl", "data.repeats=2"], "or data.repeats"),
         (["teacher=momentum", "objective=ressl", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "teacher.peers=[{width: 8}]"], "nodes with _target_, got {'width': 8}"),
