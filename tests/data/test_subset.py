@@ -178,7 +178,7 @@ def test_terms_that_need_labels_refuse_to_start_without_them() -> None:
     for name, loss in (("dkd", DKD()), ("crd", CRDBatch()), ("own", Own())):
         objective = Objective({"ce": Term(CE()), name: Term(loss)})
         objective.check_labels(unlabelled=False, mixed=False)
-        with pytest.raises(InputError, match=rf"objective\.{name}: {type(loss).__name__} needs the label"):
+        with pytest.raises(InputError, match=rf"objective\.{name}: {type(loss).__name__} needs a label"):
             objective.check_labels(unlabelled=True, mixed=False)
         with pytest.raises(InputError, match=rf"objective\.{name}: {type(loss).__name__} needs class numbers"):
             objective.check_labels(unlabelled=False, mixed=True)
