@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paced import composed
 
 from kd import Arrays, Data, Memory
+from kd.cli import compose
 
 LARGE = "resnet34->resnet18"  # the pair of ImageNet's size
 OFF = ("teacher.cache=off",)
@@ -43,7 +43,7 @@ def configured(pair: str, root: str, accelerator: str, *overrides: str) -> dict[
     if "teacher=none" not in overrides:
         given += ["speed.min_agreement=0"]
     quiet = ("trainer.enable_progress_bar=false", f"cache.root={root}/cache", "epochs=1000", "callbacks.pictures=null")
-    return composed(*given, *quiet, f"trainer.accelerator={accelerator}", *overrides)
+    return compose(*given, *quiet, f"trainer.accelerator={accelerator}", *overrides)
 
 
 def turns(steps: dict[str, Callable[[], None]], rounds: int, warm: int = 2) -> dict[str, list[float]]:

@@ -163,6 +163,12 @@ class Distiller(pl.LightningModule):
         return batch
 
     def on_train_start(self) -> None:
+        names = {type(callback).__name__ for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        if self.trainer.ckpt_path is not None and "Position" not in names:
+            log.warning(
+                "resume: add kd.callbacks.Position() to the trainer's callbacks, for saving and for resuming; without "
+                "it, an interrupted epoch is not resumed at the sample where it stopped"
+            )
         self.tell_epoch()  # not called by on_train_epoch_start if an epoch is resumed midway
 
     def on_train_epoch_start(self) -> None:

@@ -57,7 +57,7 @@ class TeacherSpec:
 
     Attributes:
         kind: ``none``; ``frozen``, one network; ``ensemble``, several; ``online``, a teacher that changes in training.
-        members: its networks; the peers in mutual learning, none for a moving average.
+        members: its networks; the peers in mutual learning, one for a moving average.
         node: the node itself.
     """
 
@@ -74,14 +74,15 @@ class TeacherSpec:
         """
         if not node or not node.get("_target_"):
             return cls("none", (), node or {})
-        peers = nodes_of(node["peers"]) if "peers" in node else {}
+        single = (MemberSpec("", "teacher", node),)
         if current(node["_target_"]) in DISTILLERS:
-            members = [MemberSpec(name, f"teacher.peers.{name}", peer) for name, peer in peers.items()]
-            return cls("online", tuple(members), node)
+            peers = nodes_of(node["peers"]) if "peers" in node else {}
+            members = tuple(MemberSpec(name, f"teacher.peers.{name}", peer) for name, peer in peers.items())
+            return cls("online", members or single, node)
         if "members" in node:
             named = [MemberSpec(name, f"teacher.members.{name}", each) for name, each in node["members"].items()]
             return cls("ensemble", tuple(named), node)
-        return cls("frozen", (MemberSpec("", "teacher", node),), node)
+        return cls("frozen", single, node)
 
     @property
     def online(self) -> bool:

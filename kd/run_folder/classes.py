@@ -70,26 +70,26 @@ def matched(node: Any, key: str, data: Any) -> Any:
 def realign(student: nn.Module, node: Mapping[str, Any], data: Any) -> None:
     """Reorders the classifier of a student that starts from a run to the data's classes, by name.
 
-    It is unchanged if it is new, or if either side has no class names. With other classes, which cause a warning, it
-    keeps its order.
+    It is unchanged if the classifier is new, or if either side has no class names. With other classes it is unchanged
+    as well, with a warning.
     """
     wanted, checkpoint = names_of(data), node.get("checkpoint")
     trained = _classes_of(checkpoint) if wanted and checkpoint and node.get("head") is None else None
     if trained is None or wanted is None or trained == wanted:
         return
     if set(trained) != set(wanted):
-        text = (
-            "student.checkpoint=%s: its classifier was trained on other classes (%s); student.head=new makes a new one"
+        message = (
+            "student.checkpoint=%s: its classifier was trained on other classes (%s); student.head=new replaces it"
         )
-        log.warning(text, checkpoint, listed(trained))
+        log.warning(message, checkpoint, listed(trained))
         return
-    order = torch.tensor(columns(trained, wanted, f"student: the one in {checkpoint}"))
+    selected = torch.tensor(columns(trained, wanted, f"student: the one in {checkpoint}"))
     net = unwrap(student)
     for name in classifier_names(net):
         for rows in net.get_submodule(name).parameters():
-            rows.copy_(rows[order])
-    text = "student.checkpoint=%s: the data's classes are in another order there; matched by name: %s"
-    log.info(text, checkpoint, _pairs(wanted, order.tolist()))
+            rows.copy_(rows[selected])
+    message = "student.checkpoint=%s: the data's classes are in another order there; matched by name: %s"
+    log.info(message, checkpoint, _pairs(wanted, selected.tolist()))
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

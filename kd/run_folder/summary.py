@@ -1,4 +1,4 @@
-"""``summary.json`` and ``config.yaml``: writing them, reading them, and checking for required keys."""
+"""``summary.json`` and ``config.yaml``: writing and reading them, and checking for required keys."""
 
 from __future__ import annotations
 

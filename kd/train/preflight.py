@@ -81,7 +81,7 @@ def _proven(what: str, mend: str = "") -> Iterator[None]:
 def _trained(config: Config, distiller: Distiller) -> list[tuple[str, str, nn.Module]]:
     """The networks that a step trains: the student, and its peers in mutual learning."""
     spec = TeacherSpec.parse(config["teacher"])
-    peers = spec.members if spec.online else ()
+    peers = spec.members if "peers" in spec.node else ()
     networks = distiller.teacher.networks() if peers and distiller.teacher is not None else {}
     others = [(peer.key, title_of(peer.node), networks[peer.name]) for peer in peers]
     return [("student", title_of(config["student"]), distiller.student), *others]

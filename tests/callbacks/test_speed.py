@@ -60,7 +60,7 @@ def plain_kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 def test_the_fused_kl_is_the_plain_one_for_every_chunk(rows: int, classes: int, T: float, numbers: int) -> None:
     generator = torch.Generator().manual_seed(rows * 100 + classes)
     student, teacher = (5 * torch.randn(rows, classes, generator=generator).double() for _ in range(2))
-    before, _fused_kl.NUMBERS["cpu"] = _fused_kl.NUMBERS["cpu"], numbers
+    before, _fused_kl.CHUNK_SIZE["cpu"] = _fused_kl.CHUNK_SIZE["cpu"], numbers
     try:
         gradients = []
         for function in (kl, plain_kl):
@@ -69,7 +69,7 @@ def test_the_fused_kl_is_the_plain_one_for_every_chunk(rows: int, classes: int, 
             value.backward()
             gradients.append((value.detach(), leaf.grad))
     finally:
-        _fused_kl.NUMBERS["cpu"] = before
+        _fused_kl.CHUNK_SIZE["cpu"] = before
     torch.testing.assert_close(gradients[0][0], gradients[1][0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-9, atol=1e-12)
 

@@ -209,9 +209,9 @@ def test_reason_for_not_caching_is_reported(tmp_path: Path, caplog: pytest.LogCa
 
 
 FILL = """
-import sys, torch, kd
+import os, sys, torch, kd
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 import test_cache
 test_cache.AnswerTable.FLUSH = float(sys.argv[4])
 frozen, data, teacher = test_cache.setting(Path(sys.argv[2]))
@@ -226,8 +226,7 @@ teacher.on_epoch_end()
 
 
 def fill(folder: Path, seed: int, flush: float = 0.5) -> subprocess.Popen[str]:
-    here = PYTHONPATH
-    command = [sys.executable, "-c", FILL, here, str(folder), str(seed), str(flush)]
+    command = [sys.executable, "-c", FILL, PYTHONPATH, str(folder), str(seed), str(flush)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kd import Arrays, Data, Distiller, Frozen, InputError, Memory, Objective, Optim, Term
 from kd.callbacks.checkpoint import AtomicCheckpointIO
+from kd.callbacks.position import Position
 from kd.distill.dot import DOTDistiller
 from kd.losses import CE, KL
 from kd.optim import DOT, sgd
@@ -83,6 +84,7 @@ def fit(module: Distiller, steps: int, **options: Any) -> pl.Trainer:
         "logger": False,
         "limit_val_batches": 0,
         "plugins": [AtomicCheckpointIO()],
+        "callbacks": [Position(), *options.pop("callbacks", [])],
         **quiet,
     }
     trainer = pl.Trainer(max_steps=steps, **options)

@@ -221,7 +221,7 @@ def test_a_peer_with_the_student_s_own_weights_is_refused(
 
 
 def test_backbone_without_a_classifier_is_exported_but_not_evaluated(runs: Path, complain: Complain) -> None:
-    assert "its classifier is not trained; make a linear probe first" in complain(
+    assert "its classifier is not trained; train a linear probe first" in complain(
         f"run={runs / 'ressl/run'}", command="evaluate"
     )
     from kd.export import export

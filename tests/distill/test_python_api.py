@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import kd
 from kd import Distiller, Frozen, InputError, Objective, Optim, Term
+from kd.callbacks.position import Position
 from kd.cli import compose
 from kd.losses import CE, KL
 
@@ -57,6 +58,27 @@ def test_minimal_python_use(kind: str, tmp_path: Path) -> None:
     trainer = fit(distiller(), kind, tmp_path)
     assert trainer.global_step == 4
     assert 0 <= float(trainer.callback_metrics["test/acc"]) <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("with_position", [True, False])
+def test_resuming_without_the_position_callback_warns(
+    with_position: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trainer(epochs: int) -> pl.Trainer:
+        callbacks = [kd.Gate({"": 0.0}), *([Position()] if with_position else [])]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", callbacks=callbacks, default_root_dir=str(tmp_path), **quiet
+        )
+
+    loader = DataLoader(rows("pair"), batch_size=8)  # type: ignore[arg-type]
+    first = trainer(1)
+    first.fit(distiller(), loader, loader)
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    assert "resume" not in caplog.text
+    trainer(2).fit(distiller(), loader, loader, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    assert ("add kd.callbacks.Position()" in caplog.text) is not with_position
 
 
 def test_a_network_as_teacher_is_frozen() -> None:

@@ -21,7 +21,7 @@ from kd.distill.teacher_options import TeacherOptions
 from kd.errors import InputError
 from kd.models.weights import prepare
 from kd.optim import Optim
-from kd.registry import MISSING, defaults_of, models, shadowed, split
+from kd.registry import MISSING, defaults_of, losses, models, shadowed, split
 from kd.train import assemble
 
 HERE = __name__
@@ -202,7 +202,10 @@ def test_a_data_source_s_own_val_and_batch_size_reach_it() -> None:
     assert (own, rest) == (node("arrays", val="v", batch_size="b"), {"flip": True})
 
 
-def test_a_registered_entry_s_default_wins_over_that_of_what_goes_around_it() -> None:
+def test_a_registered_entry_s_default_wins_over_that_of_what_goes_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (models, losses):  # what is registered here is gone at the end
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
     @kd.models.register("net_with_a_size")
     def net_with_a_size(classes: int, size: int = 7) -> nn.Module: ...
 
