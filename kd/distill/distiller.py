@@ -257,7 +257,7 @@ class Distiller(pl.LightningModule):
             self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=tag == "val/acc")
 
     def answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The teacher's logits, cached for each batch, as neither the frozen teacher nor the evaluation data changes."""
+        """The teacher's logits, cached per batch, as neither the frozen teacher nor the evaluation data changes."""
         if self.teacher is None:
             return None
         cached = self._teacher_logits.get((part, batch_idx))
