@@ -23,7 +23,7 @@ class DOTDistiller(Distiller):
     """A distiller that passes its optimiser :class:`DOT` two gradients: of the terms without and with a teacher.
 
     Raises:
-        InputError: the objective has no terms of one kind; gradient clipping or 16-bit float precision is set.
+        InputError: the objective has no terms of one kind; gradient clipping or float16 precision is set.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

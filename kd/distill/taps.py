@@ -100,7 +100,7 @@ class Taps:
             hook.remove()
 
     def _again(self, images: Tensor) -> Any:
-        """Turns ``inplace`` off in all modules, as one of them has overwritten a tapped tensor, and runs again."""
+        """Turns ``inplace`` off in all modules, as one may have overwritten a tapped tensor, and runs again."""
         for module in self.network.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
