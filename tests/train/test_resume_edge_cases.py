@@ -87,7 +87,7 @@ def test_finished_run_without_checkpoints_is_not_retrained(
     shutil.rmtree(copy / "run/checkpoints")
     before = (copy / "run/student.safetensors").read_bytes()
     if typed:
-        assert "run has been trained, but its checkpoints/last.ckpt is absent" in complain("resume=run", *typed)
+        assert "run has been trained, but its checkpoints/last.ckpt is missing" in complain("resume=run", *typed)
     else:
         assert resume(copy).returncode == 0
     assert (copy / "run/student.safetensors").read_bytes() == before
@@ -98,7 +98,7 @@ def test_untested_run_without_checkpoints_is_not_retrained(copy: Path, complain:
     summary["metrics"] |= {"test": None, "untested": "a damaged picture"}
     (copy / "run/summary.json").write_text(json.dumps(summary))
     shutil.rmtree(copy / "run/checkpoints")
-    assert "its checkpoints/last.ckpt is absent" in complain("resume=run")
+    assert "its checkpoints/last.ckpt is missing" in complain("resume=run")
 
 
 def test_run_killed_before_its_first_checkpoint_reports_a_restart(copy: Path) -> None:
@@ -112,7 +112,7 @@ def test_run_killed_before_its_first_checkpoint_reports_a_restart(copy: Path) ->
 @pytest.mark.parametrize("name", ["last", "previous"])
 def test_best_and_last_checkpoints_have_different_names(complain: Complain, name: str) -> None:
     words = ("data=digits", "teacher=none", "objective=ce", f"callbacks.best.filename={name}")
-    assert f"callbacks.best.filename={name} is the name of the checkpoint" in complain(*words)
+    assert f"callbacks.best.filename={name} is reserved for the checkpoint" in complain(*words)
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -171,7 +171,7 @@ def test_run_limited_in_steps_names_the_option_to_extend_it(copy: Path) -> None:
     by_steps = resume(copy, "epochs=9", "trainer.max_steps=16")
     assert by_steps.returncode == 0, by_steps.stderr
     again = resume(copy, "epochs=12")
-    assert "trainer.max_steps=16 is reached, a higher number" in again.stdout
+    assert "trainer.max_steps=16 is reached; a higher value" in again.stdout
 
 
 def test_trainer_length_and_epochs_combine_as_in_a_new_run(copy: Path) -> None:
