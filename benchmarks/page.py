@@ -105,7 +105,7 @@ def _growth(results: Results) -> str:
 
 def _forwards(results: Results) -> str:
     names = list(next(iter(results.values())))
-    rows = [[name, *(_forward(own[name]) for own in results.values())] for name in names]
+    rows = [[name, *(_forward(result[name]) for result in results.values())] for name in names]
     return _table(["teacher's forward pass alone", *results], rows)
 
 

@@ -90,8 +90,8 @@ def _train(config: Config, folder: Path, objective: str | None, data_changed: bo
     if saved is not None:
         check_same_run(saved, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
-        about = {"objective": objective, "cell": config.get("cell"), "files": files_of(config)}
-        write_text(folder / CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
+        metadata = {"objective": objective, "cell": config.get("cell"), "files": files_of(config)}
+        write_text(folder / CONFIG, yaml.safe_dump({**config, "about": metadata}, sort_keys=False))
     run = Run(config, folder, data, trainer, distiller, history, gate, objective, saved and saved.path)
     print_start(config, distiller, data, trainer, folder)
     try:

@@ -68,7 +68,7 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
     if data not in DATA:
         raise InputError(f"resume_data={data}: {unknown('choice', data, DATA)}")
     folder, config = Path(run), changed(config_of(run, trust), typed, run)
-    about = config.pop("about", None) or {}
+    metadata = config.pop("about", None) or {}
     trained = (folder / SUMMARY).is_file()
     if trained:
         summary = read_summary(folder)
@@ -83,7 +83,7 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
         if trained:
             raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is missing: start a new run")
         log.info("resume: %s has no checkpoint yet, so its training starts from the beginning", run)
-    return train(config, folder, resume=True, data_changed=data == "changed", objective=about.get("objective"))
+    return train(config, folder, resume=True, data_changed=data == "changed", objective=metadata.get("objective"))
 
 
 def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -106,7 +106,7 @@ def test_run_killed_before_its_first_checkpoint_reports_a_restart(copy: Path) ->
     (copy / "run/summary.json").unlink()
     on = resume(copy)
     assert on.returncode == 0, on.stderr
-    assert "no checkpoint was written in run yet" in on.stdout
+    assert "run has no checkpoint yet" in on.stdout
 
 
 @pytest.mark.parametrize("name", ["last", "previous"])
@@ -150,7 +150,7 @@ def test_resumed_run_uses_a_best_checkpoint_in_a_subfolder(tmp_path: Path) -> No
     shutil.move(tmp_path / "first", tmp_path / "run")
     longer = resume(tmp_path, "epochs=3", "optim.lr=0.05")
     assert longer.returncode == 0, longer.stderr
-    assert "is absent" not in longer.stdout
+    assert "is missing" not in longer.stdout
     assert (tmp_path / "run/checkpoints/below/best.ckpt").is_file()
     assert summary_of(tmp_path / "run")["metrics"]["chosen"] == "at the best validation epoch"
 
@@ -210,4 +210,4 @@ def test_resume_with_moved_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["data.size=24", "data.rot=x", "optim.lr=1", "objective.ce.weight=2"])
 def test_resume_error_names_the_differing_option(copy: Path, complain: Complain, word: str) -> None:
-    assert f"another experiment: {word.partition('=')[0]} (" in complain("resume=run", word)
+    assert f"different experiment: {word.partition('=')[0]} (" in complain("resume=run", word)
