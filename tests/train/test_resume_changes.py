@@ -306,4 +306,4 @@ def test_contradictory_resume_options_start_no_new_run(complain: Complain, tmp_p
     assert "resume= names no run folder" in complain("resume=")
     assert "resume_data=changed applies to a resumed run only" in complain("resume_data=changed")
     (tmp_path / "null").mkdir()
-    assert "the folder of that name is resume=./null" in complain("resume=null")
+    assert "for the folder of that name, set resume=./null" in complain("resume=null")
