@@ -196,7 +196,7 @@ def test_untrained_ready_teacher_fails_the_accuracy_gate(complain: Complain) -> 
 
 
 REFUSED = {
-    ("teacher.outputs=1000", "teacher.classes=[0,1,2,3]"): "teacher.classes is for a teacher that knows other classes",
+    ("teacher.outputs=1000", "teacher.classes=[0,1,2,3]"): "teacher.classes is for a teacher with other classes",
     ("teacher.epochs=-1",): "teacher.epochs=-1 must be a whole number of at least 0",
     ("teacher.epochs=0", "teacher.train=true"): "teacher.train=true and teacher.epochs=0 exclude each other",
     ("teacher.train=true", "teacher.checkpoint=x.pth"): "teacher.train=true and teacher.checkpoint exclude each other",
