@@ -1,6 +1,6 @@
 """Knowledge distillation for image classification: a frozen teacher, a student, an objective of named losses.
 
-The public names are imported on first use, so that ``import kd`` costs nothing.
+Public names are imported on first use, so that ``import kd`` takes no time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# In a wheel the configurations lie inside the package, in a checkout beside it.
-_here = Path(__file__).resolve().parent
-CONFIG_DIR = next(p for p in (_here / "configs", _here.parent / "configs") if (p / "train.yaml").is_file())
+# A wheel has the configurations inside the package, a checkout next to it.
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (p / "train.yaml").is_file())
 
 _PUBLIC = {
     "Batch": "kd.data.batch",

@@ -1,4 +1,4 @@
-"""Atomic writes, and paths as the user would type them."""
+"""Atomic writes, and paths relative to the working directory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kd.errors import NO_SPACE, TrainingFailed
 
 
 def relative(folder: Path) -> Path:
-    """The folder relative to the working directory, if it lies inside it."""
+    """The folder relative to the working directory if it is inside it, else unchanged."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to, which replaces ``path`` at the end of the block.
+    """The path of a temporary file next to ``path``, which replaces ``path`` at the end of the block.
 
-    If the block raises, ``path`` is left as it was and the temporary file is deleted.
+    If the block raises, ``path`` is unchanged and the temporary file is deleted.
 
     Raises:
         TrainingFailed: no space left on the disk.

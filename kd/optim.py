@@ -1,4 +1,4 @@
-"""Optimisers and schedules; the schedule is a pure function of the progress of the run."""
+"""Optimisers and learning rate schedules; a schedule is a pure function of the progress of the run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from kd.errors import InputError, unknown
 from kd.registry import optimisers
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# by the last two parts of a parameter's name, as a table of positions may be an nn.Embedding
+# matched against the last two parts of a parameter's name: a position table may be an nn.Embedding called pos_embed
 NAMES = re.compile(
     r"(^|[._])(\w*tokens?|pos(ition)?_?emb(ed|eddings?)?|position_bias_table|temperature|logit_scale)(\.|$)"
 )
 
 
 def parameter_groups(module: nn.Module, decay_norm_bias: bool) -> list[dict[str, Any]]:
-    """The trained parameters as groups of an optimiser, with a second one of weight decay 0 if needed."""
+    """The trainable parameters as optimiser groups.
+
+    If ``decay_norm_bias`` is false, those of :func:`undecayed` are in a group of their own with weight decay 0.
+    """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     bare = set() if decay_norm_bias else undecayed(module) & trained.keys()
     groups: list[dict[str, Any]] = [{"params": [p for name, p in trained.items() if name not in bare]}]
@@ -35,13 +38,16 @@ def parameter_groups(module: nn.Module, decay_norm_bias: bool) -> list[dict[str,
 
 
 def undecayed(module: nn.Module) -> set[str]:
-    """The names of parameters of at most one dimension, of norms, tokens and position embeddings, and of those in
-    ``no_weight_decay()`` of a timm network."""
+    """The names of the parameters without weight decay.
+
+    These are parameters of at most one dimension, norms, tokens, position embeddings, and those that a timm network
+    lists in ``no_weight_decay()``.
+    """
     names = set()
     for prefix, inner in module.named_modules():
         start = f"{prefix}." if prefix else ""
-        stated: Any = getattr(inner, "no_weight_decay", None)
-        names |= {f"{start}{name}" for name in (stated() if callable(stated) else ())}
+        listed: Any = getattr(inner, "no_weight_decay", None)
+        names |= {f"{start}{name}" for name in (listed() if callable(listed) else ())}
         for name, parameter in inner.named_parameters(recurse=False):
             path = ".".join(f"{start}{name}".split(".")[-2:])
             if parameter.ndim <= 1 or isinstance(inner, NORMS) or name == "bias" or NAMES.search(path):
@@ -56,22 +62,21 @@ class Optim:
     """An optimiser and its learning rate schedule.
 
     Args:
-        make: from parameters, or groups of them, to an optimiser, for example ``partial(torch.optim.SGD, lr=0.1)``.
+        make: creates an optimiser from parameters or parameter groups, such as ``partial(torch.optim.SGD, lr=0.1)``.
         schedule: ``cosine`` (to 0; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts),
             ``multistep`` or ``constant``.
-        init: the share of the run, at its start, that is a stage of pre-training: the rate is constant, and schedule
-            and optimiser start after it. By default the objective's: the epochs before any
-            of its terms with labels counts.
-        warmup: the share of the remaining run over which the rate rises linearly from 0.
-        milestones: for ``multistep``, the shares of the run after which the rate is multiplied by ``gamma``;
-            150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
-        gamma: that factor.
-        init_lr: the rate of the pre-training stage; by default the optimiser's times the losses' ``init_rate``.
+        warmup: fraction of the run after pre-training over which the rate rises linearly from 0, in [0, 1).
+        milestones: for ``multistep``, the fractions of the run after pre-training, in (0, 1], at which the rate is
+            multiplied by ``gamma``; 150, 180 and 210 of 240 epochs are 0.625, 0.75 and 0.875.
+        gamma: factor of the rate at each milestone.
+        init: fraction of the run, at its start, for pre-training, in [0, 1): the rate is constant, and schedule and
+            optimiser start after it. By default the pre-training epochs of the objective.
+        init_lr: learning rate of pre-training; by default the optimiser's times the losses' ``init_rate``.
         decay_norm_bias: whether weight decay also applies to biases, norms, tokens and position embeddings; see
             :func:`undecayed`.
 
     Raises:
-        InputError: an unknown schedule, shares outside [0, 1], or a decay_norm_bias that is not true or false.
+        InputError: an unknown schedule, a value out of range, or a decay_norm_bias that is not true or false.
     """
 
     def __init__(
@@ -90,7 +95,9 @@ class Optim:
         if schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
         if not 0 <= warmup < 1 or not 0 <= (init or 0) < 1 or not all(0 < m <= 1 for m in milestones):
-            raise InputError(f"shares of the run lie in [0, 1), got {warmup=}, {init=}, {milestones=}")
+            raise InputError(
+                f"warmup and init must lie in [0, 1), milestones in (0, 1], got {warmup=}, {init=}, {milestones=}"
+            )
         self.make, self.schedule, self.warmup = make, schedule, warmup
         if init_lr is not None and not 0 < init_lr < math.inf:
             raise InputError(f"init_lr must be a finite number above 0, got {init_lr}")
@@ -98,12 +105,12 @@ class Optim:
         self.decay_norm_bias = decay_norm_bias
 
     def factor(self, step: int, total: int, begin: int | None = None) -> float:
-        """The learning rate's factor at ``step`` of ``total``, of which the first ``begin`` are pre-training."""
+        """The factor of the learning rate at ``step`` of ``total``; the first ``begin`` steps are pre-training."""
         begin = round((self.init or 0) * total) if begin is None else begin
         if step < begin:
             return 1.0
         remaining = max(total - begin, 1)
-        done = (step - begin) / remaining  # in whole steps, so that milestones are exact
+        done = (step - begin) / remaining  # counted in whole steps, so that milestones are exact
         if done < self.warmup:
             return min((done + 1 / remaining) / self.warmup, 1.0)
         if self.schedule == "cosine":
@@ -115,10 +122,13 @@ class Optim:
     def configure(
         self, module: nn.Module, total: int, begin: int | None = None, init_rate: float = 1.0
     ) -> dict[str, Any]:
-        """The return value of Lightning's ``configure_optimizers``; trains every parameter of ``module``.
+        """The return value of Lightning's ``configure_optimizers``, for all trainable parameters of ``module``.
 
-        ``begin`` is the number of steps of pre-training, in which the rate is multiplied by ``init_rate`` unless
-        ``init_lr`` is set.
+        Args:
+            module: the module to train.
+            total: number of optimiser steps of the run.
+            begin: number of steps of pre-training; by default ``init`` times ``total``.
+            init_rate: factor of the learning rate in pre-training, unless ``init_lr`` is set.
         """
         optimizer = self.make(parameter_groups(module, self.decay_norm_bias))
         begin = round((self.init or 0) * total) if begin is None else begin
@@ -131,7 +141,7 @@ class Optim:
         }
 
     def describe(self, module: nn.Module) -> str:
-        """Which parameters have weight decay, as a message."""
+        """Which parameters have weight decay, as text."""
         if self.decay_norm_bias:
             return "weight decay on all parameters (decay_norm_bias=true)"
         bare = sum(len(group["params"]) for group in parameter_groups(module, False) if "weight_decay" in group)
@@ -142,7 +152,7 @@ def _check_rate(lr: float, weight_decay: float) -> None:
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be a finite number above 0, got {lr}")
     if not 0 <= weight_decay < math.inf:
-        raise InputError(f"weight_decay must be a finite number from 0 up, got {weight_decay}")
+        raise InputError(f"weight_decay must be a finite number of at least 0, got {weight_decay}")
 
 
 @optimisers.register("sgd")
@@ -155,12 +165,11 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
     _check_rate(lr, weight_decay)
-    return torch.optim.SGD(
-        parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=True
-    )  # foreach: bitwise equal, in fewer calls
+    # foreach is faster and equal bit for bit
+    return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=True)
 
 
-@optimisers.register("adamw", decay_norm_bias=False)  # as DeiT and timm train
+@optimisers.register("adamw", decay_norm_bias=False)  # as in DeiT and timm
 def adamw(
     parameters: Iterable[nn.Parameter],
     lr: float = 1e-3,
@@ -174,21 +183,21 @@ def adamw(
 
 @optimisers.register("dot")
 class DOT(Optimizer):
-    """SGD whose momentum is ``momentum - delta`` for the task and ``momentum + delta`` for distillation.
+    """SGD with momentum ``momentum - delta`` for the task loss and ``momentum + delta`` for the distillation loss.
 
     v_task = (m - d) v_task + g_task + weight_decay * p, v_kd = (m + d) v_kd + g_kd, p = p - lr (v_task + v_kd). As in
-    the authors' code, a parameter with only one of the two gradients has the momentum m, and weight decay; so without a
-    teacher it is SGD. Published: delta 0.075 on CIFAR-100, 0.09 on ImageNet.
+    the authors' code, a parameter with only one of the two gradients has momentum m and weight decay; without a teacher
+    it is therefore SGD. Published: delta 0.075 on CIFAR-100, 0.09 on ImageNet.
 
     Args:
-        parameters: to train.
+        parameters: the parameters to train, or groups of them.
         lr: learning rate.
         momentum: m.
-        delta: d, at most 1 - m and m.
-        weight_decay: factor of the parameter in its gradient.
+        delta: d, at most m and below 1 - m.
+        weight_decay: weight decay, added to the gradient.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a value out of range.
     """
 
     def __init__(
@@ -201,12 +210,12 @@ class DOT(Optimizer):
     ) -> None:
         _check_rate(lr, weight_decay)
         if not (0 <= delta <= momentum and momentum + delta < 1):
-            raise InputError(f"momentum - delta and momentum + delta lie in [0, 1), got {momentum=}, {delta=}")
+            raise InputError(f"momentum - delta and momentum + delta must lie in [0, 1), got {momentum=}, {delta=}")
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": weight_decay})
         self.apart: dict[nn.Parameter, list[Tensor | None]] = {}
 
     def take(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Sequence[Tensor | None]]) -> None:
-        """Adds the gradients of task and distillation, None where there is none; ``grad`` becomes their sum."""
+        """Adds the gradients of task and distillation, None for a missing one, and sets ``grad`` to their sum."""
         for parameter, *pair in zip(parameters, *gradients, strict=True):
             before = self.apart.get(parameter, [None, None])
             self.apart[parameter] = [_sum(old, new) for old, new in zip(before, pair)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -58,6 +58,18 @@ def kd_train(tmp_path: Path) -> Run:
         return kd_train_in(cwd, overrides, {"COLUMNS": "120", **environment}, fresh=fresh)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def unload_temporary_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Unloads code that a test imported from a temporary folder, so that the next test may use its names."""
+    modules, paths = set(sys.modules), list(sys.path)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
+            del sys.modules[name]
+    sys.path[:] = paths
 
 
 Complain = Callable[..., str]

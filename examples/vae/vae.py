@@ -1,6 +1,6 @@
-"""A variational autoencoder that learns the posteriors of a larger one: distillation without classes.
+"""Distills a variational autoencoder from the posteriors of a larger one: distillation without classes.
 
-A teacher of 0.17 million parameters has seen all training digits, the student, 14 times smaller, 100 of them.
+The teacher, of 0.17 million parameters, is trained on all training digits, the student, 14 times smaller, on 100.
 
     python examples/vae/vae.py           # under a minute on two cores
     python examples/vae/vae.py --epochs 1000 --seeds 0 1 2 3 4
@@ -30,10 +30,10 @@ POSTERIOR = ["mean", "log_variance"]
 
 
 class VAE(nn.Module):
-    """Images [B, C, H, W] in [0, 1] to the logits [B, C * H * W] of Bernoulli pixels, through a Gaussian code.
+    """A variational autoencoder; Kingma and Welling 2014 (arXiv:1312.6114).
 
-    Kingma and Welling 2014 (arXiv:1312.6114). Layers to tap: ``pixels`` (the image as a vector), ``mean`` and
-    ``log_variance`` (the posterior of the code, [B, LATENT] each).
+    Maps images [B, C, H, W] in [0, 1] to the logits [B, C * H * W] of Bernoulli pixels. Layers to tap: ``pixels`` (the
+    image as a vector), ``mean`` and ``log_variance`` (the posterior of the code, [B, LATENT] each).
     """
 
     def __init__(self, pixels: int, hidden: int) -> None:
@@ -52,7 +52,7 @@ class VAE(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """-log p(x | z), in nats, mean over the batch; the student's layers are its pixels and its output."""
+    """-log p(x | z) in nats, mean over the batch. ``student`` is [pixels, logits], each [B, C * H * W]."""
 
     def forward(self, student: list[Tensor]) -> Tensor:
         pixels, logits = student
@@ -60,15 +60,15 @@ class Reconstruction(nn.Module):
 
 
 class Prior(nn.Module):
-    """KL(q(z | x) || N(0, 1)), in nats, mean over the batch; the student's layers are mean and log variance."""
+    """KL(q(z | x) || N(0, 1)) in nats, mean over the batch. ``student`` is [mean, log variance], each [B, LATENT]."""
 
     def forward(self, student: list[Tensor]) -> Tensor:
         standard = [torch.zeros_like(part) for part in student]
-        return gaussian_kl(standard, student)  # the second Gaussian's divergence from the first
+        return gaussian_kl(standard, student)  # KL(student || standard)
 
 
 class VAEDistiller(Distiller):
-    """Lightning's steps for a task without classes: they log the negative evidence lower bound, and no accuracy."""
+    """The steps of a task without classes, which log the negative evidence lower bound instead of an accuracy."""
 
     def check_output(self, side: str, output: Any, classes: int) -> None:
         assert output.ndim == 2, side
@@ -83,7 +83,7 @@ class VAEDistiller(Distiller):
         self.weighed(Batch(*batch), "test")
 
     def weighed(self, batch: Batch, part: str) -> Tensor:
-        """The objective of a batch, after its parts have been logged."""
+        """Logs the parts of the objective for one batch and returns the total."""
         teacher = self.teacher(batch) if self.teacher is not None else None
         total, parts = self.total(self.taps(batch.images), batch, teacher)
         parts["bound"] = parts["reconstruction"] + parts["prior"]
@@ -91,13 +91,13 @@ class VAEDistiller(Distiller):
         return total
 
     def on_validation_epoch_end(self) -> None:
-        pass  # no confusion matrix
+        pass  # there is no confusion matrix to log
 
     on_test_epoch_end = on_validation_epoch_end
 
 
 def objective(posterior: float) -> Objective:
-    """The negative evidence lower bound, and the divergence of the teacher's posterior from the student's."""
+    """The negative evidence lower bound, plus ``posterior`` times KL(teacher's posterior || student's posterior)."""
     terms = {
         "reconstruction": Term(Reconstruction(), 1.0, ["pixels", ""]),
         "prior": Term(Prior(), 1.0, POSTERIOR),
@@ -108,7 +108,7 @@ def objective(posterior: float) -> Objective:
 
 
 def fit(data: Data, hidden: int, epochs: int, seed: int, teacher: Frozen | None = None) -> VAEDistiller:
-    """Trains a student, with the teacher's posteriors if there is one."""
+    """Trains a student, by the teacher's posteriors too if there is one."""
     pl.seed_everything(seed, verbose=False)
     pixels = torch.Size(data.shape).numel()
     student = Normalized(VAE(pixels, hidden), [0.0] * data.shape[0], [1.0] * data.shape[0])
@@ -120,38 +120,38 @@ def fit(data: Data, hidden: int, epochs: int, seed: int, teacher: Frozen | None 
 
 
 def bound(module: VAEDistiller, data: Data) -> float:
-    """The negative evidence lower bound on the test images, in nats, with one code drawn for each."""
+    """The negative evidence lower bound on the test images in nats, with one sample of the code for each image."""
     pl.seed_everything(0, verbose=False)
     return runner(1).test(module, datamodule=data, verbose=False)[0]["test/bound"]
 
 
 def runner(epochs: int) -> pl.Trainer:
-    """A trainer that keeps nothing and says nothing."""
+    """A trainer without checkpoints, logger and terminal output."""
     silent: dict[str, Any] = {f"enable_{what}": False for what in ("progress_bar", "model_summary", "checkpointing")}
     return pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, limit_val_batches=0, **silent)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
-    """Trains a teacher, and for each seed a student alone and one with its posteriors; prints the bounds."""
+    """Trains a teacher, and for each seed a student without and one with its posteriors; prints the bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--per-class", type=int, default=10)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     everything = Data(Memory(digits(), batch_size=64))
-    few = Data(Memory(digits(), batch_size=10 * given.per_class, per_class=given.per_class))
-    teacher = fit(everything, 256, max(given.epochs // 5, 1), seed=0)
-    found: dict[str, list[float]] = {"teacher": [bound(teacher, few)], "student alone": [], "student taught": []}
+    few = Data(Memory(digits(), batch_size=10 * options.per_class, per_class=options.per_class))
+    teacher = fit(everything, 256, max(options.epochs // 5, 1), seed=0)
+    bounds: dict[str, list[float]] = {"teacher": [bound(teacher, few)], "student alone": [], "student with kd": []}
     frozen = Frozen(teacher.student)
-    for seed in given.seeds:
-        found["student alone"].append(bound(fit(few, 48, given.epochs, seed), few))
-        found["student taught"].append(bound(fit(few, 48, given.epochs, seed, frozen), few))
-    for name, values in found.items():
+    for seed in options.seeds:
+        bounds["student alone"].append(bound(fit(few, 48, options.epochs, seed), few))
+        bounds["student with kd"].append(bound(fit(few, 48, options.epochs, seed, frozen), few))
+    for name, values in bounds.items():
         deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         print(f"{name:15} negative bound on test {statistics.mean(values):6.2f}{deviation} nats")
-    return found
+    return bounds
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The nouns of distillation: objective, taps, teachers, distillers, and the methods that change the step."""
+"""Distillation: objectives, layer taps, teachers, and the Lightning modules that train a student."""
 
 from __future__ import annotations
 

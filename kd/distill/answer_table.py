@@ -1,4 +1,4 @@
-"""A table on disk of what a teacher answered: one row for each view of each training image, filled as views are met."""
+"""A table on disk of a teacher's logits: one row per view of each training image, filled as the views occur."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ KEY = "key.json"
 
 
 class AnswerTable:
-    """Rows of logits, or of the ``topk`` largest log-probabilities with the mass of the rest, in mapped files.
+    """Rows of logits, or of the ``topk`` largest log-probabilities and the remaining mass, in memory-mapped files.
 
-    Several processes may fill one table: they write the same rows, and a row is marked as met only after it has been
-    written, so that a killed run leaves a table whose marks are true.
+    Several processes may fill one table: they write identical rows, and a row is marked as filled only after its
+    values are on disk, so that the marks are correct even if a run is killed.
 
     Args:
-        folder: of the files; made whole or not at all where it is absent.
-        key: what the rows depend on, plain containers; another key than the folder's is refused.
-        samples: training images.
-        views: views of each.
-        classes: logits in a row.
-        dtype: ``float32`` (exact, or ``float64`` for a network in that), ``float16`` or ``bfloat16``.
-        topk: how many classes are kept; 0 for all of them.
+        folder: contains the files; created atomically if it does not exist.
+        key: plain containers that determine the rows; must equal the key of an existing folder.
+        samples: number of training images.
+        views: number of views per image.
+        classes: number of logits per row.
+        dtype: ``float32`` (exact; ``float64`` for a float64 network), ``float16`` or ``bfloat16``.
+        topk: number of classes to store; 0 stores all of them.
 
     Raises:
-        InputError: the folder holds the table of another teacher, data or augmentation (what differs is named), is
-            damaged, or there is no space for it.
+        InputError: ``dtype`` or ``topk`` is invalid; the folder contains the table of another teacher, data set or
+            augmentation (the message names the difference) or is damaged; or the disk has no space for it.
     """
 
     FLUSH = 10.0  # seconds between writes to the disk
@@ -61,7 +61,7 @@ class AnswerTable:
         if dtype not in DTYPES:
             raise unknown("cache.dtype", dtype, DTYPES)
         if not 0 <= topk < classes:
-            raise InputError(f"cache.topk must lie between 0 and {classes - 1}, got {topk}")
+            raise InputError(f"cache.topk must be between 0 and {classes - 1}, got {topk}")
         self.folder, self.classes, self.topk, self.views = folder, classes, topk, views
         self.key = {"format": FORMAT, **key, "samples": samples, "views": views, "classes": classes}
         self.key |= {"dtype": dtype, "topk": topk}
@@ -82,17 +82,17 @@ class AnswerTable:
 
     @staticmethod
     def bytes(samples: int, views: int, classes: int, dtype: str, topk: int) -> int:
-        """What a table takes on the disk."""
+        """The size of a table on disk, in bytes."""
         width = topk or classes
         row = width * DTYPES[dtype].itemsize + (4 * topk + 4 if topk else 0) + 1
         return samples * views * row
 
     def filled(self) -> float:
-        """The share of rows that it holds, in percent."""
+        """The percentage of rows that are filled."""
         return 100 * float(self.met.float().mean())
 
     def read(self, rows: Tensor) -> Tensor:
-        """The logits [B, C] in met rows [B], in float32 at least; of the ``topk`` kind, log-probabilities at T = 1."""
+        """The logits [B, C] in filled rows [B], at least float32; with ``topk``, log-probabilities at T = 1."""
         values = self.parts["values"][rows]
         values = values if values.dtype == torch.float64 else values.float()
         if not self.topk:
@@ -103,7 +103,7 @@ class AnswerTable:
         )
 
     def write(self, rows: Tensor, logits: Tensor) -> None:
-        """Keeps the logits [B, C] of rows [B]; they are marked on disk when the next flush is due."""
+        """Stores logits [B, C] in rows [B]; the next flush marks them as filled on disk."""
         if self.topk:
             least = logits if logits.dtype == torch.float64 else logits.float()
             values, indices = least.log_softmax(-1).topk(self.topk, -1)
@@ -118,9 +118,9 @@ class AnswerTable:
             self.flush()
 
     def flush(self) -> None:
-        """Brings rows to the disk, then their marks, and takes up what other processes have met."""
+        """Writes new rows to disk, then their marks, and picks up the rows that other processes have filled."""
         if self._unmarked:
-            for name in self.layout:  # the marks are the last
+            for name in self.layout:  # marks are last: a marked row must be on disk
                 if name == "met":
                     self.parts["met"][torch.cat(self._unmarked)] = 1
                 self._files[name].flush()
@@ -139,26 +139,26 @@ class AnswerTable:
             temporary.rename(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not (self.folder / KEY).is_file():  # else another process was faster
+            if not (self.folder / KEY).is_file():  # otherwise another process created it first
                 size = sum(self.rows * width * dtype.itemsize for dtype, width in self.layout.values())
                 why = error.strerror or error
-                raise InputError(f"the cache {self.folder} of {size / 1e9:.2f} GB cannot be made: {why}") from error
+                raise InputError(f"cannot create the cache {self.folder} of {size / 1e9:.2f} GB: {why}") from error
 
     def _check(self) -> None:
         try:
             stored = json.loads((self.folder / KEY).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / KEY} is damaged; delete {self.folder}, it will be rebuilt") from error
+            raise InputError(f"{self.folder / KEY} is damaged: delete {self.folder} to rebuild it") from error
         mine = json.loads(json.dumps(self.key))
         differing = [name for name in sorted({*stored, *mine}) if stored.get(name) != mine.get(name)]
         if differing:
             first = differing[0]
-            difference = f"{first} is {_short(mine.get(first))} here, {_short(stored.get(first))} there"
-            raise InputError(f"the cache {self.folder} is of another {' and '.join(differing)}: {difference}")
+            difference = f"{first} is {_short(stored.get(first))} in the cache, {_short(mine.get(first))} in this run"
+            raise InputError(f"the cache {self.folder} has another {' and '.join(differing)}: {difference}")
         for name, (dtype, width) in self.layout.items():
             path, size = self.folder / f"{name}.bin", self.rows * width * dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
-                raise InputError(f"{path} is cut off or absent; delete {self.folder}, it will be rebuilt")
+                raise InputError(f"{path} is truncated or missing: delete {self.folder} to rebuild it")
 
     def _mapped(self, name: str, dtype: torch.dtype, width: int) -> np.memmap:
         plain = np.dtype(f"i{dtype.itemsize}")  # numpy has no bfloat16

@@ -1,4 +1,4 @@
-"""The cached teacher: each view of each training image is answered by the network once ever, then looked up."""
+"""The cached teacher: the network runs once for each view of each training image, then its logits are looked up."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from kd.models.normalized import Normalized, unwrap
 
 log = logging.getLogger(__name__)
 
-# how far a looked-up row may lie from a fresh answer, as a share of the largest logit: rounding, no more
+# largest difference between stored and fresh logits, relative to the largest logit: rounding only
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 CHECKED = 8  # rows
-TF32 = 2e-2  # the same where convolutions round to TF32, and perhaps did not when the row was written
+TF32 = 2e-2  # tolerance if convolutions use TF32, as they may not have when the row was written
 
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where and how teachers' answers are kept.
+    """Where and how teachers' logits are stored.
 
     Args:
-        root: the folder that holds the tables.
+        root: the folder of the tables.
         dtype: ``float32`` (exact), ``float16`` or ``bfloat16``.
-        topk: how many classes of each answer are kept, with the mass of the rest spread evenly; 0 for all of them.
-        max_gb: a table above this size is not made.
+        topk: number of classes to store per row; the remaining mass is spread evenly over the others. 0 stores all.
+        max_gb: no table larger than this is created.
 
     Raises:
-        InputError: an unknown ``dtype``, or a number out of range.
+        InputError: ``dtype`` is unknown, or a number is out of range.
     """
 
     root: str = "runs/cache"
@@ -58,26 +58,27 @@ class CacheOptions:
             raise InputError(f"cache.max_gb must be above 0, got {self.max_gb:g}")
 
     def of(self, precision: str) -> CacheOptions:
-        """The same for a teacher that computes in this precision: exact numbers are its own."""
+        """These options for a teacher in ``precision``; if that is 64-bit, the exact ``dtype`` is ``float64``."""
         exact = precision.startswith("64") and self.dtype == "float32"
         return replace(self, dtype="float64") if exact else self
 
 
 class Cached(FrozenTeacher):
-    """A frozen teacher whose logits for views met before come out of a table.
+    """A frozen teacher that looks up the logits of views it has already processed.
 
-    A batch without ``index`` and ``view`` (evaluation) is answered by the network, and so is every batch once
-    layers are tapped, as only logits are kept. A half-known batch runs only what is missing. In each epoch the first
-    looked-up rows are compared with fresh answers: the first batch, or of batches that are known in part so many rows
-    that they are ``CHECKED`` together. That takes one batch of the network at most for each epoch.
+    A batch without ``index`` and ``view`` (evaluation) runs through the network, and so does every batch once layers
+    are tapped, because only logits are stored. If only some samples of a batch are cache hits, the others alone run.
+    In each epoch the first hits are compared with fresh logits: the whole first batch if all of it are hits, or as
+    many hits of partly cached batches as make ``CHECKED`` in total. This costs about one teacher batch per epoch.
 
     Args:
         frozen: the teacher.
-        table: of its answers.
-        tolerance: the largest deviation of a looked-up row from a fresh answer, as a share of its largest logit.
+        table: its logits.
+        tolerance: largest difference between stored and fresh logits, relative to the largest logit (or 1, if that is
+            larger).
 
     Raises:
-        InputError: rows that are not the teacher's answers.
+        InputError: the stored logits are not this teacher's.
     """
 
     def __init__(self, frozen: Frozen, table: AnswerTable, tolerance: float = 1e-3) -> None:
@@ -92,11 +93,11 @@ class Cached(FrozenTeacher):
 
     @property
     def network(self) -> nn.Module:
-        """The network that answers what is not in the table."""
+        """The network that computes the logits missing from the table."""
         return self.frozen.network
 
     def tap(self, layers: Iterable[str]) -> None:
-        """Names layers to tap; with any, every batch runs through the network."""
+        """Sets the layers to tap; if there are any, every batch runs through the network."""
         self.frozen.tap(layers)
 
     def owned_modules(self) -> list[nn.Module]:
@@ -104,13 +105,13 @@ class Cached(FrozenTeacher):
 
     @property
     def bypassed(self) -> bool:
-        """Whether the table is of no use, because layers are tapped."""
+        """Whether the table is unused because layers are tapped."""
         return bool(self.frozen.taps.layers)
 
     def prefetch(self, index: Tensor, view: Tensor, device: torch.device) -> None:
-        """Lays the answers of an epoch's samples [N] on the device, so that no step of it waits for the host.
+        """Copies the logits of an epoch's samples [N] to the device, so that no step waits for the host.
 
-        Only if all of them are known, no sample comes twice, and they take no more than half of what is free there.
+        Does nothing unless all are cache hits, no sample occurs twice, and they fit in half of the free GPU memory.
         """
         self._epoch = None
         rows = index * self.table.views + view
@@ -154,42 +155,42 @@ class Cached(FrozenTeacher):
         images, labels = (batch.images, batch.labels) if not hits else (batch.images[some], batch.labels[some])
         fresh = self.frozen(Batch(images, labels))[""]
         self.table.write(rows[missing], fresh.cpu())
-        return self._read(rows, fresh.device)  # as every later look-up gives it
+        return self._read(rows, fresh.device)  # read back, so that the logits are rounded as in later epochs
 
     def _read(self, rows: Tensor, device: torch.device) -> Tensor:
-        """The logits [B, C] in met rows [B], in float64 where the network is."""
+        """The logits [B, C] in filled rows [B], in float64 if the network is."""
         logits = self.table.read(rows)
         network = next(self.network.parameters(), logits)
         return logits.to(device, torch.promote_types(logits.dtype, network.dtype))
 
     def _check(self, batch: Batch, logits: Tensor) -> None:
-        """Compares looked-up rows with fresh answers: nothing else would notice a wrong table."""
+        """Compares stored with fresh logits, as a wrong table would otherwise go unnoticed."""
         if not self._unchecked:
             return
         fresh = self.frozen(batch)[""].to(logits.dtype)
-        if self.table.topk:  # only what is kept can be compared
+        if self.table.topk:  # only the stored classes can be compared
             top = logits.topk(self.table.topk, -1).indices
             fresh, logits = fresh.log_softmax(-1).gather(1, top), logits.gather(1, top)
         apart = float((fresh - logits).abs().max() / fresh.abs().max().clamp(min=1.0))
         coarse = fresh.is_cuda and torch.backends.cudnn.allow_tf32
         if not apart <= (max(self.tolerance, TF32) if coarse else self.tolerance):
             raise InputError(
-                f"the cache {self.table.folder} does not hold this teacher's answers: they differ by {apart:.2g} of "
+                f"the cache {self.table.folder} does not contain this teacher's logits: they differ by {apart:.2g} of "
                 "the largest logit; delete it, or set teacher.cache=off"
             )
         self._unchecked = max(self._unchecked - len(logits), 0)
 
     def on_epoch_end(self) -> None:
-        """Brings what is new to the disk, at an epoch's end; the next epoch checks again."""
+        """Called at the end of an epoch: flushes the table; the next epoch checks it again."""
         self.table.flush()
         self._unchecked, self._epoch = CHECKED, None
 
     def flush(self) -> None:
-        """Brings what is new to the disk, so that a run that goes on from a checkpoint meets the same rows."""
+        """Flushes the table, so that a run resumed from a checkpoint has the same cache hits."""
         self.table.flush()
 
     def log_metrics(self) -> dict[str, float]:
-        """``cache_hits``: the share of answers looked up since it was last asked for."""
+        """``cache_hits``: the share of samples that were cache hits since the last call."""
         share = self.hits / max(self.requests, 1)
         requests, self.requests, self.hits = self.requests, 0, 0
         return {} if not requests else {"cache_hits": share}
@@ -204,19 +205,19 @@ def cached(
     precision: str,
     network: Mapping[str, Any] | None = None,
 ) -> Frozen | Cached:
-    """The teacher with a table of its answers, or without, where they cannot be kept; says which and why.
+    """The teacher with a table of its logits, or unchanged if they cannot be cached; logs the choice.
 
     Args:
         frozen: the teacher, with its weights.
-        data: says ``views``, ``augmentation()``, ``train_sha256()`` and ``counts()``; no other data can be cached.
-        where: ``off``, ``auto`` for a folder of its own under ``store.root``, or that folder.
-        store: how answers are kept.
-        name: the teacher's, for the folder's name.
-        precision: in which it computes, as Lightning calls it.
-        network: of :func:`kd.distill.identity.answers_key`; None takes the network's own modules.
+        data: must have ``views``, ``augmentation()``, ``train_sha256()`` and ``counts()`` to be cached.
+        where: ``off``, ``auto`` for a separate folder under ``store.root``, or the folder to use.
+        store: storage options.
+        name: the teacher's name, used in the name of the folder.
+        precision: the precision that it computes in, in Lightning's notation.
+        network: the result of :func:`kd.distill.identity.answers_key`; None derives it from the network's modules.
 
     Raises:
-        InputError: an explicit folder that cannot serve.
+        InputError: a folder set explicitly cannot be used, or a table is damaged.
     """
     if where == "off":
         return frozen
@@ -238,9 +239,9 @@ def cached(
 
 
 def _size(data: Any, store: CacheOptions, where: str) -> float | None:
-    """How many GB the answers for this data take; None, which is said, where they cannot be kept."""
+    """The size in GB of the table for this data; None, with a log line, if the logits cannot be cached."""
     count = image_data(data).views
-    reason, size = "the augmentations of this data cannot be counted (data.views=K draws K for each image)", 0.0
+    reason, size = "the views of this data cannot be enumerated (data.views=K draws K views per image)", 0.0
     if count:
         size = AnswerTable.bytes(data.counts()["train"], count, data.classes, _checked(store.dtype), store.topk) / 1e9
         reason = f"it would take {size:.2f} GB, more than cache.max_gb={store.max_gb:g}"
@@ -253,7 +254,7 @@ def _size(data: Any, store: CacheOptions, where: str) -> float | None:
 
 
 def key_of(frozen: Frozen, data: Any, precision: str, network: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a teacher's logits for a view depend on; the arguments are those of :func:`cached`."""
+    """Everything that a teacher's logits for a view depend on; the arguments are those of :func:`cached`."""
     module = frozen.network
     pixels: Mapping[str, Any] = {}
     if isinstance(module, Normalized):
@@ -269,7 +270,7 @@ def key_of(frozen: Frozen, data: Any, precision: str, network: Mapping[str, Any]
 
 
 def digest(key: Mapping[str, Any], store: CacheOptions) -> str:
-    """Sixteen letters that stand for a key."""
+    """16 hex digits that identify a key together with its ``dtype`` and ``topk``."""
     text = json.dumps([key, store.dtype, store.topk], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""The distiller: a student, perhaps a teacher, an objective, and one step."""
+"""The distiller: a LightningModule with a student, an objective and optionally a teacher."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ log = logging.getLogger(__name__)
 
 
 class Distiller(pl.LightningModule):
-    """Trains ``student`` and whatever ``objective`` has trainable, with ``teacher`` frozen beside it.
+    """Trains ``student`` and the parameters of ``objective``; ``teacher`` is frozen.
 
     Args:
-        student: images [B, C, H, W] to logits [B, classes].
-        teacher: answers ``teacher(batch)``, or a network, which is then frozen; None if no term names it.
-        objective: the weighted terms, also a dict of terms or losses, or one loss; built here, with one example batch.
-        optim: the optimiser and its schedule, or what makes an optimiser of parameters, with the default schedule;
-            None for a distiller that only evaluates.
+        student: maps images [B, C, H, W] to logits [B, classes].
+        teacher: a teacher, or a network, which is frozen; None if no term needs a teacher.
+        objective: the weighted terms, a dict of terms or losses, or one loss; built here from one example batch.
+        optim: the optimiser and its schedule, or a function that creates an optimiser from parameters, with the
+            default schedule; None for evaluation only.
         shape: [C, H, W] of the images.
-        classes: how many there are.
+        classes: number of classes.
         T: the temperature of the logged ``train/kl``, ``train/soft_ce`` and ``teacher/entropy``, for which
             kl = soft_ce - entropy.
-        config: plain containers, kept in checkpoints as hyper-parameters.
-        shuffle_teacher: a control: in training, each sample gets another one's teacher tensors. What is gained
-            with it is no gain from the teacher's knowledge of the sample.
+        config: plain containers, saved in checkpoints as hyperparameters.
+        shuffle_teacher: a control: in training, each sample gets another sample's teacher tensors, so that an
+            improvement cannot come from what the teacher predicts for the sample.
 
     Raises:
-        InputError: a term needs a teacher and there is none, a layer that does not exist, or networks whose
-            outputs are not [B, classes].
+        InputError: a term needs a teacher and there is none, a layer does not exist, or a network's output is not
+            [B, classes].
     """
 
-    classifies = True  # whether the student's own classifier is what is measured
+    classifies = True  # whether the metrics evaluate the student's own classifier
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class Distiller(pl.LightningModule):
         self.seed = seed_of(config or {})
         self.teacher_sha256 = None if self.teacher is None else self.teacher.fingerprint()
         frozen = self.teacher.networks() if isinstance(self.teacher, FrozenTeacher) else {}
-        # as they were loaded: training in float64 takes them there
+        # hashed as loaded: float64 training converts the networks
         self.members_sha256 = {name: fingerprints({"": network}) for name, network in frozen.items()}
 
     @torch.no_grad()
     def _build(self, shape: Sequence[int], classes: int) -> None:
-        """One dry batch through both networks, in eval mode: checks them, and sizes what depends on shapes."""
+        """Runs one example batch through both networks in eval mode: checks them, and sizes shape-dependent modules."""
         if self.objective.uses_teacher and self.teacher is None:
             names = [name for name, term in self.objective.named_terms() if "teacher" in term.needs]
             raise InputError(f"teacher=none, but the term {names[0]!r} needs a teacher; try objective=ce")
@@ -100,7 +100,7 @@ class Distiller(pl.LightningModule):
             tapped = tried(self.taps, images)
         except RuntimeError as error:
             line = str(error).splitlines()[0]
-            raise InputError(f"the student does not take images {list(shape)}, the data's shape: {line}") from error
+            raise InputError(f"the student does not accept the data's images {list(shape)}: {line}") from error
         self.check_output("student", tapped[""], classes)
         self.student.train()
         answer = None
@@ -114,25 +114,29 @@ class Distiller(pl.LightningModule):
         check_terms(self.objective, tapped, answer)
 
     def check_output(self, side: str, output: Any, classes: int) -> None:
-        """Whether a network's output for two images is what the task asks for: logits [2, classes]."""
+        """Checks that a network's output for two images is logits [2, classes].
+
+        Raises:
+            InputError: it is not; the message names ``side``.
+        """
         if not isinstance(output, Tensor) or output.shape != (2, classes):
             shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
-                f"the {side} must give logits [B, {classes}] for the data's {classes} classes, gives {shape}"
+                f"the {side} must return logits [B, {classes}] for the data's {classes} classes, got {shape}"
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The student's logits [B, classes] for uint8 images, or float ones in [0, 1]."""
+        """The student's logits [B, classes] for images, uint8 or float in [0, 1]."""
         return self.objective.predict(self.taps(images))
 
     def configure_optimizers(self) -> Any:
         if self.optim is None:
             raise InputError("this distiller has no optim and cannot train")
         total = self.trainer.estimated_stepping_batches
-        if math.isinf(total) or total < 0:  # Lightning's -1 stands for no limit
+        if math.isinf(total) or total < 0:  # Lightning uses -1 for no limit
             raise InputError(
-                "the training data has no length, so that the schedule has no end: set trainer.max_steps=N, or "
-                "trainer.limit_train_batches=N for the batches of an epoch"
+                "the training data has no length, so the schedule has no end: set trainer.max_steps=N, or "
+                "trainer.limit_train_batches=N (batches per epoch)"
             )
         self.stage = stage_of(self.objective, self.optim, self.trainer)
         return self.optim.configure(self, int(total), self.stage.steps, self.objective.init_rate())
@@ -142,10 +146,10 @@ class Distiller(pl.LightningModule):
         self.student.train()
 
     def batch(self, raw: Any, part: str) -> Batch:
-        """What a loader gave for ``part``, ``train``, ``val`` or ``test``, as a batch on this device.
+        """A loader's output for ``part``, ``train``, ``val`` or ``test``, as a batch on this device.
 
         Raises:
-            InputError: what is no batch of images and labels, or labels that a term cannot use.
+            InputError: it is not a batch of images and labels, or a term does not support its labels.
         """
         data = data_of(self.trainer)
         if isinstance(raw, Batch) and data.checked:
@@ -155,7 +159,7 @@ class Distiller(pl.LightningModule):
         if part == "train":
             self.objective.check_labels(self.adapt.unlabelled, self.adapt.mixed)
             if self.adapt.without_labels and all("labels" in term.needs for _, term in self.objective.named_terms()):
-                raise InputError("the training batches have no labels, and every term of the objective needs them")
+                raise InputError("the training batches have no labels, but every term of the objective needs them")
         return batch
 
     def on_train_start(self) -> None:
@@ -165,7 +169,7 @@ class Distiller(pl.LightningModule):
                 "resume: add kd.callbacks.Position() to the trainer's callbacks, for saving and for resuming; without "
                 "it, an interrupted epoch is not resumed at the sample where it stopped"
             )
-        self.tell_epoch()  # an epoch that is resumed in its middle does not start
+        self.tell_epoch()  # not called by on_train_epoch_start if an epoch is resumed midway
 
     def on_train_epoch_start(self) -> None:
         if self.stage.epochs and self.current_epoch == self.stage.epochs:
@@ -173,14 +177,14 @@ class Distiller(pl.LightningModule):
         self.tell_epoch()
 
     def tell_epoch(self) -> None:
-        """Tells the terms which epoch it is."""
+        """Passes the current epoch to the terms."""
         self.objective.on_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Makes dropout and the like a function of the place in the run, so that a resumed run draws the same."""
+        """Seeds dropout and the like by the position in the run, so that a resumed run draws the same numbers."""
         position = torch.tensor(batch_idx * self.trainer.world_size + self.global_rank)
         drawn = int(hashed(self.seed, self.current_epoch, position, STEP))
-        torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes a millisecond where there is no GPU
+        torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes a millisecond without a GPU
         if self.device.type == "cuda":
             torch.cuda.manual_seed(drawn)
 
@@ -197,7 +201,7 @@ class Distiller(pl.LightningModule):
         total, parts = self.total(student, batch, teacher)
         self.parts = parts
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/loss", total.detach(), prog_bar=True)  # not at every step, as each call costs time
+            self.log("train/loss", total.detach(), prog_bar=True)  # not at every step, as each call takes time
             self.log_dict({f"train/{name}": part for name, part in parts.items()})
             self._log_step(batch, student[""].detach(), teacher, set(parts))
         return total
@@ -209,7 +213,7 @@ class Distiller(pl.LightningModule):
     def total(
         self, student: Mapping[str, Tensor], batch: Batch, teacher: Mapping[str, Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a step minimises, and its unweighted parts by name; both sides are tapped tensors by layer."""
+        """The loss of a step and its unweighted parts by name; both sides are tapped tensors by layer."""
         return self.objective(student, batch.labels, teacher, batch.index, self.current_epoch)
 
     def _log_step(self, batch: Batch, student: Tensor, teacher: Mapping[str, Tensor] | None, parts: set[str]) -> None:
@@ -217,7 +221,7 @@ class Distiller(pl.LightningModule):
         if self.teacher is not None:
             self.log_dict({f"time/{name}": value for name, value in self.teacher.log_metrics().items()}, prog_bar=True)
         if self.objective.predictor is not None:
-            return  # the student's own output is not its answer
+            return  # the student's own output is not its prediction
         has_label = labelled(batch.labels)
         if has_label.any():
             correct = ((student.argmax(-1) == class_of(batch.labels)) & has_label).sum()
@@ -227,7 +231,7 @@ class Distiller(pl.LightningModule):
             self.log_dict({tag: value for tag, value in identity.items() if tag[6:] not in parts})
 
     def _identity(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """KL(p || q) = H(p, q) - H(p) in numbers, without T^2."""
+        """The three terms of KL(p || q) = H(p, q) - H(p), without the factor T^2."""
         p = (teacher / self.T).softmax(-1)
         return {
             "train/kl": kl(student, teacher, self.T) / self.T**2,
@@ -253,7 +257,7 @@ class Distiller(pl.LightningModule):
             self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=tag == "val/acc")
 
     def answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The teacher's logits; those of a batch met before are remembered, as neither of them changes."""
+        """The teacher's logits, cached per batch, as neither the frozen teacher nor the evaluation data changes."""
         if self.teacher is None:
             return None
         cached = self._teacher_logits.get((part, batch_idx))
@@ -280,5 +284,5 @@ class Distiller(pl.LightningModule):
         if self.trainer.sanity_checking or self.confusion.sum():
             return
         if part == "val":
-            raise InputError("no validation image has a label, and the best epoch is chosen by them")
-        log.warning("no test image has a label: scores that need one are left out")
+            raise InputError("no validation image has a label, but selecting the best epoch needs labels")
+        log.warning("no test image has a label: metrics that need labels are omitted")

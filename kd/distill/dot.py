@@ -1,7 +1,7 @@
-"""DOT, the distillation-oriented trainer: task and distillation have momenta of their own, for any objective.
+"""DOT, the distillation-oriented trainer: separate momenta for task and distillation, for any objective.
 
-Zhao et al. 2023, "DOT: A Distillation-Oriented Trainer" (arXiv:2307.08286). Under one momentum the gradient of the
-labels comes to lead that of the teacher; a larger momentum for the latter keeps the student nearer to the teacher.
+Zhao et al. 2023, "DOT: A Distillation-Oriented Trainer" (arXiv:2307.08286). With a single momentum, the gradient of the
+labels comes to dominate that of the teacher; a larger momentum for the latter keeps the student closer to the teacher.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from kd.optim import DOT
 
 
 class DOTDistiller(Distiller):
-    """A distiller whose optimiser :class:`DOT` gets two gradients: of the terms that need no teacher, and of the rest.
+    """A distiller that passes its optimiser :class:`DOT` two gradients: of the terms without and with a teacher.
 
     Raises:
-        InputError: an objective in which one of the two is missing; clipped gradients, or those that float16 scales.
+        InputError: the objective has no terms of one kind; gradient clipping or float16 precision is set.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -32,8 +32,8 @@ class DOTDistiller(Distiller):
         for name, term in self.objective.named_terms():
             kinds["distillation" if "teacher" in term.needs else "task"][name] = term
         if absent := [kind for kind, terms in kinds.items() if not terms]:
-            raise InputError(f"optim=dot sets task and distillation apart, but no term is of the {absent[0]}")
-        # beside the module tree, as the terms are in it already
+            raise InputError(f"optim=dot needs task and distillation terms, but the objective has no {absent[0]} term")
+        # outside the module tree, which already contains the terms
         self.__dict__["kinds"] = [Objective(terms) for terms in kinds.values()]
         self.sums: list[Tensor] = []
 
@@ -48,7 +48,7 @@ class DOTDistiller(Distiller):
         return self.sums[0] + self.sums[1], {name: part for _, parts in answers for name, part in parts.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Both gradients, averaged over processes; DDP's own hooks know of one gradient only and are left out."""
+        """Computes both gradients, averaged over processes; DDP's hooks support only one gradient and are bypassed."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, DOT)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -57,7 +57,7 @@ class DOTDistiller(Distiller):
         self.sums = []
 
     def _gradients(self, part: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        if not part.requires_grad:  # no term of this kind counts in this epoch
+        if not part.requires_grad:  # no term of this kind is active in this epoch
             return [None] * len(parameters)
         gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
         reduce = self.trainer.strategy.reduce
@@ -65,12 +65,12 @@ class DOTDistiller(Distiller):
 
 
 def check_trainer(clip: float | None, precision: Any, compiled: Any = False) -> None:
-    """Refuses by an InputError what two gradients cannot have: a clipped norm, float16's scale, a compiled student."""
+    """Raises an InputError for what two gradients do not support: clipping, float16 and a compiled student."""
     if clip:
-        raise InputError("optim=dot keeps two gradients and cannot clip them: set trainer.gradient_clip_val=null")
+        raise InputError("optim=dot has two gradients and cannot clip them: set trainer.gradient_clip_val=null")
     if str(precision).startswith("16"):
-        raise InputError(f"optim=dot cannot scale its gradients for trainer.precision={precision}")
+        raise InputError(f"optim=dot does not support trainer.precision={precision}: set 32-true or bf16-mixed")
     if compiled is True:
         raise InputError(
-            "optim=dot goes back through the student twice, which a compiled one cannot: speed.compile=teacher"
+            "optim=dot runs two backward passes, which a compiled student does not support: set speed.compile=teacher"
         )

@@ -1,4 +1,4 @@
-"""Several teachers that answer as one."""
+"""Several teachers combined into one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ AVERAGES = ("probabilities", "logits")
 
 
 class Ensemble(FrozenTeacher):
-    """Several teachers that answer as one.
+    """Several teachers combined into one.
 
     Args:
         members: frozen or cached teachers by name; each has its own normalisation and columns.
-        average: ``probabilities``, the weighted mean of softmax(z / T), given as the logits
-            ``T * log(mean)``, so that a term with the same T sees exactly that mean; or ``logits``, whose softmax
-            is the normalised geometric mean. Hinton et al. 2015 (arXiv:1503.02531), section 1, name both.
-        weights: one number for each member, normalised to a sum of 1; equal if None.
-        confidence: multiplies each member's weight by exp(-H(p)) of its own answer at T = 1, for each image:
-            a member that is sure counts more. Unlike the weights of CA-MKD (arXiv:2201.00007), which come from the
-            label, these exist in validation and for unlabelled images as well.
+        average: ``probabilities``, the weighted mean of softmax(z / T), returned as the logits
+            ``T * log(mean)``, so that a term with the same T recovers exactly that mean; or ``logits``, whose softmax
+            is the normalised geometric mean. Hinton et al. 2015 (arXiv:1503.02531), section 1, mention both.
+        weights: one number per member, normalised to a sum of 1; equal if None.
+        confidence: multiplies each member's weight by exp(-H(p)) of its own prediction at T = 1, for each image:
+            confident members weigh more. Unlike the weights of CA-MKD (arXiv:2201.00007), which depend on the
+            label, these also exist in validation and for unlabelled images.
         T: temperature of the averaged probabilities.
 
     Layers of a member are tapped as ``member/layer``.
@@ -49,12 +49,12 @@ class Ensemble(FrozenTeacher):
     ) -> None:
         super().__init__({name: member.network for name, member in members.items()})
         if len(members) < 2:
-            raise InputError(f"an ensemble has at least two members, got {', '.join(members) or 'none'}")
+            raise InputError(f"an ensemble needs at least two members, got {', '.join(members) or 'none'}")
         if average not in AVERAGES:
             raise unknown("average", average, AVERAGES)
         share = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
         if len(share) != len(members) or not all(0 < weight < float("inf") for weight in share):
-            raise InputError(f"weights needs a positive number for each of the {len(members)} members, got {weights}")
+            raise InputError(f"weights must be a positive number for each of the {len(members)} members, got {weights}")
         self.__dict__["members"] = dict(members)
         self.average, self.confidence, self.T = average, confidence, T
         self.shares = [weight / sum(share) for weight in share]
@@ -64,7 +64,7 @@ class Ensemble(FrozenTeacher):
         return [network for member in self.members.values() for network in member.owned_modules()]
 
     def describe(self) -> str:
-        """The mean in words, with its weights."""
+        """A one-line description: the kind of mean and the weights."""
         shares = ", ".join(f"{name} {share:.3g}" for name, share in zip(self.members, self.shares))
         mean = f"of probabilities at T={self.T:g}" if self.average == "probabilities" else "of logits"
         return f"ensemble, mean {mean}, weights {shares}{', times exp(-entropy)' if self.confidence else ''}"
@@ -82,7 +82,7 @@ class Ensemble(FrozenTeacher):
         return {key: sum(each.get(key, 0.0) for each in metrics) / len(metrics) for key in metrics[0]}
 
     def tap(self, layers: Iterable[str]) -> None:
-        """Names layers as ``member/layer``, in place of those named before."""
+        """Sets the layers to tap, as ``member/layer``, replacing any set before."""
         wanted: dict[str, list[str]] = {name: [] for name in self.members}
         for layer in layers:
             name, _, inner = layer.partition("/")
@@ -99,7 +99,7 @@ class Ensemble(FrozenTeacher):
         return {"": self.mean([outputs[""] for outputs in answers.values()]), **tapped}
 
     def mean(self, logits: Sequence[Tensor]) -> Tensor:
-        """The members' logits [B, C] as one."""
+        """Combines the members' logits [B, C] into one tensor of logits [B, C]."""
         stacked = torch.stack([z.float() for z in logits])
         weights = self.log_shares.on(stacked.device)[0][:, None].expand(-1, stacked.shape[1])
         if self.confidence:

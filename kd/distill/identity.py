@@ -1,8 +1,8 @@
-"""By what a trained teacher, a table of its answers, a run and a study are known: all that shapes them, no more.
+"""Digests that identify trained teachers, tables of logits, runs and studies: everything that affects their content.
 
-What only rounds otherwise is not in it: accelerator, strategy, ``deterministic``, ``speed`` (but for the precision of a
-teacher's answers) and the versions of torch and Lightning. A change of kd that trains otherwise from the same
-configuration raises :data:`RULE`.
+What affects only rounding is excluded: accelerator, strategy, ``deterministic``, ``speed`` (except the precision of a
+teacher's logits) and the versions of torch and Lightning. A change of kd that trains differently from the same
+configuration increments :data:`RULE`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from kd.registry import first, nested, split, with_current
 
 Config = Mapping[str, Any]
 
-RULE = 2  # 1 was without callbacks, devices and the source of the user's code
+RULE = 2  # 1 did not include callbacks, devices and the source of the user's code
 
-# Keys that shape nothing of a run's result: where it runs, where things lie, what is shown and what is only checked.
+# Keys that do not affect a run's result: where it runs, where files are, what is displayed and what is only checked.
 INERT = (
     *("task", "cell", "about", "resume", "resume_data", "trust", "teachers", "logger", "cache.root", "cache.max_gb"),
     *("data.root", "data.download", "data.workers", "data.eval_batch_size", "data.resident"),
@@ -39,7 +39,7 @@ INERT = (
     *("trainer.limit_predict_batches", "trainer.enable_autolog_hparams", "trainer.model_registry", "trainer.logger"),
     "trainer.default_root_dir",
 )
-# Callbacks that change nothing of what is trained and kept.
+# Callbacks that do not affect the training or the weights that are kept.
 WATCHING = (
     *(
         "kd.callbacks.Last",
@@ -55,8 +55,8 @@ WATCHING = (
     ),
     *("pytorch_lightning.callbacks.ModelSummary", "pytorch_lightning.callbacks.RichModelSummary"),
 )
-# What may be changed where a run is resumed: its place and its length. The weights that it began from or is taught by
-# may have been moved; their content is compared.
+# Keys that may differ when a run is resumed: where it runs and how long. The files of its initial weights and of its
+# teacher may have been moved, so their content is compared instead.
 RESUMABLE = (
     *("epochs", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     *("trainer.devices", "trainer.num_nodes"),
@@ -64,7 +64,7 @@ RESUMABLE = (
     *("data.root", "data.download", "data.workers"),
 )
 
-# Arguments of Lightning's trainer that the training of a teacher takes from the run; the first change what is trained.
+# Options of Lightning's trainer that a teacher's training inherits from the run; only those in STEP affect its result.
 STEP = (
     *("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm"),
     *("devices", "num_nodes", "use_distributed_sampler", "reload_dataloaders_every_n_epochs", "plugins", "_target_"),
@@ -78,25 +78,25 @@ SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed
 
 
 def teacher_key(recipe: Config, data: Any, start: str | None = None) -> str:
-    """Sixteen letters for the run that trains a teacher.
+    """16 hex digits that identify the run that trains a teacher.
 
-    They stand for the network with the user's code, its library's version and the files that it names, the data's
-    content and augmentation, the optimiser, the steps and the seed.
+    They cover the network with the user's code, its library's version and the files that it names, the data's
+    content and augmentation, the optimiser, the trainer's options, the seed and ``nan``.
 
     Args:
-        recipe: that run's configuration, of :func:`kd.train.teacher_recipe.recipe_of`.
+        recipe: that run's configuration, from :func:`kd.train.teacher_recipe.recipe_of`.
         data: its data module.
-        start: sha256 of the weights that the network begins with, where its options do not say it.
+        start: sha256 of the network's initial weights, if its options do not determine them.
     """
     network, trainer = recipe["student"], dict(recipe["trainer"])
-    course = {key: value for key, value in trainer.items() if key not in MACHINE and value is not None}
-    course |= {"precision": _precision(trainer), "devices": _count(trainer.get("devices"))}
+    training = {key: value for key, value in trainer.items() if key not in MACHINE and value is not None}
+    training |= {"precision": _precision(trainer), "devices": _count(trainer.get("devices"))}
     parts = {
         "rule": RULE,
         "network": {**network_key(network), "start": start},
         "data": data_key(recipe["data"], data),
         "optim": [with_content(recipe["optim"]), code_of(recipe["optim"])],
-        "trainer": [course, code_of(trainer)],
+        "trainer": [training, code_of(trainer)],
         "seed": recipe["seed"],
         "nan": recipe.get("nan", "stop"),
     }
@@ -104,13 +104,13 @@ def teacher_key(recipe: Config, data: Any, start: str | None = None) -> str:
 
 
 def network_key(node: Config) -> dict[str, Any]:
-    """What decides a network's answers besides its weights: class, options, files, code."""
+    """What determines a network's output besides its weights: class, options, files, code."""
     network, options = split(node, "teacher", prepare, TeacherOptions)
     return _network_key(network | {key: options[key] for key in (*InputSpec._fields, "output") if key in options})
 
 
 def answers_key(node: Config) -> dict[str, Any]:
-    """The same for a table of answers, which knows weights, pixels and columns by themselves."""
+    """The same for a table of logits, whose key contains weights, pixels and columns separately."""
     network, options = split(node, "teacher", prepare, TeacherOptions)
     network = {key: value for key, value in network.items() if key not in ("weights", "pretrained")}
     return _network_key({**network, "output": options.get("output")})
@@ -122,13 +122,13 @@ def _network_key(options: Config) -> dict[str, Any]:
 
 
 def structure_key(network: nn.Module) -> dict[str, Any]:
-    """The same for a network that no configuration names: its modules' classes and plain attributes, and their code."""
+    """The same for a network without a configuration: its modules' classes and plain attributes, and their code."""
     modules = {name: _plain(module) for name, module in network.named_modules()}
     return {"modules": digest(modules), "code": code_of_classes({type(module) for module in network.modules()})}
 
 
 def data_key(node: Config, data: Any) -> dict[str, Any]:
-    """The data's content and how it is shown in training; where the content is not known, all that its node says."""
+    """The data's content, augmentation and options, without :data:`INERT` ones if the content is known."""
     data = image_data(data)
     content = data.describe().get("sha256")
     places = {key.removeprefix("data.") for key in INERT if key.startswith("data.")} if content else set()
@@ -139,12 +139,12 @@ def data_key(node: Config, data: Any) -> dict[str, Any]:
 
 
 def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
-    """Twelve letters for a comparison: its configuration apart from seeds and from what it compares.
+    """12 hex digits that identify a comparison: its configuration without the seeds and objectives that it compares.
 
     Args:
-        config: of a student with a teacher.
-        words: overrides that all its runs share; those of objectives count.
-        content: the data's sha256, where it is known.
+        config: the configuration of a student with a teacher.
+        words: overrides shared by all of its runs; only those of objectives are included.
+        content: the data's sha256; None if unknown.
     """
     plainly = shaping(config, ("seed", "objective"))
     plainly = {
@@ -157,17 +157,17 @@ def study_key(config: Config, words: Iterable[str], content: str | None) -> str:
 
 
 def files_of(config: Config) -> dict[str, str]:
-    """The weights that a run begins from and is taught by: dotted key to the sha256 of the file's content."""
+    """The files of a run's initial weights and of its teacher: dotted key to the sha256 of the content."""
     digests = {key: content_of(value) for key, value in nested.flatten(config).items() if key.endswith(".checkpoint")}
     return {key: value for key, value in digests.items() if value is not None}
 
 
 def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
-    """What shapes a run: dotted key to value, without what is null.
+    """The options that affect a run's result: dotted key to value, without nulls.
 
     Args:
         config: a run's configuration.
-        free: further keys, or groups of keys, that are left out; ``*`` stands for anything.
+        free: further keys, or groups of keys, to exclude; ``*`` matches anything.
     """
     config = with_current(config)
     callbacks = config.get("callbacks") or {}
@@ -176,45 +176,45 @@ def shaping(config: Config, free: Iterable[str] = ()) -> dict[str, Any]:
             key for key, node in callbacks.items() if isinstance(node, Mapping) and node.get("_target_") in WATCHING
         }
         config = {**config, "callbacks": {key: node for key, node in callbacks.items() if key not in watching}}
-    custom = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # whose content kd may not know
+    custom = not str((config.get("data") or {}).get("_target_")).startswith("kd.")  # perhaps without a content hash
     excluded = [*(key for key in INERT if not (custom and key.startswith("data."))), *free]
     flat = {key: value for key, value in nested.flatten(config).items() if value is not None}
     return {key: value for key, value in flat.items() if not matches(key, excluded)}
 
 
 def differing(here: Config, there: Config, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
-    """The keys in which two runs' configurations differ, each with its value here and there."""
+    """The keys in which two runs' configurations differ, each with both values."""
     ours, theirs = (shaping(config, tuple(free)) for config in (here, there))
     keys = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     return [(key, ours.get(key), theirs.get(key)) for key in keys]
 
 
 def check_run(config: Config, recorded: Any, path: Any) -> None:
-    """Whether a checkpoint is of a run of this configuration, apart from what resuming may change.
+    """Checks that a checkpoint is from a run with this configuration, apart from what may change on resuming.
 
     Args:
-        config: the run's.
+        config: the run's configuration.
         recorded: the configuration in the checkpoint.
         path: the checkpoint, for messages.
 
     Raises:
-        InputError: it is not; the first keys that differ are named.
+        InputError: it is not; the message names the first keys that differ.
     """
     if not isinstance(recorded, Mapping):
-        raise InputError(f"{path} does not say of which run it is")
+        raise InputError(f"{path} does not contain the configuration of its run")
     if apart := differing(config, recorded, RESUMABLE):
-        first = ", ".join(f"{key}={there}, here {here}" for key, here, there in apart[:3])
+        first = ", ".join(f"{key}={saved} (now {value})" for key, value, saved in apart[:3])
         more = f", and {len(apart) - 3} more" if len(apart) > 3 else ""
-        raise InputError(f"{path} is of another run: it was trained with {first}{more}")
+        raise InputError(f"{path} is from another run: it was trained with {first}{more}")
 
 
 def matches(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a dotted key is one of these, or in a group that is."""
+    """Whether a dotted key matches a pattern, or is in a group that does."""
     return any(fnmatchcase(key, pattern) or fnmatchcase(key, f"{pattern}.*") for pattern in patterns)
 
 
 def digest(parts: Any, length: int = 16) -> str:
-    """So many letters that stand for plain containers."""
+    """The first ``length`` hex digits of the sha256 of plain containers."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
@@ -231,7 +231,7 @@ def _precision(trainer: Config) -> str:
 
 
 def _count(devices: Any) -> Any:
-    """How many devices there are; a list of them says which."""
+    """The number of devices, also if they are listed."""
     if isinstance(devices, (list, tuple)):
         return len(devices)
     return int(devices) if str(devices).isdigit() else devices or "auto"

@@ -1,4 +1,4 @@
-"""Teachers that change with the student, and the mean teacher: the moving average of the student's own weights."""
+"""The mean teacher: an exponential moving average of the student's weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from kd.models.check import copied
 class MeanTeacher(OnlineTeacher):
     """average = d * average + (1 - d) * student after the n-th step, d = min(1 - 1 / (n + 1), decay), n from 1.
 
-    Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), in the schedule of the
-    authors' code, by which the first steps count alike. The buffers are averaged as well, and counts are copied.
+    Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), with the schedule of the
+    authors' code, in which the first steps have equal weights. Buffers are averaged as well; integer ones are copied.
 
     Args:
-        student: of which it begins as a copy.
-        decay: d in the long run.
+        student: the average starts as a copy of it.
+        decay: the limit of d.
 
     Raises:
-        InputError: a decay outside [0, 1).
+        InputError: ``decay`` is outside [0, 1).
     """
 
     taps: Taps
@@ -43,13 +43,13 @@ class MeanTeacher(OnlineTeacher):
         return {"": self.network}
 
     def tap(self, layers: Iterable[str]) -> None:
-        """Names the layers whose tensors it gives besides its output, in place of those named before."""
+        """Sets the layers to tap besides the output, replacing any set before."""
         if "taps" in self.__dict__:
             self.taps.remove()
         self.taps = Taps(self.network, layers)
 
     def train(self, mode: bool = True) -> MeanTeacher:
-        """Leaves it in eval mode."""
+        """Stays in eval mode."""
         super().train(False)
         return self
 
@@ -59,15 +59,15 @@ class MeanTeacher(OnlineTeacher):
         return self.taps(batch.images)
 
     def follow(self, student: nn.Module, step: int) -> None:
-        """Moves towards the student after its ``step``-th step, counted from 1."""
+        """Updates the average after the student's ``step``-th step, counted from 1."""
         follow(self.network, student, min(1 - 1 / (step + 1), self.decay))
 
 
 class MeanTeacherDistiller(Distiller):
-    """A distiller whose teacher is a :class:`MeanTeacher` one.
+    """A distiller whose teacher is a :class:`MeanTeacher`.
 
     Raises:
-        InputError: a term that copies layers of its teacher once, when there is nothing in them yet.
+        InputError: a term copies layers of the teacher before training, when they are untrained.
     """
 
     teacher: Any
@@ -76,22 +76,22 @@ class MeanTeacherDistiller(Distiller):
         super().__init__(*args, **options)
         for name, term in self.objective.named_terms():
             if hasattr(term.loss, "attach"):
-                why = "copies layers of the teacher before the first step, when a moving average has learned nothing"
-                raise InputError(f"objective.{name} {why}; teacher=ema takes other objectives")
-        self.teacher_sha256 = None  # its state is the checkpoint's own
+                why = "copies layers of the teacher before the first step, when a moving average is untrained"
+                raise InputError(f"objective.{name} {why}; choose another objective for teacher=ema")
+        self.teacher_sha256 = None  # the checkpoint itself contains the teacher's weights
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         super().optimizer_step(*args, **options)
-        self.teacher.follow(self.student, self.trainer.global_step + 1)  # the step is counted after this hook
+        self.teacher.follow(self.student, self.trainer.global_step + 1)  # global_step is incremented after this hook
 
     def answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The teacher's logits, which are others at each validation."""
+        """The teacher's logits, computed at each validation, as its weights change."""
         return self.teacher(batch)[""]
 
 
 @torch.no_grad()
 def follow(average: nn.Module, source: nn.Module, decay: float) -> None:
-    """average = decay * average + (1 - decay) * source for parameters and buffers, in place; counts are copied."""
+    """average = decay * average + (1 - decay) * source for parameters and buffers, in place; integers are copied."""
     for old, new in zip(average.state_dict().values(), source.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1 - decay)
@@ -100,6 +100,6 @@ def follow(average: nn.Module, source: nn.Module, decay: float) -> None:
 
 
 def check_decay(decay: float) -> None:
-    """Refuses a decay outside [0, 1) by an InputError."""
+    """Raises an InputError for a decay outside [0, 1)."""
     if not 0 <= decay < 1:
         raise InputError(f"decay must lie in [0, 1), got {decay}")

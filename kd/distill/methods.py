@@ -1,4 +1,4 @@
-"""Which distiller goes with which teacher and optimiser."""
+"""The distiller class for each teacher and optimiser."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DISTILLERS: dict[str, Any] = {
 
 
 def distiller_for(teacher: Mapping[str, Any], optimisers: bool) -> Any:
-    """The class of distiller for a teacher's configuration node.
+    """The distiller class for a teacher's configuration node.
 
     Args:
         teacher: the node.
-        optimisers: whether task and distillation have gradients of their own, as DOT wants them.
+        optimisers: whether the optimiser needs separate gradients of task and distillation, as DOT does.
     """
     online = DISTILLERS.get(current(str(teacher.get("_target_"))))
     return online or (DOTDistiller if optimisers else Distiller)

@@ -1,4 +1,4 @@
-"""What is measured at validation and test: the student's accuracy and calibration, and its likeness to the teacher."""
+"""Metrics of validation and test: the student's accuracy, calibration and similarity to the teacher."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kd.losses.cross_entropy import class_of, labelled
 from kd.losses.divergences import kl, soft_cross_entropy
 
 UNKNOWN = -1
-HINT = "a lower optim.lr or a larger data.batch_size often helps; see the running statistics of its batch norms"
+HINT = "a lower optim.lr or a larger data.batch_size often helps; check the running statistics of its batch norms"
 
 
 class Accuracy(MulticlassAccuracy):
-    """The share of right answers among the samples with a label; nan, not 0, where there is none."""
+    """The share of correct predictions among the labelled samples; nan, not 0, if there are none."""
 
     def compute(self) -> Tensor:
         counted = torch.as_tensor(self.tp + self.fn).sum()  # type: ignore[operator]
@@ -29,7 +29,7 @@ class Accuracy(MulticlassAccuracy):
 
 
 class Mean(MeanMetric):
-    """A mean whose sum is rounded alike at each validation of a run in float64, where torchmetrics changes its mind."""
+    """A mean that rounds identically at each validation of a float64 run, unlike torchmetrics' own."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,22 +37,22 @@ class Mean(MeanMetric):
 
 
 class Scores(nn.Module):
-    """Accumulates over a data set, over all processes, without counting any sample twice.
+    """Accumulates metrics over a data set and over all processes, counting each sample once.
 
-    ``acc`` and ``top5`` (with more than 10 classes) are shares in [0, 1]; ``nll`` mean nats; ``ece`` the expected
-    calibration error in 15 equal bins (Guo et al. 2017, arXiv:1706.04599); with a teacher ``teacher_acc`` and
-    ``teacher_nll``, ``agreement`` the share of equal predictions and ``kl`` the mean KL(teacher || student) at
-    T = 1 in nats. What needs labels is of the samples that have one, nan if there are none; of probabilities the
-    likeliest class is the right one.
+    ``acc`` and ``top5`` (with more than 10 classes) are shares in [0, 1]; ``nll`` is a mean in nats; ``ece`` is the
+    expected calibration error with 15 equal bins (Guo et al. 2017, arXiv:1706.04599); with a teacher, ``teacher_acc``
+    and ``teacher_nll`` are its own, ``agreement`` is the share of equal predictions and ``kl`` the mean
+    KL(teacher || student) at T = 1 in nats. Metrics that need labels use the labelled samples, and are nan if there
+    are none; if labels are probabilities, the most probable class is the correct one.
 
     Raises:
-        InputError: fewer than two classes.
+        InputError: there are fewer than two classes.
     """
 
     def __init__(self, classes: int, with_teacher: bool) -> None:
         super().__init__()
         if classes < 2:
-            raise InputError(f"the data has {classes} class; there must be two at least to tell apart")
+            raise InputError(f"the data has {classes} class, but classification needs at least 2")
         self.student = nn.ModuleDict({"acc": Accuracy(classes, average="micro", ignore_index=UNKNOWN), "nll": Mean()})
         if classes > 10:
             self.student["top5"] = Accuracy(classes, average="micro", top_k=5, ignore_index=UNKNOWN)
@@ -66,7 +66,7 @@ class Scores(nn.Module):
                 self.teacher[name] = Mean()
 
     def update(self, student: Tensor, labels: Tensor, teacher: Tensor | None) -> None:
-        """Adds logits [B, C] and labels: class numbers [B], -1 where not known, or probabilities [B, C]."""
+        """Adds logits [B, C] and labels: class numbers [B], -1 if unknown, or probabilities [B, C]."""
         student, classes = student.float(), class_of(labels)
         for side, logits in (("student", student), ("teacher", teacher)):
             if logits is not None:
@@ -91,7 +91,7 @@ class Scores(nn.Module):
         self._metric(name).update(each, labelled(labels).to(each))
 
     def not_finite(self) -> dict[str, int]:
-        """For how many samples since the last call each side's logits were not finite; means leave such samples out."""
+        """The number of samples since the last call with non-finite logits, by side; means exclude such samples."""
         counts = {}
         for side, metric in self.strays.items():
             counts[side] = int(metric.compute()) if metric.update_called else 0  # type: ignore[operator]
@@ -99,7 +99,7 @@ class Scores(nn.Module):
         return counts
 
     def check_finite(self, part: str) -> None:
-        """Refuses scores of logits that are not finite, which mean nothing, by a TrainingFailed."""
+        """Raises a TrainingFailed if any logits were not finite, as the metrics are then meaningless."""
         for side, count in self.not_finite().items():
             if count:
                 raise TrainingFailed(f"the {side}'s logits are not finite for {count} {part} images: {HINT}")
@@ -115,7 +115,7 @@ class Scores(nn.Module):
 
 
 class Predictions(nn.Module):
-    """Every answer on a data set, in its order, over all processes; none if they are more than ``most`` numbers."""
+    """All logits on a data set, in its order, over all processes; none if the student's exceed ``most`` numbers."""
 
     def __init__(self, most: int = 2**26) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Predictions(nn.Module):
                 self.parts[name].update(values.double() if name in ("index", "labels") else values)  # type: ignore[operator]
 
     def compute(self) -> dict[str, Tensor]:
-        """``labels`` [N], ``student`` and perhaps ``teacher`` in half precision [N, C]; empty if there are too many."""
+        """``labels`` [N], and ``student`` and any ``teacher`` in half precision [N, C]; empty if there are too many."""
         columns = {name: metric.compute() for name, metric in self.parts.items()}  # type: ignore[operator]
         if "index" in columns:
             order = columns.pop("index").argsort()

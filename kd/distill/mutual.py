@@ -1,4 +1,4 @@
-"""Mutual learning: students that train together, each of them the others' teacher."""
+"""Mutual learning: students that train together and are each other's teachers."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from kd.registry import models, target_of
 
 
 class Peers(OnlineTeacher):
-    """The other students; as a teacher they answer with the mean of their probabilities.
+    """The other students; as a teacher, their output is the mean of their probabilities.
 
     Args:
         peers: networks by name.
 
     Raises:
-        InputError: there is none.
+        InputError: ``peers`` is empty.
     """
 
     def __init__(self, peers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         if not peers:
-            raise InputError("peers must name one network at least, for example teacher.peers=[resnet8]")
+            raise InputError("peers must name at least one network, for example teacher.peers=[resnet8]")
         self.peers = nn.ModuleDict(dict(peers))
         self.eval()  # until training begins
 
@@ -40,9 +40,9 @@ class Peers(OnlineTeacher):
         return dict(self.peers.items())
 
     def tap(self, layers: Iterable[str]) -> None:
-        """Refuses layers: students need not have the same."""
+        """Raises an InputError for any layer, as the students may have different ones."""
         if names := list(layers):
-            raise InputError(f"students that teach each other see outputs only, but a term looks at layer {names[0]!r}")
+            raise InputError(f"mutual learning compares outputs only, but a term uses layer {names[0]!r}")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"": the mean as logits [B, C], name: a peer's logits, ...}``."""
@@ -54,16 +54,16 @@ class Peers(OnlineTeacher):
 
 
 class MutualDistiller(Distiller):
-    """Several students under one objective each, whose teacher is in turn every other student.
+    """Several students with one objective each, whose teacher is in turn every other student.
 
     total = sum over students k of the mean over j != k of objective(student k, labels, teacher j), with no gradient
-    into j: with cross-entropy and KL at T = 1 the deep mutual learning of Zhang et al. 2018 (arXiv:1706.00384).
-    All see the same batch and take their steps at the same time, where the paper lets them go one after the other.
-    One optimiser has the parameters of all, which SGD and Adam update one by one. The first student is the one that is
-    validated and kept.
+    into j: with cross-entropy and KL at T = 1, this is deep mutual learning, Zhang et al. 2018 (arXiv:1706.00384).
+    All students use the same batch and are updated simultaneously, whereas the paper updates them in turn. One
+    optimiser has the parameters of all students; SGD and Adam update each parameter independently. Only the first
+    student is validated and saved.
 
     Raises:
-        InputError: an objective that no teacher takes part in, or that looks at layers.
+        InputError: the objective does not need a teacher, or uses layers.
     """
 
     teacher: Any
@@ -72,13 +72,13 @@ class MutualDistiller(Distiller):
         super().__init__(*args, **options)
         self.teacher.tap(self.objective.layers("student"))
         if not self.objective.uses_teacher:
-            raise InputError("students that teach each other need a term with a teacher; try objective=dml")
+            raise InputError("mutual learning needs a term with a teacher; try objective=dml")
         names = list(self.teacher.networks())
         self.others = nn.ModuleList(copy.deepcopy(self.objective) for _ in names)
         self.right = nn.ModuleDict(
             {name: Accuracy(self.classes, average="micro", ignore_index=UNKNOWN) for name in names}
         )
-        self.teacher_sha256 = None  # its state is the checkpoint's own
+        self.teacher_sha256 = None  # the checkpoint itself contains the teacher's weights
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -90,10 +90,10 @@ class MutualDistiller(Distiller):
             objective.on_epoch(self.current_epoch)  # type: ignore[operator]
 
     def asks_teacher(self) -> bool:
-        return True  # peers train at the same time
+        return True  # peers train in every epoch
 
     def total(self, student: Mapping[str, Tensor], batch: Batch, teacher: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over all students, and the first one's parts."""
+        """The sum over all students, and the first student's parts."""
         students = [student, *({"": teacher[name]} for name in self.teacher.networks())]
         total, first = student[""].new_zeros(()), {}
         for number, (outputs, objective) in enumerate(zip(students, [self.objective, *self.others])):
@@ -105,7 +105,7 @@ class MutualDistiller(Distiller):
         return total, first
 
     def answer(self, part: str, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The mean of the peers as logits; in validation each one's accuracy is logged."""
+        """The mean of the peers as logits; in validation, also logs each peer's accuracy."""
         logits = self.teacher(batch)
         if part == "val":
             for name, metric in self.right.items():
@@ -115,7 +115,7 @@ class MutualDistiller(Distiller):
 
 
 def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Configuration nodes by name out of a list of names of networks, or of nodes; the second of a name is NAME_2.
+    """Configuration nodes by name, from a list of network names or nodes; a second one of the same name is NAME_2.
 
     Raises:
         InputError: an unknown name, or a node without ``_target_``.
@@ -127,7 +127,7 @@ def nodes_of(peers: Sequence[Any]) -> dict[str, dict[str, Any]]:
         except InputError as error:
             raise with_key("teacher.peers", error) from error
         if "_target_" not in node:
-            raise InputError(f"teacher.peers takes names of networks and nodes with _target_, got {node}")
+            raise InputError(f"teacher.peers must list network names or nodes with _target_, got {node}")
         name = str(node.get("name") or models.name_of(node["_target_"]) or "peer").replace(".", "_")
         alike = sum(key == name or key.startswith(f"{name}_") for key in nodes)
         nodes[f"{name}_{alike + 1}" if alike else name] = node

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
-    """The weighted sum of terms by name. Its parts are modules, so they train, move and save."""
+    """The weighted sum of terms by name; the terms are submodules, so their parameters are trained, moved and saved."""
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         super().__init__()
@@ -28,23 +28,23 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(dict(terms))
 
     def named_terms(self) -> list[tuple[str, Term]]:
-        """Its terms in the order given."""
+        """The terms by name, in the order of the constructor."""
         return [(name, term) for name, term in self.terms.items() if isinstance(term, Term)]
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether any term names ``teacher``; if none does, the teacher never runs."""
+        """Whether any term needs the teacher; if not, the teacher never runs."""
         return any("teacher" in term.needs for _, term in self.named_terms())
 
     def asks_teacher(self, epoch: int) -> bool:
-        """Whether a term that names ``teacher`` has a weight above 0 in this epoch; else the teacher need not run."""
+        """Whether a term that needs the teacher has a weight above 0 in this epoch; else the teacher need not run."""
         return any("teacher" in term.needs and term.scale(epoch) > 0 for _, term in self.named_terms())
 
     def check_epochs(self, epochs: int | None) -> None:
-        """Whether each of so many epochs (None or -1: without end) has a term with a weight above 0.
+        """Checks that each of ``epochs`` epochs (None or -1: unlimited) has a term with a weight above 0.
 
         Raises:
-            InputError: an epoch has none; it is named, and why each term does not count.
+            InputError: an epoch has none; the message names it, and why each term is inactive.
         """
         terms = self.named_terms()
         turns = {0, *(turn for _, term in terms for turn in (term.start, term.stop) if turn is not None)}
@@ -52,25 +52,25 @@ class Objective(nn.Module):
         for epoch in sorted(turn for turn in turns if turn < last):
             if not any(term.scale(epoch) for _, term in terms):
                 why = ", ".join(f"objective.{name} ({term.silence(epoch)})" for name, term in terms)
-                raise InputError(f"no term of the objective counts in epoch {epoch}, counted from 0: {why}")
+                raise InputError(f"no term of the objective is active in epoch {epoch} (counted from 0): {why}")
 
     def layers(self, side: str) -> list[str]:
-        """All layers that must be tapped in ``side``."""
+        """All layers to tap in ``side``."""
         return sorted({layer for _, term in self.named_terms() for layer in term.layers(side)})
 
     def init_epochs(self) -> int:
-        """The epochs of a stage of pre-training: those before any term with labels, where another ends; else 0."""
+        """The number of pre-training epochs: those before the terms with labels, if another ends there; else 0."""
         terms = [term for _, term in self.named_terms()]
         first = min((term.start for term in terms if "labels" in term.needs), default=0)
         ends = {end for term in terms for end in (term.stop, getattr(term.loss, "init_epochs", None))}
         return first if first in ends else 0
 
     def init_rate(self) -> float:
-        """The learning rate of pre-training as a share of the run's: the least that a loss asks for."""
+        """The learning rate of pre-training as a share of the run's: the lowest ``init_rate`` of a loss."""
         return min(float(getattr(term.loss, "init_rate", 1.0)) for _, term in self.named_terms())
 
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
-        """Lets every loss create what depends on shapes, from one example batch."""
+        """Lets every loss create its shape-dependent modules from one example batch."""
         for name, term in self.named_terms():
             with located(f"objective.{name}"), explained(term, student, teacher):
                 term.build(student, teacher)
@@ -80,17 +80,21 @@ class Objective(nn.Module):
                 )
 
     def check_labels(self, unlabelled: bool, mixed: bool) -> None:
-        """Asks every term that names ``labels`` whether it can do with unknown labels, and with mixed ones.
+        """Checks that every term that needs labels supports those of the data.
+
+        Args:
+            unlabelled: whether some labels are unknown.
+            mixed: whether labels are mixed, by mixup or cutmix.
 
         Raises:
-            InputError: a term cannot; it is named.
+            InputError: a term does not support them; the message names it.
         """
         for name, term in self.named_terms():
             who = f"objective.{name}: {type(term.loss).__name__}"
             if unlabelled and "labels" in term.needs and not getattr(term.loss, "takes_unlabelled", False):
-                raise InputError(f"{who} needs the label of every sample, but some of the data have none")
+                raise InputError(f"{who} needs a label for every sample, but some samples have none")
             if mixed and "labels" in term.needs and not getattr(term.loss, "takes_mixed", False):
-                raise InputError(f"{who} needs class numbers as labels, but data.mixup or data.cutmix mixes them")
+                raise InputError(f"{who} needs class numbers as labels, but data.mixup or data.cutmix mixes labels")
 
     def attach(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Passes the networks themselves, without normalisation, to the losses; called once, before ``build``."""
@@ -114,7 +118,7 @@ class Objective(nn.Module):
 
     @property
     def predictor(self) -> Term | None:
-        """The term whose loss answers for the student, by a method ``predict(student)`` (SimKD), if there is one."""
+        """The term whose loss has a method ``predict(student)``, which computes the prediction (SimKD); else None."""
         return next((term for _, term in self.named_terms() if hasattr(term.loss, "predict")), None)
 
     def predict(self, student: Tapped) -> Tensor:
@@ -124,7 +128,7 @@ class Objective(nn.Module):
         return term.loss.predict(term.pick("student", student))  # type: ignore[operator]
 
     def logged(self) -> dict[str, Tensor]:
-        """Values that losses log beside their own, as ``term/name``, for example a learned temperature."""
+        """Additional values logged by losses, as ``term/name``, for example a learned temperature."""
         methods = [(name, getattr(term.loss, "logged", None)) for name, term in self.named_terms()]
         return {f"{name}/{key}": value for name, logged in methods if logged for key, value in logged().items()}
 
@@ -136,9 +140,9 @@ class Objective(nn.Module):
         index: Tensor | None = None,
         epoch: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and the unweighted parts by name, of the terms that count in this epoch.
+        """The total and the unweighted parts by name, of the terms that are active in this epoch.
 
-        ``teacher`` may be None where :meth:`asks_teacher` is False; terms of weight 0 that name it have no part then.
+        ``teacher`` may be None if :meth:`asks_teacher` is False; terms of weight 0 that need it are then omitted.
         """
         inputs = {"student": student, "teacher": teacher, "labels": labels, "index": index}
         parts: dict[str, Tensor] = {}
@@ -153,7 +157,7 @@ class Objective(nn.Module):
         return total, {name: part.detach() for name, part in parts.items()}
 
     def describe(self) -> list[str]:
-        """The objective in words: the sum with its numbers, then a line for each term."""
+        """A summary in lines: the weighted sum, then one line per term."""
         terms = self.named_terms()
         lines = ["total = " + " + ".join(f"{term.weight:g} * {name}" for name, term in terms)]
         for name, term in terms:

@@ -1,4 +1,4 @@
-"""What stands for a teacher, an objective or an optimiser in Python, as the object that the distiller works with."""
+"""Converts the teachers, objectives and optimisers accepted by the Python API to the distiller's types."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kd.optim import Optim
 
 
 def teacher_of(teacher: Any) -> Any:
-    """A teacher as it is; a network as a frozen teacher.
+    """A teacher or None unchanged; a network as a frozen teacher.
 
     Raises:
-        InputError: neither of them.
+        InputError: ``teacher`` is anything else.
     """
     if teacher is None or isinstance(teacher, Teacher):
         return teacher
@@ -28,10 +28,10 @@ def teacher_of(teacher: Any) -> Any:
 
 
 def objective_of(objective: Any) -> Objective:
-    """An objective as it is; of a dict of terms or losses, or of one loss, with weight 1 where none is said.
+    """An objective unchanged; a dict of terms or losses, or one of either, as an objective. Losses have weight 1.
 
     Raises:
-        InputError: anything else.
+        InputError: ``objective`` is anything else.
     """
     if isinstance(objective, Objective):
         return objective
@@ -44,27 +44,27 @@ def objective_of(objective: Any) -> Objective:
 
 
 def optim_of(optim: Any) -> Optim | None:
-    """An optimiser with its schedule as it is; of a function that makes an optimiser, with the default schedule.
+    """An optimiser with its schedule unchanged; a function that creates an optimiser, with the default schedule.
 
     Raises:
-        InputError: an optimiser that is made already, or anything else.
+        InputError: ``optim`` is an existing optimiser, or anything else.
     """
     if optim is None or isinstance(optim, Optim):
         return optim
     example = "kd.Optim(functools.partial(torch.optim.SGD, lr=0.1))"
     if isinstance(optim, Optimizer):
         raise InputError(
-            f"optim is a {type(optim).__name__} of parameters chosen already, but an objective may have parameters of "
-            f"its own: pass a function that makes it, for example {example}"
+            f"optim is a {type(optim).__name__} with fixed parameters, but an objective may add parameters: pass a "
+            f"function that creates it, for example {example}"
         )
     if callable(optim):
         return Optim(optim)
     raise InputError(
-        f"optim must be a function that makes an optimiser, for example {example}, got a {type(optim).__name__}"
+        f"optim must be a function that creates an optimiser, for example {example}, got a {type(optim).__name__}"
     )
 
 
 def seed_of(config: Mapping[str, Any]) -> int:
-    """The seed of a run, from its configuration or from what its checkpoints keep of it; 0 where it names none."""
+    """The seed of a run, from its configuration or from its checkpoints' hyperparameters; 0 if there is none."""
     inner = config.get("config")
     return int((inner if isinstance(inner, Mapping) else config).get("seed") or 0)

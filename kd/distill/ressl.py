@@ -1,4 +1,4 @@
-"""ReSSL: a network that learns without labels, from how a moving teacher relates each image to a queue of others."""
+"""ReSSL: learning without labels, from a momentum teacher's relations between each image and a queue of others."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ EMBEDDING = "embedding"
 
 
 class MomentumTeacher(nn.Module):
-    """The teacher of ReSSL: the moving average of the student and of its projection head, of which it begins as a copy.
+    """The teacher of ReSSL: a moving average of the student and its projection head, initialised as a copy of them.
 
     Args:
         student: a network with a linear classifier, whose input is the embedding.
         decay: average = decay * average + (1 - decay) * student after each step.
         dim: width of the projections, whose relations are compared.
         hidden: width of the head's hidden layer; 0 for no head.
-        neighbours: how many of the nearest training images vote in the k-NN classifier that is measured.
-        bank: at most how many labelled training images can be among them.
+        neighbours: number of nearest training images that vote in the k-NN classifier of validation and test.
+        bank: maximum number of labelled training images that they are searched in.
 
     Raises:
-        InputError: a number out of range, or a network without a linear layer.
+        InputError: a number is out of range, or the network has no linear layer.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MomentumTeacher(nn.Module):
         return self.head(self.taps(images)[EMBEDDING].flatten(1))
 
     def follow(self, student: nn.Module, head: nn.Module) -> None:
-        """Moves towards the student and its head."""
+        """Updates the averages of the student and its head."""
         follow(self.network, student, self.decay)
         follow(self.head, head, self.decay)
 
@@ -77,14 +77,14 @@ class MomentumTeacher(nn.Module):
 class ReSSLDistiller(Distiller):
     """Zheng et al. 2021, "ReSSL: Relational Self-Supervised Learning with Weak Augmentation" (arXiv:2107.09282).
 
-    The student sees the batch as the data augments it, the teacher another crop and flip of the same images and no
-    more. The terms compare the projections [B, dim] of both, as ``""``. What is validated and tested is a k-NN
-    classifier on the student's embeddings: of the labelled training images, without augmentation, the nearest by cosine
-    vote with weight exp(cosine / 0.07). The student's own classifier does not train: a linear probe gives it one.
+    The student gets the batch with the data's augmentation, the teacher only another crop and flip of the same images.
+    The terms compare the projections [B, dim] of both, as ``""``. Validation and test use a k-NN classifier on the
+    student's embeddings: the labelled training images, without augmentation, that are nearest by cosine vote with
+    weight exp(cosine / 0.07). The student's own classifier is not trained; use a linear probe for it.
 
     Raises:
-        InputError: terms that need labels or look at layers; data that is not in memory, that mixes or repeats images,
-            or has no label at all.
+        InputError: a term needs labels or positions, or uses layers; the data is not in memory, mixes or repeats
+            images, or has no labels.
     """
 
     classifies = False
@@ -111,7 +111,7 @@ class ReSSLDistiller(Distiller):
     def _build(self, shape: Sequence[int], classes: int) -> None:
         for name, term in self.objective.named_terms():
             if set(term.needs) - {"student", "teacher"} or term.layers("student") or term.layers("teacher"):
-                why = "compares the projections of two views, without labels, layers and positions"
+                why = "compares the projections of two views, without labels, layers or positions"
                 raise InputError(f"objective.{name}: teacher=momentum {why}; set objective=ressl")
 
     def on_fit_start(self) -> None:
@@ -121,14 +121,14 @@ class ReSSLDistiller(Distiller):
     def _memory(self) -> Any:
         memory = data_of(self.trainer).memory
         if memory is None or memory.mixed or memory.repeats > 1:
-            raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix and data.repeats")
+            raise InputError("teacher=momentum needs data in memory, without data.mixup, data.cutmix or data.repeats")
         return memory
 
     def _labelled(self) -> Tensor:
         """The positions of the labelled training images."""
         labelled = (self._memory().parts["train"][1] >= 0).nonzero().flatten()
         if not len(labelled):
-            raise InputError("a k-NN classifier is measured, and no training image has a label")
+            raise InputError("the k-NN classifier needs labelled training images, but no training image has a label")
         return labelled
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -158,14 +158,14 @@ class ReSSLDistiller(Distiller):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Embeds labelled training images [N, D] for the k-NN classifier, with their labels [N]."""
+        """Stores embeddings [N, D] and labels [N] of labelled training images for the k-NN classifier."""
         memory = self._memory()
         images, labels = memory.parts["train"]
         labelled = self._labelled()
         chosen = labelled[permutation(len(labelled), 0, 0)[: self.momentum.most]]
         with self.trainer.precision_plugin.val_step_context():
             parts = [self._unit(images[some].to(self.device)) for some in chosen.split(memory.eval_batch_size)]
-        # until its first step of validation each process has batch statistics of its own
+        # processes have different batch statistics before the first validation step, so all use rank 0's
         bank = self.trainer.strategy.broadcast(torch.cat(parts)).to(self.device)
         self.bank = bank, labels[chosen].to(self.device)
 
@@ -173,7 +173,7 @@ class ReSSLDistiller(Distiller):
         return F.normalize(self.embed(images)[EMBEDDING].flatten(1).float(), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logarithm of the neighbours' shares of the vote [B, classes], a hundredth of it spread over all."""
+        """The log of the neighbours' vote shares [B, classes], smoothed by a hundredth spread over all classes."""
         if self.bank is None:
             raise InputError("the k-NN classifier has no images yet: call fill first")
         return knn(self._unit(images), *self.bank, self.classes, self.momentum.neighbours)
@@ -186,8 +186,8 @@ class ReSSLDistiller(Distiller):
 
 
 def knn(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, neighbours: int, T: float = 0.07) -> Tensor:
-    """log of the vote of the nearest rows of a bank [N, D] for unit vectors [B, D], weight exp(cosine / T) each."""
-    with torch.autocast(queries.device.type, enabled=False):  # neighbours lie nearer to each other than bfloat16 tells
+    """The log of the smoothed vote of a bank's [N, D] rows nearest to unit vectors [B, D], each exp(cosine / T)."""
+    with torch.autocast(queries.device.type, enabled=False):  # neighbours are too close for bfloat16
         near, nearest = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
         votes = queries.new_zeros(len(queries), classes).scatter_add_(1, labels[nearest], (near / T).softmax(1))
         return (0.99 * votes + 0.01 / classes).log()

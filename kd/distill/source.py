@@ -1,4 +1,4 @@
-"""What a configuration node stands for besides its words: the source of the user's code, library versions, files."""
+"""What a configuration node refers to: the source of the user's code, library versions, contents of files."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from typing import Any
 
 from kd.registry import models
 
-# Their versions only round otherwise; what kd itself trains otherwise is counted by kd.distill.identity.RULE.
+# Their versions affect only rounding; changes of training in kd itself increment kd.distill.identity.RULE.
 NO_VERSION = ("kd", "torch", "pytorch_lightning", "lightning_fabric", "builtins")
-HUBS = ("torchvision", "timm")  # registered networks that another library defines
+HUBS = ("torchvision", "timm")  # networks of the registry that another library defines
 LIBRARIES = [Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")]
 LIBRARIES.append(Path(__file__).resolve().parents[1])
 
 
 def code_of(node: Any) -> dict[str, str]:
-    """The code that a node names: module to the sha256 of its source, or library to its version.
+    """The code that a node refers to: module to the sha256 of its source, or library to its version.
 
-    Every ``_target_`` in it counts, and the ``path`` of ``import``. Of the user's own modules those count as well
-    that a counted one imports. Comments and layout do not count.
+    It covers every ``_target_``, the ``path`` of ``import``, and the user's modules that these import, directly or
+    indirectly. Comments and layout do not affect the digests.
 
     Args:
-        node: plain containers; what it names is imported.
+        node: plain containers; the code that it refers to is imported.
     """
     return _code(name for path in _named(node) for name in _modules_of(path))
 
 
 def code_of_classes(kinds: Iterable[type]) -> dict[str, str]:
-    """The same for classes."""
+    """The same for classes: the code of the modules that define them."""
     return _code(kind.__module__ for kind in kinds)
 
 
@@ -58,10 +58,10 @@ def _code(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module of the user's own; None for what is kd's, Python's or of an installed package."""
+    """The file of a user's module; None for modules of kd, Python or an installed package."""
     top, loaded = module.partition(".")[0], sys.modules.get(module)
     if loaded is None and top != module and _file_of(top) is None:
-        return None  # else finding it would import an installed package
+        return None  # otherwise find_spec would import an installed package
     try:
         spec = None if loaded is not None else find_spec(module)
     except (ImportError, AttributeError, ValueError):
@@ -82,7 +82,7 @@ def _parsed(path: Path) -> ast.Module | None:
 
 
 def _imported(tree: ast.Module, module: str, path: Path) -> Iterator[str]:
-    """The modules that a module imports, wherever in it."""
+    """The modules that a module imports, also within functions."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -97,7 +97,7 @@ def _imported(tree: ast.Module, module: str, path: Path) -> Iterator[str]:
 
 
 def with_content(node: Any) -> Any:
-    """A node in which every path to a file or a run folder is replaced by the sha256 of the content there."""
+    """The node with every path to a file or a run folder replaced by the sha256 of its content."""
     if isinstance(node, Mapping):
         return {key: value if key == "_target_" else with_content(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -106,7 +106,7 @@ def with_content(node: Any) -> Any:
 
 
 def content_of(value: Any) -> str | None:
-    """``sha256:...`` of the file that a string names, of the student of a run folder; None if it names neither."""
+    """``sha256:...`` of the file at a path, or of the student in a run folder; None if there is neither."""
     if not isinstance(value, str) or not (os.sep in value or Path(value).suffix or os.path.isdir(value)):
         return None
     try:
@@ -127,7 +127,7 @@ def _file_sha256(path: str, size: int, modified: int) -> str:
 
 
 def _named(node: Any) -> Iterator[str]:
-    """The dotted paths of code in a node."""
+    """The dotted paths to code in a node."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if isinstance(target, str):
@@ -145,7 +145,7 @@ def _named(node: Any) -> Iterator[str]:
 
 
 def _modules_of(path: str) -> list[str]:
-    """The module in which a path looks a name up, and the one in which that is defined."""
+    """The module that contains a path's object, and the module that defines it."""
     if path in HUBS:
         return [path]
     try:
@@ -160,7 +160,7 @@ def _modules_of(path: str) -> list[str]:
 
 
 def _library(module: str) -> str:
-    """The package of a module that is none of the user's; nothing if its version does not count."""
+    """The package of a module that is not the user's; empty if its version is irrelevant."""
     top = module.partition(".")[0]
     return "" if top in NO_VERSION or top in sys.stdlib_module_names else top
 

@@ -1,4 +1,4 @@
-"""What a configuration says of the teacher, parsed in one place."""
+"""The teacher's configuration node, parsed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kd.registry import current, parameters_of, split
 
 Config = Mapping[str, Any]
 WEIGHTS = ("checkpoint", "checkpoint_key")
-AROUND = ("members", "min_accuracy", "shuffle", "trainer")  # of an ensemble's node, beside its own options
+NOT_OPTIONS = ("members", "min_accuracy", "shuffle", "trainer")  # of an ensemble's node: read by kd, not by Ensemble
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class MemberSpec:
     """One network of a teacher.
 
     Attributes:
-        name: ``""`` of a single teacher.
-        key: its place in the configuration, for messages.
-        node: the configuration of its network with the options of the teacher.
+        name: ``""`` for a single teacher.
+        key: its configuration key, for messages.
+        node: the configuration of its network, with its teacher options.
     """
 
     name: str
@@ -37,17 +37,17 @@ class MemberSpec:
         """The options of :class:`TeacherOptions` and :func:`prepare` that the node sets.
 
         Raises:
-            InputError: a network with a parameter ``checkpoint`` of its own, which is ambiguous.
+            InputError: the network itself has a parameter ``checkpoint``, which is ambiguous.
         """
         if "checkpoint" in parameters_of(self.node, self.key):
             raise InputError(
-                f"{self.key}: {self.node['_target_']} has a parameter `checkpoint`, and so has every teacher, for the "
-                "weights that kd reads; rename the function's"
+                f"{self.key}: {self.node['_target_']} has a parameter `checkpoint`, which conflicts with kd's option "
+                "for the teacher's weights; rename the parameter"
             )
         return split(self.node, self.key, prepare, TeacherOptions)[1]
 
     def without_weights(self) -> dict[str, Any]:
-        """The node without the file of its weights."""
+        """The node without its weight file."""
         return without_weights(self.node, self.key)
 
 
@@ -56,9 +56,9 @@ class TeacherSpec:
     """A teacher's configuration node.
 
     Attributes:
-        kind: ``frozen``, one network; ``ensemble``, several; ``online``, one that changes with the student.
-        members: its networks; of mutual learning the peers, of a moving average itself.
-        node: as it is configured.
+        kind: ``none``; ``frozen``, one network; ``ensemble``, several; ``online``, a teacher that changes in training.
+        members: its networks; the peers in mutual learning, one for a moving average.
+        node: the node itself.
     """
 
     kind: Literal["none", "frozen", "ensemble", "online"]
@@ -67,10 +67,10 @@ class TeacherSpec:
 
     @classmethod
     def parse(cls, node: Config | None) -> TeacherSpec:
-        """From a configuration's ``teacher``.
+        """Parses a configuration's ``teacher``.
 
         Raises:
-            InputError: peers that are not networks.
+            InputError: a peer is not a network.
         """
         if not node or not node.get("_target_"):
             return cls("none", (), node or {})
@@ -86,17 +86,17 @@ class TeacherSpec:
 
     @property
     def online(self) -> bool:
-        """Whether it changes with the student."""
+        """Whether the teacher changes in training."""
         return self.kind == "online"
 
     @property
     def display_name(self) -> str:
-        """What it is called in tables: an ensemble by its members; ``""`` where there is none."""
+        """The name in tables; an ensemble's lists its members; ``""`` if there are no networks."""
         return "+".join(member.name or name_of(member.node) for member in self.members)
 
     @property
     def shuffle(self) -> bool:
-        """Whether, as a control, each training sample gets the teacher's output for another one."""
+        """Whether, as a control, each training sample gets the teacher's output for another sample."""
         return bool((self.members[0].options() if self.kind == "frozen" else self.node).get("shuffle"))
 
     def nodes(self) -> dict[str, Config]:
@@ -104,17 +104,17 @@ class TeacherSpec:
         return {member.name: member.node for member in self.members}
 
     def with_members(self, nodes: Mapping[str, Config]) -> Config:
-        """The teacher's node with other nodes for its networks."""
+        """The teacher's node with the nodes of its networks replaced."""
         if self.kind in ("none", "online"):
             return self.node
         return nodes[""] if self.kind == "frozen" else {**self.node, "members": dict(nodes)}
 
     def ensemble_options(self) -> dict[str, Any]:
-        """The node of an ensemble without what kd reads itself."""
-        return {key: value for key, value in self.node.items() if key not in AROUND}
+        """An ensemble's node without the keys in :data:`NOT_OPTIONS`."""
+        return {key: value for key, value in self.node.items() if key not in NOT_OPTIONS}
 
     def min_accuracies(self) -> dict[str, float | None]:
-        """The least accuracy asked of the teacher, under ``""``, and of each member; None where none is set."""
+        """The minimum accuracy of the teacher, under ``""``, and of each member; None if it is not set."""
         if self.online:
             return {"": None}
         members = {member.name: member.options().get("min_accuracy") for member in self.members}
@@ -122,6 +122,6 @@ class TeacherSpec:
 
 
 def without_weights(node: Config, key: str) -> dict[str, Any]:
-    """A network's node without the file of its weights; ``key`` is its place in the configuration."""
+    """A network's node without its weight file; ``key`` is its configuration key."""
     network, options = split(node, key, prepare)
     return network | {option: value for option, value in options.items() if option not in WEIGHTS}

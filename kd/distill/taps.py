@@ -1,4 +1,4 @@
-"""Taps: a network's output together with the tensors at named layers, of any network, by hooks."""
+"""Taps: a network's output together with the tensors at named layers, by forward hooks, for any network."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ HEADS = {"class_head": "head", "distillation_head": "head_dist"}
 
 
 class Taps:
-    """Runs ``network`` and answers ``{"": output, "layer3": ..., "fc:in": ...}``.
+    """Runs ``network`` and returns ``{"": output, "layer3": ..., "fc:in": ...}``.
 
     ``layers`` are the network's own module names: ``name`` is that layer's output, ``name:in`` its first input,
     ``name:0`` the first of several outputs, ``name:key`` the one under a key or attribute, ``name@linear`` the output
     with the named linear layer applied at every position of the map, which gives a map of logits. ``embedding`` is the
-    last linear layer's input. Networks of the zoo also answer to ``stem``, ``stage1``, ``stage1.pre``, ..., ``last``
-    and ``logit_map``, through their attribute ``aliases``; of any other network these are measured. ``stage-1`` is the
-    last stage, ``stages`` all of them and ``stages[:-1]`` all but the last, answered as ``stages[1]``, ``stages[2]``,
-    ...; with ``.pre``, before the activation that ends the stage. ``class_head`` and ``distillation_head`` are the two
-    heads of a network with a distillation token, of any other its output. ``name:nhwc`` is an output [B, H, W, C] as a
-    map [B, C, H, W]. A layer that runs several times in one forward pass answers with its last run, also one in
-    two places under two names. Nothing is kept between calls, nor of runs outside of them, as activation
-    checkpointing makes.
+    last linear layer's input. Networks of the zoo also define ``stem``, ``stage1``, ``stage1.pre``, ..., ``last`` and
+    ``logit_map`` in their attribute ``aliases``; for other networks these are detected with one example. ``stage-1`` is
+    the last stage, ``stages`` all of them and ``stages[:-1]`` all but the last, returned as ``stages[1]``,
+    ``stages[2]``, ...; with ``.pre``, before the activation that ends the stage. ``class_head`` and
+    ``distillation_head`` are the two heads of a network with a distillation token; for other networks, both are the
+    output. ``name:nhwc`` is an output [B, H, W, C] as a map [B, C, H, W]. If a layer runs several times in a forward
+    pass, its last run is returned, also if the module is registered under two names. Tensors are kept neither between
+    calls nor from other forward passes, such as the recomputation of activation checkpointing.
 
     Raises:
-        InputError: a name that the network does not have (the nearest ones are named), a layer that did not
-            run or ran without gradient in a pass that has one, a layer whose output is no single tensor, or one that is
-            overwritten in place by other means than a module's ``inplace`` flag.
+        InputError: the network has no layer of a name (the message names the nearest), or a layer did not run, ran
+            without gradient in a pass that has one, does not output a single tensor, or is overwritten in place by
+            other means than a module's ``inplace`` flag.
     """
 
     def __init__(self, network: nn.Module, layers: Iterable[str] = ()) -> None:
@@ -48,7 +48,7 @@ class Taps:
         self._hooks: list[RemovableHandle] = []
         self._outputs: list[str] = []
         self._last: list[str] = []
-        self.training_only: set[str] = set()  # layers that evaluation may leave out, such as auxiliary heads
+        self.training_only: set[str] = set()  # layers that evaluation may skip, such as auxiliary heads
         inner = unwrap(network)
         modules = {name: module for name, module in inner.named_modules(remove_duplicate=False) if name}
         classifiers = [name for name, module in inner.named_modules() if isinstance(module, nn.Linear)]
@@ -76,7 +76,7 @@ class Taps:
                 self._hooks.append(modules[name].register_forward_hook(keep, with_kwargs=True))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """One forward pass over ``images`` [B, C, H, W]."""
+        """Runs one forward pass over ``images`` [B, C, H, W]."""
         with self._caught:
             output = self.network(images)
             if self._caught.overwritten():
@@ -95,12 +95,12 @@ class Taps:
         return tapped
 
     def remove(self) -> None:
-        """Takes the hooks off the network."""
+        """Removes the hooks from the network."""
         for hook in self._hooks:
             hook.remove()
 
     def _again(self, images: Tensor) -> Any:
-        """Turns ``inplace`` off where an operation after a tapped layer rewrote its tensor, and runs anew."""
+        """Turns ``inplace`` off in all modules, as one may have overwritten a tapped tensor, and runs again."""
         for module in self.network.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
@@ -113,7 +113,7 @@ class Taps:
 
 
 class NotRun(InputError):
-    """Tapped layers that a forward pass left out."""
+    """Tapped layers did not run in a forward pass."""
 
     def __init__(self, network: nn.Module, layers: list[str]) -> None:
         self.layers = layers
@@ -122,9 +122,10 @@ class NotRun(InputError):
 
 
 def tried(taps: Taps, images: Tensor) -> dict[str, Tensor]:
-    """What a network answers to ``images`` in eval mode; it is left as it was.
+    """The tapped tensors for ``images`` in eval mode; the network itself is left unchanged.
 
-    Tapped layers must also run in training mode. Those that run in no other, such as auxiliary heads, are answered so.
+    Tapped layers must also run in training mode. If some run only in training mode, such as auxiliary heads, all
+    tensors are from a pass in that mode.
     """
     with untouched(taps.network):
         taps.network.eval()
@@ -142,7 +143,7 @@ def tried(taps: Taps, images: Tensor) -> dict[str, Tensor]:
 
 
 class Caught(dict[str, tuple[Tensor, int]]):
-    """Tensors by layer with their versions, of the forward pass within which it is entered, and of no other."""
+    """Tensors and their versions by layer, from forward passes inside its context only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,12 +157,12 @@ class Caught(dict[str, tuple[Tensor, int]]):
         self.clear()
 
     def overwritten(self) -> list[str]:
-        """The layers whose tensor has changed since it was kept."""
+        """The layers whose tensor has been overwritten since it was stored."""
         return [name for name, (tensor, version) in self.items() if _version(tensor) != version]
 
 
 class _Tap:
-    """A forward hook that keeps one tensor; a class, so that copies of a network keep their own."""
+    """A forward hook that stores one tensor; a class, so that a copy of a network gets its own."""
 
     def __init__(self, caught: Caught, layer: str, side: str) -> None:
         self.caught, self.layer, self.side = caught, layer, side
@@ -172,10 +173,10 @@ class _Tap:
         value = output[0] if output else next(iter([*inputs, *named.values()]), None)
         tensor = _part(value, self.side) if output and self.side else value
         if not isinstance(tensor, Tensor):
-            raise InputError(f"layer {self.layer!r} gives a {type(tensor).__name__}; {_parts(self.layer, tensor)}")
+            raise InputError(f"layer {self.layer!r} returns a {type(tensor).__name__}; {_parts(self.layer, tensor)}")
         if self.caught.trains and not torch.is_grad_enabled():
-            why = "by torch.no_grad, or by checkpointing that needs use_reentrant=False"
-            raise InputError(f"layer {self.layer!r} runs without gradient, so that nothing at it could train: {why}")
+            fix = "remove torch.no_grad, or set use_reentrant=False for activation checkpointing"
+            raise InputError(f"layer {self.layer!r} runs without gradient, so a loss at it cannot train: {fix}")
         self.caught[self.layer] = (tensor, _version(tensor))
 
 
@@ -187,16 +188,16 @@ def _part(value: Any, key: str) -> Any:
 
 
 def _parts(layer: str, value: Any) -> str:
-    """How the tensors within an output are tapped."""
+    """The end of a message: how to tap the tensors within an output."""
     keys: list[Any] = list(value) if isinstance(value, Mapping) else []
     if isinstance(value, (tuple, list)):
         keys = [position for position, each in enumerate(value) if isinstance(each, Tensor)]
     choices = ", ".join(f"{layer}:{key}" for key in keys[:5])
-    return f"only tensors can be tapped{f', by {choices}' if choices else ''}"
+    return f"only tensors can be tapped{f': use {choices}' if choices else ''}"
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # inference tensors keep no count
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors have no version
 
 
 def _linear_of(modules: dict[str, nn.Module], name: str, layer: str) -> nn.Linear:
@@ -208,7 +209,7 @@ def _linear_of(modules: dict[str, nn.Module], name: str, layer: str) -> nn.Linea
 
 
 def _everywhere(linear: nn.Linear, features: Tensor) -> Tensor:
-    """The linear layer on the channels of every position of a map [B, C, H, W], or of tokens [..., C]."""
+    """Applies the linear layer to the channels at every position of a map [B, C, H, W], or of tokens [..., C]."""
     if features.ndim == 4:
         return F.conv2d(features, linear.weight[:, :, None, None], linear.bias)
     return linear(features)

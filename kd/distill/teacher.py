@@ -1,4 +1,4 @@
-"""Frozen teachers: each answers ``teacher(batch)`` and is otherwise out of everybody's sight."""
+"""Teachers: the base classes, and a frozen network as a teacher."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from kd.models.weights import fingerprint
 
 
 class Teacher(nn.Module, ABC):
-    """What every teacher has: the networks that it asks, and what a run tells it and asks of it."""
+    """The base class of teachers: their networks, and the methods that a run calls."""
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that it asks, by name; a single one has the name ``""``."""
+        """The teacher's networks by name; the name of a single one is ``""``."""
 
     def fingerprint(self) -> str:
-        """sha256 of its state."""
+        """sha256 of the networks' state."""
         return fingerprints(self.networks())
 
     def on_epoch_end(self) -> None:
-        """Told at each epoch's end."""
+        """Called at the end of an epoch."""
 
     def flush(self) -> None:
-        """Told before each checkpoint, from which a run may go on."""
+        """Called before a checkpoint is saved, from which a run may resume."""
 
     def log_metrics(self) -> dict[str, float]:
-        """What it wishes to have logged."""
+        """Metrics to log, by name."""
         return {}
 
 
 class FrozenTeacher(Teacher):
-    """A module that is in no checkpoint, optimiser, EMA copy or DDP bucket.
+    """A teacher that is excluded from checkpoints, optimisers, EMA copies and DDP buckets.
 
-    What it holds sits in ``__dict__``, not in the module tree: ``train()`` does not reach it, and strict loading
-    stays strict for the rest. ``to`` reaches it.
+    Its networks are in ``__dict__``, not in the module tree: ``train()`` does not affect them, and the other modules
+    can be loaded strictly. ``to`` moves them.
 
     Args:
-        networks: those it asks, by name; a single one has the name ``""``.
+        networks: its networks by name; the name of a single one is ``""``.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.__dict__["asked_networks"] = dict(networks)
+        self.__dict__["frozen_networks"] = dict(networks)
 
     def networks(self) -> dict[str, nn.Module]:
-        return dict(self.__dict__["asked_networks"])
+        return dict(self.__dict__["frozen_networks"])
 
     def owned_modules(self) -> list[nn.Module]:
-        """All that moves with it."""
+        """All modules that move with the teacher."""
         return list(self.networks().values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTeacher:
@@ -73,11 +73,14 @@ class FrozenTeacher(Teacher):
 
 
 class Frozen(FrozenTeacher):
-    """A network that only answers.
+    """A network as a teacher, in eval mode and without gradients.
 
     Args:
-        network: images [B, C, H, W] to logits.
-        classes: the columns of its logits that are the data's classes, in their order; all of them if None.
+        network: maps images [B, C, H, W] to logits.
+        classes: the columns of its logits for the data's classes, in their order; all of them if None.
+
+    Raises:
+        InputError: ``classes`` is empty, or has negative or repeated columns.
     """
 
     network: nn.Module
@@ -92,25 +95,25 @@ class Frozen(FrozenTeacher):
         self.precision: torch.dtype | None = None
         self.compiled_for: int | None = None
         if classes is not None and (not classes or min(classes) < 0 or len(set(classes)) < len(classes)):
-            raise InputError(f"classes must name different columns, counted from 0, got {list(classes)}")
+            raise InputError(f"classes must be distinct columns, counted from 0, got {list(classes)}")
         columns = None if classes is None else torch.tensor(list(classes))
         self.__dict__["columns"] = columns
         self.__dict__["picked"] = None if columns is None else (int(columns.max()), PerDevice(columns))
         self.tap(())
 
     def tap(self, layers: Iterable[str]) -> None:
-        """Names the layers whose tensors it gives besides its output, in place of those named before."""
+        """Sets the layers to tap besides the output, replacing any set before."""
         if "taps" in self.__dict__:
             self.taps.remove()
         self.__dict__["taps"] = Taps(self.runner, layers)
 
     def use_runner(self, runner: nn.Module, precision: torch.dtype | None, compiled_for: int | None = None) -> None:
-        """Lets a faster copy of the network answer (see :mod:`kd.callbacks.speed`); the network itself stays as it is.
+        """Runs a faster copy in place of the network (see :mod:`kd.callbacks.speed`); the network itself is unchanged.
 
         Args:
-            runner: with the same layers where any are tapped.
-            precision: that it computes in, as autocast does; None for that of whoever asks.
-            compiled_for: the one batch size for which compiled code is worth its making; None if none is compiled.
+            runner: the copy; must have the layers that are tapped.
+            precision: the precision that it computes in, by autocast; None for the caller's.
+            compiled_for: the only batch size that uses compiled code; None if nothing is compiled.
         """
         self.__dict__["runner"] = runner.eval().requires_grad_(False)
         self.precision, self.compiled_for = precision, compiled_for
@@ -141,17 +144,17 @@ class Frozen(FrozenTeacher):
             return self._picked({"": self.network(images)})[""]
 
     def _picked(self, answer: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the columns of the data's classes only."""
+        """Selects the columns of the data's classes."""
         if self.picked is not None:
             last, columns = self.picked
             if last >= (width := answer[""].shape[-1]):
-                raise InputError(f"teacher.classes names column {last} of a teacher with {width} outputs")
+                raise InputError(f"teacher.classes must be columns below the teacher's {width} outputs, got {last}")
             answer[""] = answer[""][:, columns.on(answer[""].device)[0]]
         return answer
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> str:
-    """sha256 of one network's state, or of several networks' names and states; of a run's student, the run's."""
+    """sha256 of one network's state, as recorded for a run's student, or of several networks' names and states."""
     if set(networks) == {""}:
         return fingerprint(unwrap(networks[""]))
     listed = [f"{name}:{fingerprint(unwrap(network))}" for name, network in sorted(networks.items())]
@@ -159,4 +162,4 @@ def fingerprints(networks: Mapping[str, nn.Module]) -> str:
 
 
 class OnlineTeacher(Teacher):
-    """A teacher that is part of the training: unlike a frozen one it is a module among others, and in checkpoints."""
+    """A teacher that changes in training: unlike a frozen one, it is an ordinary submodule, saved in checkpoints."""

@@ -1,4 +1,4 @@
-"""What a configuration may say of a teacher besides its network: its weights, and what is asked of it."""
+"""Options of a teacher besides its network: its weights, its training and its checks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """Where a teacher comes from, and what is asked of it.
+    """The options of a teacher besides its network.
 
-    ``checkpoint`` is a run folder or a file of weights. Without one the teacher is trained first, for ``epochs`` (the
-    run's own ``epochs`` if None) with ``seed``, once, and kept for every later run; ``data`` holds the keys of the data
-    in which that training differs, ``{per_class: 0}`` say for all labels, ``trainer`` those of the trainer, whose
-    limits are the student's alone, and ``optim`` its optimiser where that is not the run's. ``train`` says whether it
-    is trained first; None takes a network as it is that comes with its library's weights or in eval mode; ``epochs=0``
-    takes any as it is. ``mean``, ``std`` and ``size`` (images are resized to it) replace the data's where the teacher
-    expects others. ``classes`` picks, in the order of the data's classes, the columns of a teacher that knows more;
-    ``outputs`` says how many it knows, where its checkpoint does not show it. ``min_accuracy`` is the share of
-    validation images it must get right to be a teacher; None asks for a tenth of the way from chance to perfection.
-    ``cache`` is ``auto``, ``off``, or the folder of a table of its answers. ``shuffle`` is a control: each training
-    sample gets another one's answer. ``checkpoint_key`` chooses among several weights in a file (``ema``, say),
-    ``output`` names the logits where the network gives more: a key, an attribute or a position.
+    ``checkpoint`` is a run folder or a weight file. Without one, the teacher is trained first, for ``epochs`` (the
+    run's own ``epochs`` if None) with ``seed``, once, and reused by every later run; ``data`` contains the data options
+    that differ in that training, for example ``{per_class: 0}`` for all labels, ``trainer`` those of the trainer, as
+    the run's limits apply to the student only, and ``optim`` its optimiser if it is not the run's. ``train`` sets
+    whether it is trained first; if None, a network with its library's weights or in eval mode is used as it is;
+    ``epochs=0`` uses any network as it is. ``mean``, ``std`` and ``size`` (images are resized to it) replace the data's
+    if the teacher expects others. ``classes`` selects, in the order of the data's classes, the columns of a teacher
+    with more classes; ``outputs`` is its number of outputs, if the checkpoint does not determine it. ``min_accuracy``
+    is the minimum validation accuracy, a share in [0, 1]; None requires a tenth of the way from chance to 1. ``cache``
+    is ``auto``, ``off``, or the folder of a table of its logits. ``shuffle`` is a control: each training sample gets
+    the teacher's output for another sample. ``checkpoint_key`` selects one of several sets of weights in a file, for
+    example ``ema``; ``output`` selects the logits if the network returns more: a key, an attribute or a position.
     """
 
     checkpoint: str | None = None

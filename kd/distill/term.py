@@ -1,4 +1,4 @@
-"""A term: a loss with its weight, its epochs, and where it finds its tensors."""
+"""A term: a loss with its weight, its epochs and the layers that it uses."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Tapped = Mapping[str, Tensor]
 
 
 class Term(nn.Module):
-    """A loss with its weight and the layers it looks at.
+    """A loss with its weight and the layers that it uses.
 
     Args:
-        loss: any module whose ``forward`` names what it needs out of ``student, teacher, labels, index`` and
-            returns an unweighted scalar. An optional ``build(student, teacher)`` is called once with example
-            tensors and creates whatever depends on shapes; :data:`kd.losses.MEMBERS` lists all optional members.
+        loss: any module whose ``forward`` has parameters out of ``student, teacher, labels, index`` and returns an
+            unweighted scalar. An optional ``build(student, teacher)`` is called once with example tensors to create
+            shape-dependent modules; :data:`kd.losses.MEMBERS` lists all optional members.
         weight: factor in the total, at least 0.
-        student: where its student tensor comes from: ``""`` the output, ``layer3`` a layer's output,
-            ``fc:in`` a layer's input; a list of them, or ``stages``, gives a list of tensors.
+        student: source of the student's tensor: ``""`` is the output, ``layer3`` a layer's output, ``fc:in`` a
+            layer's input; a list of them, or ``stages``, gives a list of tensors.
         teacher: the same for the teacher.
         warmup: epochs over which the weight rises linearly; the e-th epoch since ``start`` has min(e / warmup, 1).
-        start: the epoch, counted from 0, from which on the term counts. A stage of pre-training is made of terms
+        start: the first epoch, counted from 0, in which the term is active. A pre-training stage consists of terms
             that stop where the others start.
-        stop: the epoch from which on it no longer counts.
+        stop: the first epoch in which it is no longer active; None for never.
 
     Raises:
-        InputError: a word in ``forward`` outside the four, a method whose name is nearly an optional member's, or a
-            number out of range.
+        InputError: ``forward`` has any other parameter, a method's name is nearly that of an optional member, or a
+            number is out of range.
     """
 
     def __init__(
@@ -61,55 +61,55 @@ class Term(nn.Module):
             if not all(isinstance(name, str) for name in (source if isinstance(source, list) else [source])):
                 raise InputError(f"{side} must be the name of a layer or a list of names, got {source!r}")
         if min(warmup, start) < 0 or (stop is not None and stop <= start):
-            raise InputError(f"epochs count from 0, stop comes after start; got {warmup=}, {start=}, {stop=}")
+            raise InputError(f"start and warmup must be at least 0, stop above start; got {warmup=}, {start=}, {stop=}")
         self.loss = loss
         self.weight = float(weight)
         self.sources = {"student": student, "teacher": teacher}
         self.warmup, self.start, self.stop = warmup, start, stop
-        self.common: int | None = None  # of several stages, how many are compared; None for all
+        self.common: int | None = None  # number of stages that are compared; None for all
 
     def scale(self, epoch: int) -> float:
-        """The weight in force in ``epoch``, counted from 0."""
+        """The weight in ``epoch``, counted from 0."""
         if not self.counts(epoch):
             return 0.0
         return self.weight * (min((epoch - self.start + 1) / self.warmup, 1.0) if self.warmup else 1.0)
 
     def counts(self, epoch: int) -> bool:
-        """Whether the term is part of the objective in ``epoch``."""
+        """Whether the term is active in ``epoch``."""
         return self.start <= epoch and (self.stop is None or epoch < self.stop)
 
     def silence(self, epoch: int) -> str:
-        """The option by which it does not count in ``epoch``."""
+        """The option that makes the term inactive in ``epoch``."""
         if self.weight == 0:
             return "weight=0"
         return f"start={self.start}" if epoch < self.start else f"stop={self.stop}"
 
     def names(self, side: str) -> list[str]:
-        """Where its tensors of ``side``, ``"student"`` or ``"teacher"``, come from; ``""`` is the output."""
+        """The sources of its tensors of ``side``, ``"student"`` or ``"teacher"``; ``""`` is the output."""
         source = self.sources[side]
         return [source] if isinstance(source, str) else list(source)
 
     def layers(self, side: str) -> list[str]:
-        """The layers it needs tapped in ``side``."""
+        """The layers to tap in ``side``."""
         return [name for name in self.names(side) if name] if side in self.needs else []
 
     def pick(self, side: str, tapped: Tapped) -> Tensor | list[Tensor]:
-        """The tensors this term looks at, in float32 at least; the teacher's without gradient."""
+        """The tensors of ``side`` that the term uses, at least float32; the teacher's without gradient."""
         source = self.sources[side]
         if isinstance(source, str) and not is_many(source):
             return _ready(tapped[source], side)
         return [_ready(tapped[key], side) for key in self.keys(side, tapped)]
 
     def keys(self, side: str, tapped: Tapped) -> list[str]:
-        """The keys under which ``tapped`` holds its tensors, with words for several stages spelled out."""
+        """The keys of its tensors in ``tapped``, with names for several stages expanded."""
         words = self.names(side)
         return [key for word in words for key in spelled(word, tapped)[: self.common if is_many(word) else None]]
 
     def align(self, student: Tapped, teacher: Tapped) -> None:
-        """Where words for several stages stand on both sides, compares as many as both networks have, from the first.
+        """If both sides use a name for several stages, compares as many as both networks have, from the first.
 
-        So do the benchmarks, which pair the stages of two networks in their order. A loss that takes any number of
-        layers on either side says so by ``any_layers = True``.
+        The benchmarks also pair the stages of two networks in their order. A loss that supports different numbers of
+        layers sets ``any_layers = True``.
         """
         counts = [
             {len(spelled(word, tapped)) for word in [*self.layers(side)] if is_many(word)}
@@ -120,7 +120,7 @@ class Term(nn.Module):
             self.common = min(counts[0] | counts[1])
 
     def build(self, student: Tapped, teacher: Tapped | None) -> None:
-        """Lets the loss create what depends on shapes."""
+        """Lets the loss create its shape-dependent modules."""
         if teacher is not None:
             self.align(student, teacher)
         build = getattr(self.loss, "build", None)
@@ -134,9 +134,9 @@ class Term(nn.Module):
             accepted = inspect.signature(build).parameters
             build(**{side: tensor for side, tensor in inputs.items() if side in accepted})
 
-    def forward(self, **given: Any) -> Tensor:
+    def forward(self, **inputs: Any) -> Tensor:
         """The unweighted scalar; ``student`` and ``teacher`` are tapped tensors by name."""
-        arguments = {word: given[word] for word in self.needs}
+        arguments = {word: inputs[word] for word in self.needs}
         for side in ("student", "teacher"):
             if side in arguments:
                 arguments[side] = self.pick(side, arguments[side])
@@ -149,7 +149,7 @@ class Term(nn.Module):
 
 @contextmanager
 def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[None]:
-    """Puts the loss, and layers and shapes of what it was given (B for the batch), before torch's own complaint."""
+    """Adds the loss, and the layers and shapes of its inputs (B for the batch), to torch's error message."""
     try:
         yield
     except InputError:
@@ -159,7 +159,7 @@ def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[N
         for side, tapped in (("student", student), ("teacher", teacher)):
             for layer in term.keys(side, tapped) if tapped and side in term.needs else ():
                 shape = ", ".join(["B", *map(str, (tapped or {})[layer].shape[1:])])
-                described.append(f"{side}={layer or 'its output'} [{shape}]")
+                described.append(f"{side}={layer or 'output'} [{shape}]")
         line = str(error).strip().partition("\n")[0]
         inputs = " and ".join(described) or "the labels"
         raise InputError(f"{type(term.loss).__name__} fails on {inputs}: {line}") from error
@@ -167,18 +167,18 @@ def explained(term: Term, student: Tapped, teacher: Tapped | None) -> Iterator[N
 
 def _needs(loss: nn.Module) -> tuple[str, ...]:
     if not isinstance(loss, nn.Module):
-        raise InputError(f"a loss is an nn.Module, not a {type(loss).__name__}")
+        raise InputError(f"a loss must be an nn.Module, got a {type(loss).__name__}")
     names = tuple(inspect.signature(loss.forward).parameters)
     if strangers := [name for name in names if name not in WORDS]:
         raise InputError(
-            f"{type(loss).__name__}.forward has a parameter {strangers[0]!r}; a loss may have {', '.join(WORDS)}"
+            f"{type(loss).__name__}.forward has a parameter {strangers[0]!r}; allowed are {', '.join(WORDS)}"
         )
     return names
 
 
 def _check_members(loss: nn.Module) -> None:
-    """Refuses a public method that kd would not call because of a slip in its name."""
-    from kd.losses import MEMBERS  # which registers losses as terms, and so imports this file
+    """Raises an InputError for a public method that is probably a misspelled optional member."""
+    from kd.losses import MEMBERS  # imports this file, as losses are registered as terms
 
     for name in dir(type(loss)):
         if name.startswith("_") or hasattr(nn.Module, name) or not callable(getattr(type(loss), name, None)):

@@ -1,4 +1,4 @@
-"""Each term is tried before a run: whether its loss takes the tensors that it is given, and teaches anything."""
+"""Checks each term before a run: its loss must accept its tensors and have a gradient."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from kd.errors import InputError, located
 
 log = logging.getLogger(__name__)
 
-MOST = 2**24  # numbers that a loss may hold, such as a memory bank, to be copied for a trial
+MOST = 2**24  # numbers in a loss, such as a memory bank; a larger loss is not copied and checked
 SAMPLES, DRAWS = 8, 3  # of random logits
-SMALL = 2e-5  # the gradient's norm times the logits'; at least 0.1 where a loss teaches, 1e-6 where rounding is left
+SMALL = 2e-5  # gradient norm times logit norm: at least 0.1 with a gradient, 1e-6 with rounding only
 
 
 @torch.random.fork_rng(devices=[])
 def check_terms(objective: Objective, student: Tapped, teacher: Tapped | None) -> None:
-    """Tries every term that ever counts on example tensors of both sides, by name.
+    """Runs every term with a weight on example tensors of both sides, by name.
 
-    Terms on logits [B, C] are tried on random ones too, and a warning names those whose gradient vanishes: over two
-    classes nothing is left of logits that are standardised, over one class nothing of any loss on probabilities.
+    Terms on logits [B, C] also run on random logits, and a warning names those whose gradient vanishes: with two
+    classes, standardised logits have no gradient; with one class, probabilities have none.
 
     Raises:
-        InputError: a loss that fails on these tensors, whose value depends neither on the student nor on parameters of
-            its own, or an objective of nothing but vanishing terms; the term is named.
+        InputError: a loss fails on these tensors, its value depends neither on the student nor on its own parameters,
+            or the gradients of all terms vanish; the message names the term.
     """
     counting = [(name, term) for name, term in objective.named_terms() if term.weight]
     vanishing = {name: classes for name, term in counting if (classes := _tried(name, term, student, teacher))}
     if len(vanishing) == len(counting):
         classes = next(iter(vanishing.values()))
         raise InputError(
-            f"objective.{next(iter(vanishing))} has no gradient on {classes} classes, so nothing is learned"
+            f"objective.{next(iter(vanishing))} has no gradient for {classes} classes, so nothing is learned"
         )
     for name, classes in vanishing.items():
-        log.warning("objective.%s teaches nothing: its gradient vanishes on %d classes", name, classes)
+        log.warning("objective.%s has no effect: its gradient vanishes for %d classes", name, classes)
 
 
 def _tried(name: str, term: Term, student: Tapped, teacher: Tapped | None) -> int | None:
-    """The count of classes on which a term's gradient vanishes, if it does."""
+    """The number of classes if a term's gradient vanishes for them, else None."""
     if sum(tensor.numel() for tensor in term.state_dict().values() if isinstance(tensor, Tensor)) > MOST:
         return None
     try:
         trial = copy.deepcopy(term)
     except (RuntimeError, TypeError):
-        return None  # a loss that cannot be copied would be changed by a trial
+        return None  # a check would change the loss itself
     sides = {"student": student, "teacher": teacher}
     with torch.enable_grad():
         with located(f"objective.{name}"), explained(term, student, teacher):
@@ -72,7 +72,7 @@ def _leaves(tapped: Tapped) -> dict[str, Tensor]:
 
 
 def _classes_in_vain(term: Term, sides: Mapping[str, Tapped | None]) -> int | None:
-    """How many classes the logits of a term have, if it has no gradient on any of some random ones."""
+    """The number of classes if a term has no gradient for any of several random logits, else None."""
     if "student" not in term.needs or any(term.layers(side) for side in sides) or "index" in term.needs:
         return None
     student = sides["student"]

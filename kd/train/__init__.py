@@ -1,4 +1,4 @@
-"""A resolved configuration in, a run folder out."""
+"""Trains a resolved configuration and writes the run folder."""
 
 from __future__ import annotations
 

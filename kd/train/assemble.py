@@ -1,4 +1,4 @@
-"""From configuration to objects: each function makes one part of a run out of plain containers."""
+"""Builds the objects of a run from its configuration, given as plain containers; one function for each object."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ Teacher = Frozen | Cached | Ensemble
 
 
 def data(config: Config) -> ImageData:
-    """The data module: a source's arrays in memory, or the user's own LightningDataModule."""
+    """The data module: a source's arrays in memory, or a custom LightningDataModule."""
     node = config["data"]
     source_node, memory_options = split(node, "data", Memory)
-    pl.seed_everything(config["seed"], workers=True, verbose=False)  # a source of one's own may draw a split
+    pl.seed_everything(config["seed"], workers=True, verbose=False)  # a custom source may draw a random split
     source = build(source_node, "data", seed=config["seed"])
     if isinstance(source, pl.LightningDataModule):
         if unused := sorted(memory_options):
@@ -64,19 +64,25 @@ def data(config: Config) -> ImageData:
 
 
 def network(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
-    """A network for the data, with its normalisation in front, tried on two images.
+    """A network for the data, with its normalisation in front, checked on two images.
 
-    It is for the data's classes unless others are said.
+    Args:
+        node: the network's configuration node.
+        at: its key in the configuration, for messages.
+        data: supplies image shape, mean, standard deviation and classes.
+        classes: number of outputs; by default the data's classes.
+        wrappers: functions whose parameters the node may contain besides those of :func:`prepare`.
 
-    ``wrappers`` are functions whose parameters the node may have besides those of :func:`prepare`.
+    Raises:
+        InputError: an unknown option, or a network that fails on the data's images.
     """
-    fitted = untried(node, at, data, classes, *wrappers)
-    check(fitted, at, title_of(node), data.shape, classes or data.classes, frozen=TeacherOptions in wrappers)
-    return fitted
+    module = untried(node, at, data, classes, *wrappers)
+    check(module, at, title_of(node), data.shape, classes or data.classes, frozen=TeacherOptions in wrappers)
+    return module
 
 
 def untried(node: Config, at: str, data: ImageData, classes: int | None = None, *wrappers: Any) -> Normalized:
-    """The same as :func:`network`, before it is tried."""
+    """Like :func:`network`, without the check on two images."""
     data = image_data(data)
     mean = data.mean or [0.0] * data.shape[0]
     std = data.std or [1.0] * data.shape[0]
@@ -86,7 +92,7 @@ def untried(node: Config, at: str, data: ImageData, classes: int | None = None, 
 
 
 def objective(nodes: Config) -> Objective:
-    """The terms, each a loss with its weight and layers."""
+    """The objective, from its terms: each a loss with its weight and layers."""
     terms = {}
     for name, node in nodes.items():
         if not isinstance(node, Mapping):
@@ -102,16 +108,16 @@ def objective(nodes: Config) -> Objective:
 
 
 def optim(node: Config) -> Optim:
-    """The optimiser's maker and its schedule."""
+    """The optimiser's factory and its schedule."""
     optimiser_node, schedule_options = split(node, "optim", Optim)
     make = build(optimiser_node, "optim", partial=True)
     with located("optim"):
-        make([nn.Parameter(torch.zeros(1))])  # its own checks, now rather than after the teacher has been trained
+        make([nn.Parameter(torch.zeros(1))])  # fails on invalid options now, not after the teacher's training
         return Optim(make, **schedule_options)
 
 
 def distiller(config: Config, data: ImageData, teacher: Teacher | None) -> Distiller:
-    """Student and objective, made anew from the run's seed, around the teacher."""
+    """The distiller for a teacher, with a student and an objective initialised from the run's seed."""
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     student = network(config["student"], "student", data)
     realign(student, config["student"], data)
@@ -130,8 +136,8 @@ def distiller(config: Config, data: ImageData, teacher: Teacher | None) -> Disti
     spec, optimiser = TeacherSpec.parse(config["teacher"]), optim(config["optim"])
     apart = terms.uses_teacher and is_node_of(config["optim"], DOT)
     if apart:
-        course = config["trainer"]
-        check_trainer(course.get("gradient_clip_val"), course.get("precision"), speed(config).compile)
+        options = config["trainer"]
+        check_trainer(options.get("gradient_clip_val"), options.get("precision"), speed(config).compile)
     if spec.online:
         if apart:
             raise InputError(f"optim=dot needs a frozen teacher, not teacher={name_of(spec.node)}")
@@ -141,8 +147,8 @@ def distiller(config: Config, data: ImageData, teacher: Teacher | None) -> Disti
 
 
 def _online(spec: TeacherSpec, student: nn.Module, data: ImageData) -> Any:
-    """A teacher that changes with the student: made from it, or of other students."""
-    wrapper = ["name", "peers", "min_accuracy", "trainer"]  # debug= sets the last two for any teacher
+    """A teacher that changes with the student: its average, or its peers."""
+    wrapper = ["name", "peers", "min_accuracy", "trainer"]  # debug= sets the last two for every teacher
     wrapper += ["shuffle"] if is_node_of(spec.node, MeanTeacher) else []
     make = build({key: value for key, value in spec.node.items() if key not in wrapper}, "teacher", partial=True)
     with located("teacher"):
@@ -150,14 +156,14 @@ def _online(spec: TeacherSpec, student: nn.Module, data: ImageData) -> Any:
             return make(student)
         peers = {peer.name: network(peer.node, peer.key, data) for peer in spec.members}
         if same := [name for name, peer in peers.items() if fingerprint(unwrap(peer)) == fingerprint(unwrap(student))]:
-            raise InputError(f"peers.{same[0]} has the student's own weights, so that neither could teach the other")
+            raise InputError(f"peers.{same[0]} has the same weights as the student, so neither would learn anything")
         return make(peers)
 
 
 def trainer(config: Config, folder: Path, first_callbacks: Sequence[Callback], step: int = 0) -> pl.Trainer:
-    """Lightning's trainer with kd's own and the configured callbacks and loggers, which write into the run folder.
+    """Lightning's trainer with kd's callbacks and the configured callbacks and loggers, writing into the run folder.
 
-    ``step`` is the optimiser step from which a run goes on.
+    ``step`` is the optimiser step from which the run resumes, 0 for a new run.
     """
     places: dict[str, Any] = {
         "save_dir": str(folder),
@@ -171,13 +177,13 @@ def trainer(config: Config, folder: Path, first_callbacks: Sequence[Callback], s
         if isinstance(logger, CSVLogger) and step:
             keep_rows(logger, step)
     bar = config["trainer"].get("enable_progress_bar", True)
-    useless = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
-    callbacks = [callback for callback in callbacks if not isinstance(callback, useless)]
+    unused = (() if bar else (ProgressBar,)) + (() if loggers else (LearningRateMonitor,))
+    callbacks = [callback for callback in callbacks if not isinstance(callback, unused)]
     trainer, quick = build(config["trainer"], "trainer", partial=True), ApplySpeed(speed(config))
     with located("trainer"):
         try:
             return trainer(
-                callbacks=[*first_callbacks, Position(), quick, *callbacks],  # the gate before the speed
+                callbacks=[*first_callbacks, Position(), quick, *callbacks],  # the gate before ApplySpeed
                 logger=loggers or False,
                 default_root_dir=str(folder),
                 plugins=[AtomicCheckpointIO(config)],
@@ -187,24 +193,28 @@ def trainer(config: Config, folder: Path, first_callbacks: Sequence[Callback], s
 
 
 def _callback(node: Config, at: str, places: dict[str, Any]) -> Callback:
-    """One callback; where it monitors a metric, in the mode that is the metric's, as Lightning's default is ``min``."""
+    """One callback. A monitored metric sets ``mode``, whose default in Lightning is ``min`` for every metric."""
     mode = mode_of(node["monitor"]) if node.get("monitor") else None
     return build(node, at, **places | ({"mode": mode} if mode else {}))
 
 
 def speed(config: Config) -> Speed:
-    """The switches that make a step faster; their defaults where a configuration has none."""
+    """The options that make a step faster, with defaults for those that the configuration lacks."""
     return Speed(**(config.get("speed") or {}))
 
 
 def teacher(config: Config, data: ImageData, weights: bool = True, cache: bool = False) -> Teacher | None:
-    """The frozen teacher, each network with a table of its answers if ``cache``.
+    """The frozen teacher, None if there is none or it changes with the student.
 
-    With ``weights=False`` none are loaded, so that all else is checked before they are made.
+    Args:
+        config: the run's configuration.
+        data: the data module.
+        weights: whether to load the weights. Without them, the rest is checked before a teacher is trained.
+        cache: whether each network gets a table of its logits.
     """
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online:
-        return None  # it is made with the student
+        return None  # the distiller builds it from the student
     members: dict[str, Frozen | Cached] = {}
     for member in spec.members:
         frozen = _frozen(member, data, weights)
@@ -230,18 +240,19 @@ def _frozen(member: MemberSpec, data: ImageData, weights: bool) -> Frozen:
     classes, outputs = options.get("classes"), options.get("outputs")
     if classes is not None:
         if len(classes) != data.classes:
-            raise InputError(f"{at}.classes picks {len(classes)} columns, but the data has {data.classes} classes")
+            raise InputError(f"{at}.classes selects {len(classes)} columns, but the data has {data.classes} classes")
         if outputs is None and configured.get("checkpoint"):
             fresh = unwrap(network(member.without_weights(), at, data, None, TeacherOptions))
             outputs = outputs_of(fresh, configured["checkpoint"], configured.get("checkpoint_key"))
         if outputs is None:
-            raise InputError(f"{at}.classes picks some of the teacher's classes: set {at}.outputs to their number")
+            raise InputError(f"{at}.classes also needs {at}.outputs: the number of classes of the teacher")
     with located(at):
         return Frozen(network(node, at, data, outputs, TeacherOptions), classes)
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """What the HPARAMS tab shows: the root keys, the networks' names and the options of what shapes the result."""
+    """Values for TensorBoard's HPARAMS tab: the root keys, the networks' names, and the options of objective, optimiser
+    and data."""
     parameters = {key: config[key] for key in ("T", "alpha", "seed")}
     parameters |= {
         "student": name_of(config["student"]),

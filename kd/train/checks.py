@@ -1,4 +1,4 @@
-"""What a run's numbers and names may be: checked before any work, where others would stumble over them later."""
+"""Checks of a configuration's values before any work, so that a wrong one fails at once and not late in the run."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Config = Mapping[str, Any]
 ROOT = ("T", "alpha", "seed", "epochs", "teachers", "teacher")
 GROUPS = ("cache", "data", "student", "objective", "optim", "trainer", "logger", "callbacks")
 
-# keys of the trainer that are whole numbers, and the least of them
+# whole-number keys of the trainer and their minimum
 LEAST = {
     **dict.fromkeys(("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"), 1),
     **dict.fromkeys(("log_every_n_steps", "num_nodes", "limit_train_batches", "limit_val_batches"), 1),
     "val_check_interval": 1,
     "num_sanity_val_steps": 0,
 }
-ALL = ("max_steps", "num_sanity_val_steps")  # -1 stands for all
-SHARES = ("limit_train_batches", "limit_val_batches", "val_check_interval")  # of the batches, if not a number of them
+ALL = ("max_steps", "num_sanity_val_steps")  # -1 means all
+SHARES = ("limit_train_batches", "limit_val_batches", "val_check_interval")  # fractions if floats
 MACHINE = ("accelerator", "devices", "strategy", "precision")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "transformer-engine", "transformer-engine-float16")
 SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -46,17 +46,17 @@ OURS = ("kd.", "pytorch_lightning.")
 
 
 def check(config: Config) -> None:
-    """The ranges of the root keys, of the trainer's and of the cache's.
+    """Checks the ranges of the root keys and of the keys of trainer and cache.
 
     Raises:
-        InputError: a value out of range; the key, the value and what is allowed are named.
+        InputError: a value out of range, with its key and the allowed values.
     """
     for key in (*ROOT, *GROUPS):
         if key not in config:
             raise InputError(f"{key} must be given")
     if not 0 <= config["alpha"] <= 1:
         near = 1 if config["alpha"] > 1 else 0
-        raise InputError(f"alpha={config['alpha']:g} must lie in [0, 1]; the nearest that does is alpha={near}")
+        raise InputError(f"alpha={config['alpha']:g} must lie in [0, 1]; the nearest allowed value is alpha={near}")
     if not 0 < config["T"] < math.inf:
         raise InputError(f"T={config['T']:g} must be a finite number above 0; 1 to 8 is usual")
     if not 0 <= config["seed"] < 2**32:
@@ -76,10 +76,10 @@ def check(config: Config) -> None:
 
 
 def check_batches(config: Config, data: ImageData, processes: int) -> None:
-    """Whether every process gets a whole batch of training images, and the share of them that is asked for is one.
+    """Checks that every process gets at least one full training batch, also under ``trainer.limit_train_batches``.
 
     Raises:
-        InputError: there would be nothing to train on.
+        InputError: no training batch, validation after more batches than an epoch has, or a term that starts too late.
     """
     counts = data.counts() if data.batch_size is not None else {}
     if data.batch_size is None or not counts:
@@ -99,7 +99,7 @@ def check_batches(config: Config, data: ImageData, processes: int) -> None:
 
 
 def _check_starts(config: Config, batches: int) -> None:
-    """Whether each term of the objective starts before ``trainer.max_steps`` ends a run of so many batches an epoch."""
+    """Checks that each term starts before ``trainer.max_steps`` ends the run; ``batches`` is their number per epoch."""
     steps = config["trainer"].get("max_steps") or -1
     epochs = math.ceil(steps * (config["trainer"].get("accumulate_grad_batches") or 1) / batches)
     for name, node in config["objective"].items():
@@ -107,15 +107,17 @@ def _check_starts(config: Config, batches: int) -> None:
         if start and start >= epochs:
             raise InputError(
                 f"objective.{name}.start={start}: trainer.max_steps={steps} ends the run in epoch {epochs - 1}, "
-                "counted from 0, so that the term would never count"
+                "counted from 0, so the term would have no effect"
             )
 
 
 def check_monitors(config: Config, classes: int) -> None:
-    """Whether what callbacks look at is measured; not if there is a callback of the user's own, which may log anything.
+    """Checks the options of callbacks and that the metrics they monitor are logged.
+
+    With a custom callback, which may log anything, metrics are not checked.
 
     Raises:
-        InputError: a metric or mode that does not exist.
+        InputError: an unknown metric or mode, or an option of another type.
     """
     nodes = {key: node for key, node in config["callbacks"].items() if isinstance(node, Mapping)}
     teacher = config["teacher"] or {}
@@ -141,33 +143,33 @@ def check_monitors(config: Config, classes: int) -> None:
 
 
 def _check_types(at: str, node: Config) -> None:
-    """Whether the options of a callback of Lightning's or kd's are of the types that it states."""
+    """Checks the options of a callback of Lightning or kd against its type hints."""
     target = str(node.get("_target_"))
     if not target.startswith(OURS):
         return
     try:
         hints = typing.get_type_hints(locate(":".join(target.rpartition(".")[::2])).__init__)
-    except Exception:  # none that can be imported, of which its making complains, or types that only a checker knows
+    except Exception:  # building it reports a failed import; some hints exist for type checkers only
         return
     for name, value in node.items():
-        if name in hints and name != "mode" and not _fits(value, hints[name]):  # the mode may follow from the metric
-            raise InputError(f"{at}.{name}={value} must be {_said(hints[name])}")
+        if name in hints and name != "mode" and not _fits(value, hints[name]):  # kd sets the mode by the metric
+            raise InputError(f"{at}.{name}={value} must be {_allowed(hints[name])}")
 
 
 def _check_filename(key: str, node: Config) -> None:
-    """Whether a callback's checkpoints have names of their own."""
+    """Checks that a callback's checkpoints do not overwrite those from which a run resumes."""
     if f"{node.get('filename')}.ckpt" in (LAST, PREVIOUS):
         raise InputError(
-            f"callbacks.{key}.filename={node['filename']} is the name of the checkpoint from which a run is resumed; "
-            "give another one"
+            f"callbacks.{key}.filename={node['filename']} is reserved for the checkpoint from which a run resumes; "
+            "choose another name"
         )
 
 
 def _check_mode(key: str, monitor: str, mode: str | None) -> None:
-    """Whether the best of a metric is looked for where it lies."""
+    """Checks that ``mode`` fits the metric: min for a loss, max for an accuracy."""
     better_mode, at = mode_of(monitor), f"callbacks.{key}.mode"
     if mode is None and better_mode is None:
-        raise InputError(f"{at} must be given: max or min, whichever is better of callbacks.{key}.monitor={monitor}")
+        raise InputError(f"{at} must be given: max if a higher callbacks.{key}.monitor={monitor} is better, else min")
     if mode is not None and better_mode not in (mode, None):
         better = "lower" if better_mode == "min" else "higher"
         raise InputError(f"{at}={mode}: a {better} {monitor} is better; leave it out, or set {at}={better_mode}")
@@ -181,10 +183,10 @@ def _check_trainer(node: Config) -> None:
         if key in LEAST and value is not None:
             _check_number(key, value)
         elif key in hints and key not in MACHINE and not _fits(value, hints[key]):
-            raise InputError(f"trainer.{key}={value} must be {_said(hints[key])}")
+            raise InputError(f"trainer.{key}={value} must be {_allowed(hints[key])}")
     clip = node.get("gradient_clip_val")
     if clip is not None and not 0 <= clip < math.inf:
-        raise InputError(f"trainer.gradient_clip_val={clip} must be a finite number from 0 up, or null for none")
+        raise InputError(f"trainer.gradient_clip_val={clip} must be a finite number of at least 0, or null for none")
     every, epochs = node.get("check_val_every_n_epoch"), node.get("max_epochs")
     if epochs is None:
         raise InputError("trainer.max_epochs=null must be a whole number of at least 1")
@@ -202,7 +204,7 @@ def _check_number(key: str, value: Any) -> None:
 
 
 def _check_machine(node: Config) -> None:
-    """Devices, accelerator, strategy and precision: known by name, and there."""
+    """Checks that devices, accelerator, strategy and precision exist on this machine."""
     accelerator, devices = str(node.get("accelerator", "auto")), node.get("devices", "auto")
     accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
     if accelerator not in accelerators:
@@ -230,7 +232,7 @@ def _check_machine(node: Config) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type; what is not plain is left to Lightning."""
+    """Whether a plain value is of a type; other values are accepted and left to Lightning."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return value in arguments
@@ -243,9 +245,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(hint, type) and type(value) is hint
 
 
-def _said(hint: Any) -> str:
+def _allowed(hint: Any) -> str:
+    """The values that a type hint allows, as text for a message."""
     kinds = typing.get_args(hint) or (hint,)
-    names = {float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    names = {float: "a number", bool: "true or false", str: "a string", type(None): "null"}
     types = [names[kind] for kind in names if kind in kinds]
     types += ["{_target_: datetime.timedelta, minutes: 10}"] if timedelta in kinds else []
     types += ["a whole number"] if int in kinds and float not in kinds else []

@@ -1,4 +1,4 @@
-"""Which of a run's students is tested and kept, and in words that are true of it."""
+"""Chooses which of a run's students is tested and saved, and describes the choice as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ BEST = "at the best validation epoch"
 
 
 class Choice(NamedTuple):
-    """A student: its weights, None for those in memory; its validation scores; what it is; the metric that chose it."""
+    """The chosen student.
+
+    Attributes:
+        weights: its state dict, None for the weights in memory.
+        scores: its validation scores.
+        words: which student it is, as text.
+        monitor: the metric by which it was chosen, None if there is none.
+    """
 
     weights: dict[str, Tensor] | None
     scores: dict[str, float]
@@ -29,21 +36,22 @@ class Choice(NamedTuple):
 
 
 def choose(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, record: History) -> Choice:
-    """The student of a run whose training is over: averaged weights, the best validated ones, else the last.
+    """The student of a finished training: averaged weights, the best validated ones, else the last.
 
-    The callback that keeps the best is the first ``ModelCheckpoint`` that monitors a metric. Weights of the moving
-    average are what it keeps; the average of ``StochasticWeightAveraging`` is made at the end, so it is validated here.
+    The best checkpoint is that of the first ``ModelCheckpoint`` that monitors a metric. With a moving average, it
+    contains the averaged weights; the average of ``StochasticWeightAveraging`` is computed at the end of training, so
+    it is validated here.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
-            load_average(callback, module)  # which a run that is resumed at its end has not done
+            load_average(callback, module)  # on_train_end did, except in a run resumed at its end
         if isinstance(callback, StochasticWeightAveraging) and _is_averaged(trainer, callback):
             return Choice(None, _averaged(trainer, module, data, record, callback), _words_of_average(callback))
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
     path = Path(best.best_model_path) if best is not None and best.best_model_path else None
     if best is None or path is None or not path.is_file():
         return Choice(None, record.at(trainer.global_step), _words_of_last(trainer, record, best))
-    content = trainer.strategy.load_checkpoint(path)  # and no more than its weights: callbacks would train on with them
+    content = trainer.strategy.load_checkpoint(path)  # only its weights: states of callbacks are for training
     step = content["global_step"]
     scores = record.at(step)
     words = _words_of_best(scores, step, record, best, trainer)
@@ -72,13 +80,13 @@ def _words_of_best(
         top = pick(validated_epochs, key=lambda row: row[monitor], default=scores)
         if top[monitor] != scores[monitor]:
             epoch, other = int(scores["epoch"]), int(top["epoch"])
-            words = f"of epoch {epoch}; epoch {other} was better by {monitor}, and its checkpoint is not there"
+            words = f"of epoch {epoch}; epoch {other} was better by {monitor}, but its checkpoint is missing"
     unseen = trainer.global_step - int(record.epochs[-1]["step"]) if record.epochs else 0
     return f"{words}; the last {unseen} steps were not validated" if unseen else words
 
 
 def _is_averaged(trainer: pl.Trainer, callback: StochasticWeightAveraging) -> bool:
-    """Whether training went on to the end of the average, and not only to where it stopped early."""
+    """Whether training reached the end of the averaging, instead of stopping before it."""
     last = callback.swa_end + updates_statistics(callback)
     return averaged_models(callback) > 0 and trainer.current_epoch > last
 
@@ -90,8 +98,8 @@ def _averaged(
     record: History,
     callback: StochasticWeightAveraging,
 ) -> dict[str, float]:
-    """The validation scores of the averaged weights, which the module then has."""
-    if not updates_statistics(callback):  # else a last pass has measured its statistics and validated them
+    """Validates the averaged weights, which it loads into the module, and returns the scores."""
+    if not updates_statistics(callback):  # else a final epoch has updated its statistics and validated it
         load_average(callback, module)
         trainer.validate(module, datamodule=data.lightning, verbose=False)
     return record.last()

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: at the start what it will do, at the end how it went."""
+"""Terminal output of a run: a description at its start, a table of results at its end."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from kd.run_folder.text import number, percent
 from kd.train.choice import BEST
 
 log = logging.getLogger(__name__)
-COARSE = 2.0  # standard error of val/acc, in points, from which on it is said
+COARSE = 2.0  # standard error of val/acc, in points, from which on it is logged
 
 
 def print_start(
     config: Mapping[str, Any], distiller: Distiller, data: ImageData, trainer: pl.Trainer, folder: Path
 ) -> None:
-    """Says the data split, both networks with their sizes, the objective with its numbers, and where to look."""
+    """Logs the data split, both networks with their sizes, the objective with its weights, and where the curves are."""
     if not trainer.is_global_zero:
         return
     shape = list(data.shape)
@@ -71,7 +71,7 @@ def print_start(
 
 
 def _clashes(config: Mapping[str, Any], data: ImageData) -> list[str]:
-    """Which keys go to a function of the user's own that names them, and so not to kd."""
+    """Notes on keys that a custom function takes as its own parameters, so that they do not reach kd."""
     nodes: dict[str, Any] = {"student": (config["student"], prepare), "optim": (config["optim"], Optim)}
     nodes |= {f"objective.{name}": (node, Term) for name, node in config["objective"].items()}
     nodes |= {"data": (config["data"], Memory)} if data.memory is not None else {}
@@ -87,11 +87,11 @@ def _clashes(config: Mapping[str, Any], data: ImageData) -> list[str]:
 
 
 def _coarse(count: int) -> list[str]:
-    """What to say of a validation part by which epochs can hardly be told apart."""
+    """A note on a validation set that is too small to rank epochs reliably, as a list of lines; else empty."""
     error = 100 * math.sqrt(0.8 * 0.2 / count)
     if error < COARSE:
         return []
-    return [f"{count} validation images: val/acc has a standard error of {error:.1f} points where it is 80 %"]
+    return [f"{count} validation images: val/acc has a standard error of {error:.1f} points at 80 % accuracy"]
 
 
 def _network(who: str, name: str, network: nn.Module, shape: list[int], note: str = "") -> None:
@@ -102,14 +102,14 @@ def _network(who: str, name: str, network: nn.Module, shape: list[int], note: st
 
 
 def console_for(table: Table) -> Console:
-    """A console as wide as the table needs, so that no number is cut where there are 80 columns."""
+    """A console at least as wide as the table, so that no number is cut on 80 columns."""
     wide = Console(markup=False, width=1000)
     needed = Measurement.get(wide, wide.options, table).maximum
     return Console(highlight=False, soft_wrap=True, markup=False, width=max(Console().width, needed))
 
 
 def print_results(summary: dict[str, Any], folder: Path) -> None:
-    """Prints the closing table: teacher, student, agreement, time."""
+    """Prints the table of results: teacher, student, agreement, time."""
     metrics = summary["metrics"]
     best, last, test = metrics["best"], metrics["last"], metrics["test"] or {}
     title = f"{summary['task']}: {relative(folder)}"

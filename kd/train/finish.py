@@ -1,4 +1,4 @@
-"""The end of a run: the student is chosen and written before the test part is touched, so that nothing can lose it."""
+"""The end of a run: the student is saved before the test set is evaluated, so that a failing test does not lose it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Restores the best epoch, writes the results, and tests once; the summary."""
+    """Restores the best epoch, writes the results, tests once, and returns the summary."""
     trainer, distiller = run.trainer, run.distiller
-    run.config = {**run.config, "data": distiller.hparams["config"]["data"]}  # with the batch size that was searched
-    duration = _duration(run)  # before a validation of averaged weights
+    run.config = {**run.config, "data": distiller.hparams["config"]["data"]}  # with the batch size found
+    duration = _duration(run)  # before averaged weights are validated, which takes time
     chosen = choose(trainer, distiller, run.data, run.history)
     if chosen.weights is not None:
         distiller.load_state_dict(chosen.weights)
@@ -50,10 +50,10 @@ def finish(run: Run) -> dict[str, Any]:
 
 
 def _duration(run: Run) -> dict[str, Any]:
-    """How long the training was, and how fast."""
+    """Epochs, steps, seconds and images per second of the training."""
     begun = run.trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
     return {
-        "epochs": min(begun, run.config["trainer"]["max_epochs"]),  # without SWA's pass for batch norms
+        "epochs": min(begun, run.config["trainer"]["max_epochs"]),  # excludes SWA's epoch for batch norms
         "steps": run.trainer.global_step,
         "seconds": round(run.history.seconds, 2),
         "images_per_s": round(run.history.images / run.history.seconds, 1),
@@ -62,8 +62,8 @@ def _duration(run: Run) -> dict[str, Any]:
 
 
 def save_results(folder: Path, distiller: Distiller, summary: dict[str, Any]) -> None:
-    """Writes the student and, last of all, the summary."""
-    (folder / PREDICTIONS).unlink(missing_ok=True)  # of a shorter run, of another student
+    """Writes the student, then the summary, which marks the run as trained."""
+    (folder / PREDICTIONS).unlink(missing_ok=True)  # those of the run before it was extended
     summary["student"]["sha256"] = fingerprint(unwrap(distiller.student))
     metadata = {key: json.dumps(summary["student"][key]) for key in ("name", "config", *InputSpec._fields)}
     save(unwrap(distiller.student), folder / STUDENT, metadata=metadata)
@@ -73,7 +73,7 @@ def save_results(folder: Path, distiller: Distiller, summary: dict[str, Any]) ->
 
 
 def test(run: Run, summary: dict[str, Any]) -> None:
-    """Adds the test scores to the summary and writes the predictions; if the test fails, the summary says why."""
+    """Adds the test scores to the summary and writes the predictions; if the test fails, the summary has the reason."""
     metrics = summary["metrics"]
     if not is_overridden("test_dataloader", run.data.lightning):
         metrics |= {"test": {}, "untested": "the data has no test part"}
@@ -84,7 +84,7 @@ def test(run: Run, summary: dict[str, Any]) -> None:
             _failed(error, run, summary)
             raise
         del metrics["untested"]
-        scores = (tested or [{}])[0].items()  # without those that no label was there for
+        scores = (tested or [{}])[0].items()  # NaN: no image has a label
         metrics["test"] = {key.removeprefix("test/"): value for key, value in scores if not math.isnan(value)}
     predictions = run.distiller.predictions.compute()
     if run.trainer.is_global_zero:
@@ -99,6 +99,6 @@ def _failed(error: Exception, run: Run, summary: dict[str, Any]) -> None:
         return
     summary["metrics"]["untested"] = (str(error).strip() or type(error).__name__).splitlines()[0]
     write_summary(run.folder, summary)
-    if not isinstance(error, Stopped):  # whose message has the command that resumes
+    if not isinstance(error, Stopped):  # its message already has a command: the one that resumes
         later = command("kd-evaluate", run=relative(run.folder))
         log.warning("the test failed; the trained student is saved. Once the cause is fixed, test it with: %s", later)

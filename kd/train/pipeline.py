@@ -1,4 +1,4 @@
-"""The program: configuration in, run folder out. Plain containers only; Hydra stops at ``kd.cli``."""
+"""Trains one run from its configuration, as plain containers; only ``kd.cli`` uses Hydra."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def train(
     data_changed: bool = False,
     objective: str | None = None,
 ) -> dict[str, Any]:
-    """One run: teacher (trained first if it has no checkpoint), student, fit, test, summary.
+    """One run: the teacher, trained first if it has no weights, the student's training, test and summary.
 
     Args:
         config: the composed configuration as plain containers.
-        folder: the run folder, made if absent.
+        folder: the run folder, created if absent.
         resume: whether to resume an interrupted run of this configuration in the folder.
-        data_changed: whether the data may differ from that of the run so far.
+        data_changed: whether a resumed run accepts data that differs from its checkpoint's.
         objective: the name of the chosen objective, for the summary.
 
     Returns:
         The summary, as written to ``summary.json``.
 
     Raises:
-        InputError: anything in the configuration that cannot work, or a folder that holds a run already.
-        TrainingFailed: numbers that are not finite, a full disk.
-        Stopped: a signal; the state is saved.
+        InputError: an invalid configuration, or a folder that already contains a run.
+        TrainingFailed: non-finite values, a full disk.
+        Stopped: a signal, after the state was saved.
     """
     with locked(folder, new=not resume):
         return _train(with_current(config), folder, objective, data_changed)
@@ -80,7 +80,7 @@ def _train(config: Config, folder: Path, objective: str | None, data_changed: bo
     trainer = assemble.trainer(config, folder, [gate, history], saved.content["global_step"] if saved else 0)
     check_batches(config, data, trainer.world_size)
     teacher = assemble.teacher(config, data, weights=False)
-    distiller = assemble.distiller(config, data, teacher)  # whatever cannot work is said before a teacher is trained
+    distiller = assemble.distiller(config, data, teacher)  # reports errors before a teacher is trained
     preflight(config, data, distiller, trainer)
     if teacher is not None:
         config = {**config, "teacher": with_weights(config, data)}
@@ -90,8 +90,8 @@ def _train(config: Config, folder: Path, objective: str | None, data_changed: bo
     if saved is not None:
         check_same_run(saved, data, distiller.teacher_sha256, data_changed)
     if trainer.is_global_zero:
-        about = {"objective": objective, "cell": config.get("cell"), "files": files_of(config)}
-        write_text(folder / CONFIG, yaml.safe_dump({**config, "about": about}, sort_keys=False))
+        metadata = {"objective": objective, "cell": config.get("cell"), "files": files_of(config)}
+        write_text(folder / CONFIG, yaml.safe_dump({**config, "about": metadata}, sort_keys=False))
     run = Run(config, folder, data, trainer, distiller, history, gate, objective, saved and saved.path)
     print_start(config, distiller, data, trainer, folder)
     try:
@@ -100,14 +100,14 @@ def _train(config: Config, folder: Path, objective: str | None, data_changed: bo
         for logger in trainer.loggers:
             close = getattr(getattr(logger, "experiment", None), "finish", None)
             if close is not None:
-                close()  # else the next job of a sweep would go on writing into this one's W&B run
+                close()  # else the next job of a sweep would write into this job's W&B run
 
 
 def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None:
-    """Whether what a stopped run left is whole and of this configuration, before anything else is done.
+    """Checks that the checkpoints of an interrupted run are intact and belong to this configuration.
 
     Raises:
-        InputError: a checkpoint of another run, or a best one that is damaged.
+        InputError: a checkpoint of another run, or a corrupt best checkpoint.
     """
     if saved is None:
         return
@@ -121,7 +121,7 @@ def check_checkpoints(config: Config, folder: Path, saved: Saved | None) -> None
 
 
 def best_of(saved: Saved, folder: Path) -> list[Path]:
-    """The checkpoints of the best epoch in a folder, whatever their callbacks call them."""
+    """The checkpoints of the best epoch in a folder, by the names that the callbacks' states contain."""
     states = (saved.content.get("callbacks") or {}).values()
     best = [(state["best_model_path"], state.get("dirpath")) for state in states if state.get("best_model_path")]
     paths = {folder / "best.ckpt", *(Path(moved_to(path, before, folder)) for path, before in best)}
@@ -129,24 +129,24 @@ def best_of(saved: Saved, folder: Path) -> list[Path]:
 
 
 def fit(run: Run) -> dict[str, Any]:
-    """Trains, tests and writes the results; the summary."""
-    if run.trainer.precision == "64-true":  # before callbacks copy the weights, and before a checkpoint's are read
+    """Trains, tests, writes the results and returns the summary."""
+    if run.trainer.precision == "64-true":  # before callbacks copy the weights or a checkpoint is loaded
         run.distiller.double()
     run.trainer.fit(run.distiller, datamodule=run.data.lightning, ckpt_path=run.checkpoint, weights_only=True)
     if not run.trainer.global_step:
-        raise InputError("no step was trained: the training data gives no whole batch; see data.batch_size")
+        raise InputError("no step was trained: the training data has no full batch; see data.batch_size")
     return finish(run)
 
 
 def cacheable(objective: Objective) -> bool:
-    """Whether a table of logits can answer for the teacher; says if it cannot because layers are looked at."""
+    """Whether cached logits can replace the teacher; logs it if they cannot because the objective taps its layers."""
     if layers := objective.layers("teacher"):
-        log.info("cache: off, the objective looks at the teacher's layers %s", ", ".join(layers))
+        log.info("cache: off, the objective uses the teacher's layers %s", ", ".join(layers))
     return objective.uses_teacher and not layers
 
 
 def resolved(config: Config, data: ImageData) -> Config:
-    """The configuration with what the data decides: options scaled to it, and its classes among a teacher's."""
+    """The configuration with the values that depend on the data: its scaled options, and a teacher's ``classes``."""
     config = {**config, "data": {**config["data"], **data.resolved}}
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online or not spec.members:
@@ -156,13 +156,13 @@ def resolved(config: Config, data: ImageData) -> Config:
 
 
 def with_weights(config: Config, data: ImageData) -> Config:
-    """The teacher's node with the file or run folder of the weights of each of its networks, trained now if need be."""
+    """The teacher's node with the path to the weights of each network; those without weights are trained now."""
     spec = TeacherSpec.parse(config["teacher"])
     if spec.online:
         return spec.node
     shared = {"trainer": spec.node["trainer"]} if spec.kind == "ensemble" and spec.node.get("trainer") else {}
     members = [replace(member, node={**shared, **member.node}) for member in spec.members]
-    ready = {member.name: has_weights(member, data) for member in members}  # of all, before any is trained
+    ready = {member.name: has_weights(member, data) for member in members}  # checks all before training any
     nodes: dict[str, Config] = {}
     for name, node in ((member.name, member.node) for member in members):
         weights = node.get("checkpoint") if ready[name] else str(trained_teacher({**config, "teacher": node}, data))
@@ -171,9 +171,9 @@ def with_weights(config: Config, data: ImageData) -> Config:
 
 
 def trained_teacher(config: Config, data: ImageData) -> Path:
-    """The folder of the run that trained this teacher, which is trained now if there is none.
+    """The folder of the run that trained this teacher; it is trained now if there is none.
 
-    Its name is the key of :func:`kd.distill.identity.teacher_key`.
+    The folder's name contains the key of :func:`kd.distill.identity.teacher_key`.
     """
     recipe = recipe_of(config)
     if recipe["data"] != config["data"]:
@@ -184,13 +184,13 @@ def trained_teacher(config: Config, data: ImageData) -> Path:
         log.info("teacher: reused from %s", folder)
         return folder
     with locked(folder, wait=True):
-        if (folder / SUMMARY).is_file():  # by the process that was waited for
+        if (folder / SUMMARY).is_file():  # another process trained it meanwhile
             return folder
         how = "resuming its training" if latest(folder) else "no checkpoint, so it is trained first"
         log.info("teacher: %s, %d epochs, once; stored in %s", how, recipe["trainer"]["max_epochs"], folder)
         try:
             _train(recipe, folder, None)
-        except InputError as error:  # which calls this run's student so, as the teacher that it is
+        except InputError as error:  # the student of that run is the teacher of this one
             raise InputError(re.sub(r"\bstudent(?=[.:])", "teacher", str(error))) from error
         except Stopped as stop:
             raise Stopped(stop.signum, f"the teacher's training was {stop}".partition(";")[0] + _AGAIN) from stop

@@ -1,4 +1,4 @@
-"""What the end of a run needs, proven at its start: no run trains for a day and then cannot leave its student."""
+"""Tries everything that the end of a run needs at its start, so that no run fails after a day of training."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from kd.run_folder import predictor
 from kd.train import assemble
 
 Config = Mapping[str, Any]
-IMAGES = 2  # of a batch that is tried
+IMAGES = 2  # in each trial batch
 
 
 def preflight(config: Config, data: ImageData, distiller: Distiller, trainer: pl.Trainer | None = None) -> None:
-    """Tries on two images each what a run does last: about as long as four training steps of so small a batch.
+    """Tries on two images what a run does; takes about as long as four training steps of that batch size.
 
-    Every network that trains runs forward and backward in training mode; the student's weights are written, read into
-    a network that is made anew, and compared; so is what answers for it; its operations are counted; a validation and
-    a test batch are measured. The distiller and the random numbers stay as they are.
+    Every trained network runs forward and backward in training mode; the student's weights are written, loaded into a
+    new network and compared, and so are those of a predictor; the multiply-accumulates are counted; one validation and
+    one test batch are evaluated. The distiller and the state of the random generators are unchanged afterwards.
 
     Raises:
-        InputError: something of that fails: what, and how it is mended.
+        InputError: a step fails; the message has the cause and the remedy.
     """
     who = title_of(config["student"])
     with untouched(distiller):
@@ -51,14 +51,14 @@ def preflight(config: Config, data: ImageData, distiller: Distiller, trainer: pl
         with quietly():
             fresh = assemble.untried(without_weights(config["student"], "student"), "student", data)
         _returns(distiller.student, fresh, who)
-        _answers_alike(distiller.student, fresh, who, data.shape)
+        _agrees(distiller.student, fresh, who, data.shape)
         with _proven(f"student: the multiply-accumulates of {who} cannot be counted"):
             size_of(distiller.student, list(data.shape))
         if config["callbacks"].get("ema"):
             with located("callbacks.ema"):
                 copied(distiller.student)
         _predicts(config, distiller, fresh, list(data.shape))
-        with _proven("the configuration cannot be written", "give plain numbers, words, lists and dictionaries"):
+        with _proven("the configuration cannot be written", "use plain numbers, strings, lists and dictionaries"):
             json.dumps(config)
         for part in ("val", "test"):
             _measures(part, data, distiller, trainer)
@@ -66,7 +66,7 @@ def preflight(config: Config, data: ImageData, distiller: Distiller, trainer: pl
 
 @contextmanager
 def _proven(what: str, mend: str = "") -> Iterator[None]:
-    """Says in one line what failed, unless the exception has a line of its own."""
+    """Turns an exception into a one-line InputError, unless it has a one-line message already."""
     try:
         yield
     except FORWARD_ERRORS as error:
@@ -74,12 +74,12 @@ def _proven(what: str, mend: str = "") -> Iterator[None]:
 
         if classify(error)[1] is not None:
             raise
-        line = (str(error).strip() or "no reason said").splitlines()[0]
+        line = (str(error).strip() or "no message").splitlines()[0]
         raise InputError(f"{what} ({type(error).__name__}: {line}){f'; {mend}' if mend else ''}") from error
 
 
 def _trained(config: Config, distiller: Distiller) -> list[tuple[str, str, nn.Module]]:
-    """The networks that a step trains: the student, and its peers in mutual learning."""
+    """The networks that are trained, as (key, title, module): the student, and its peers in mutual learning."""
     spec = TeacherSpec.parse(config["teacher"])
     peers = spec.members if "peers" in spec.node else ()
     networks = distiller.teacher.networks() if peers and distiller.teacher is not None else {}
@@ -88,7 +88,7 @@ def _trained(config: Config, distiller: Distiller) -> list[tuple[str, str, nn.Mo
 
 
 def _trains(network: nn.Module, at: str, who: str, data: ImageData, distiller: Distiller) -> None:
-    """One forward and backward pass in training mode, in which a network may answer otherwise than in eval mode."""
+    """One forward and backward pass in training mode, in which a network's output may differ from that in eval mode."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trainable and distiller.objective.predictor is None:
         some = next(network.parameters(), None) is not None
@@ -103,10 +103,10 @@ def _trains(network: nn.Module, at: str, who: str, data: ImageData, distiller: D
     distiller.check_output(f"{at}, in training,", torch.cat([output] * IMAGES)[:IMAGES].detach(), distiller.classes)
     if trainable and not output.requires_grad:
         raise InputError(
-            f"{at}: {who} has nothing to train: its logits depend on no parameter that trains; "
+            f"{at}: {who} has nothing to train: its logits depend on no trainable parameter; "
             "is its forward under no_grad, or does it detach them?"
         )
-    with _proven(f"{at}: {who} cannot be trained", "no gradient comes back through its forward"):
+    with _proven(f"{at}: {who} cannot be trained", "no gradient flows back through its forward"):
         gradients = (
             torch.autograd.grad(output.float().square().sum(), trainable, allow_unused=True) if trainable else ()
         )
@@ -115,53 +115,51 @@ def _trains(network: nn.Module, at: str, who: str, data: ImageData, distiller: D
 
 
 def _returns(student: nn.Module, fresh: Normalized, who: str) -> None:
-    """Its weights, written and read into a network that was made anew, are the same."""
+    """Checks that the student's weights are the same after they are written and loaded into a new network."""
     state = unwrap(student).state_dict()
-    if strange := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+    if invalid := [key for key, value in state.items() if not isinstance(value, Tensor)]:
         raise InputError(
-            f"student: {who} keeps {strange[0]!r}, a {type(state[strange[0]]).__name__}, in its state dict, and only "
-            "tensors can be written: make it a tensor, or leave it out of get_extra_state"
+            f"student: {who} has {invalid[0]!r}, a {type(state[invalid[0]]).__name__}, in its state dict, but only "
+            "tensors can be saved: make it a tensor, or leave it out of get_extra_state"
         )
     with _proven(f"student: the weights of {who} cannot be written and read back"):
-        fill(unwrap(fresh), Weights(load(serialised(state))), f"student: what was written of {who}")
+        fill(unwrap(fresh), Weights(load(serialised(state))), f"student: the saved state dict of {who}")
     if fingerprint(unwrap(fresh)) != fingerprint(unwrap(student)):
-        raise InputError(
-            f"student: the weights of {who} are others when written and read back: see its load_state_dict"
-        )
+        raise InputError(f"student: the weights of {who} change when written and read back: see its load_state_dict")
 
 
 @torch.no_grad()
-def _answers_alike(student: nn.Module, fresh: Normalized, who: str, shape: Sequence[int]) -> None:
-    """What was made anew around the same weights gives the same logits."""
+def _agrees(student: nn.Module, fresh: Normalized, who: str, shape: Sequence[int]) -> None:
+    """Checks that a new network with the same weights has the same logits."""
     images = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     assert isinstance(student, Normalized)
-    fresh.mean, fresh.std = student.mean, student.std  # which the run folder states, as it does these:
+    fresh.mean, fresh.std = student.mean, student.std  # these four are saved in the run folder
     fresh.size, fresh.output = student.size, student.output
     fresh.eval()
     first, again = student.eval()(images), student(images)
     if alike(first, again) and not alike(first, fresh(images)):
         raise InputError(
-            f"student: {who} gives other logits when it is made anew around the same weights: it draws or counts "
-            "numbers that are not in its state dict; keep them by register_buffer(name, tensor)"
+            f"student: {who} has other logits when it is rebuilt with the same weights: it draws or counts "
+            "numbers that are not in its state dict; store them with register_buffer(name, tensor)"
         )
 
 
 def _predicts(config: Config, distiller: Distiller, fresh: Normalized, shape: list[int]) -> None:
-    """What answers for the student, a part of the objective, is written and read back."""
+    """Checks that the predictor, the term whose loss replaces the student's output, can be written and read back."""
     term = distiller.objective.predictor
     described = predictor.describe(distiller.objective, config["objective"])
     if term is None or described is None:
         return
-    what = f"objective.{described['term']}: what answers for the student cannot be written and read back"
+    what = f"objective.{described['term']}: the predictor cannot be written and read back"
     with _proven(what), tempfile.TemporaryDirectory() as folder:
         predictor.keep(term, Path(folder))
         predictor.restore(fresh, described, shape, Path(folder), trust=True)
 
 
 def _measures(part: str, data: ImageData, distiller: Distiller, trainer: pl.Trainer | None) -> None:
-    """The first images of a part go through both networks and every score."""
-    mend = "every part must give (images [B, C, H, W], labels [B])"
-    with _proven(f"data: the first {part} batch cannot be measured", mend), torch.no_grad():
+    """Evaluates both networks and all scores on the first images of a part."""
+    mend = "every part must yield (images [B, C, H, W], labels [B])"
+    with _proven(f"data: the first {part} batch cannot be evaluated", mend), torch.no_grad():
         raw = _first(part, data, trainer)
         if raw is None:
             return
@@ -177,9 +175,9 @@ def _measures(part: str, data: ImageData, distiller: Distiller, trainer: pl.Trai
 
 
 def _first(part: str, data: ImageData, trainer: pl.Trainer | None) -> Any:
-    """The first batch of a part, of whatever structure.
+    """The first batch of a part, in the structure that its loader yields.
 
-    None of a data module of the user's own that has no such part, or that several processes would prepare at once.
+    None for a custom data module without that part, or on several processes, which would all prepare its data at once.
     """
     if (batch := data.first_batch(part)) is not None:
         return batch
@@ -192,6 +190,6 @@ def _first(part: str, data: ImageData, trainer: pl.Trainer | None) -> Any:
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     if loader is None or (isinstance(loader, (list, tuple)) and not loader):
-        raise InputError(f"{part}_dataloader gives no loader: leave the method out where there is no such part")
+        raise InputError(f"{part}_dataloader returns no loader: leave the method out if there is no such part")
     raw = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
     return data.on_after_batch_transfer(raw, 0)

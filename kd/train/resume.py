@@ -1,4 +1,4 @@
-"""``kd-train resume=RUN``: a run's own configuration, checked against what the user says, and on it goes."""
+"""``kd-train resume=RUN``: checks the options beside it against the run's configuration, and resumes the run."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ from kd.train.summary import limits_of
 
 log = logging.getLogger(__name__)
 
-DATA = ("same", "changed")  # of resume_data
+DATA = ("same", "changed")  # choices of resume_data
 
 
 def config_of(run: str, trust: bool = False) -> dict[str, Any]:
-    """The configuration of a run folder. It is data: what it names must be known to kd, or ``trust`` be given.
+    """The configuration of a run folder.
+
+    A run folder is data, so its classes and functions must be registered with kd unless ``trust`` is true.
 
     Raises:
-        InputError: no run there, no configuration, or one that names what kd does not know.
+        InputError: no run in the folder, no configuration, or one that names code not registered with kd.
     """
     folder = Path(run)
     if "://" in run or not folder.is_dir():
-        raise InputError(f"resume={run} is no run folder: {'a URL' if '://' in run else 'there is no such folder'}")
+        raise InputError(f"resume={run} is not a run folder: {'a URL' if '://' in run else 'there is no such folder'}")
     if not (folder / CONFIG).exists():
-        raise InputError(f"resume={run}: no training has begun there ({CONFIG} is absent); start a new run")
+        raise InputError(f"resume={run}: no training has started there ({CONFIG} is missing); start a new run")
     with located(f"resume={run}"):
         config = read_config(folder)
     keys = yaml.safe_load((Path(kd.CONFIG_DIR) / "train.yaml").read_text()).keys() - {"defaults"}
     if missing := sorted(keys - config.keys()):
-        raise InputError(f"resume={run}: {folder / CONFIG} is damaged: it does not say {missing[0]}")
+        raise InputError(f"resume={run}: {folder / CONFIG} is damaged: it has no key {missing[0]}")
     if not trust:
         for key, node in config.items():
             check_registered(node, key, trusted=targets())
@@ -52,13 +54,13 @@ def config_of(run: str, trust: bool = False) -> dict[str, Any]:
 
 
 def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str = "same") -> dict[str, Any]:
-    """Goes on with a run, or says that it is finished; its summary.
+    """Resumes a run, or reports that it is finished, and returns its summary.
 
     Args:
         run: the run folder.
-        typed: what the user says beside it, dotted key to value; see :func:`changed`.
-        trust: whether classes may be imported that the folder names and kd does not know.
-        data: ``same``, or ``changed`` where other data than the run's so far is meant.
+        typed: the options given with ``resume=``, dotted key to value; see :func:`changed`.
+        trust: whether to import classes that the run folder names and that are not registered with kd.
+        data: ``same``, or ``changed`` to accept data that differs from the checkpoint's.
 
     Raises:
         InputError: as :func:`config_of` and :func:`changed`.
@@ -66,7 +68,7 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
     if data not in DATA:
         raise InputError(f"resume_data={data}: {unknown('choice', data, DATA)}")
     folder, config = Path(run), changed(config_of(run, trust), typed, run)
-    about = config.pop("about", None) or {}
+    metadata = config.pop("about", None) or {}
     trained = (folder / SUMMARY).is_file()
     if trained:
         summary = read_summary(folder)
@@ -74,34 +76,34 @@ def resumed(run: str, typed: Mapping[str, Any], trust: bool = False, data: str =
         if summary["training"].get("limits") != limits_of(config):
             check(config)
         if is_over(summary, config):
-            log.info("resume: %s is finished already; %s", run, _longer(summary, config))
+            log.info("resume: %s is already finished; %s", run, _longer(summary, config))
             print_results(summary, folder)
             return summary
     if not resumable(folder):
         if trained:
-            raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is absent: start a new run")
-        log.info("resume: no checkpoint was written in %s yet, so its training starts from the beginning", run)
-    return train(config, folder, resume=True, data_changed=data == "changed", objective=about.get("objective"))
+            raise InputError(f"resume={run} has been trained, but its checkpoints/{LAST} is missing: start a new run")
+        log.info("resume: %s has no checkpoint yet, so its training starts from the beginning", run)
+    return train(config, folder, resume=True, data_changed=data == "changed", objective=metadata.get("objective"))
 
 
 def is_over(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a run with this summary has nothing left to do under this configuration: no step and no test."""
+    """Whether a run with this summary is complete under this configuration: trained to its limits, and tested."""
     training, limits = summary["training"], limits_of(config)
     reached = limits["max_epochs"] <= training["epochs"] or 0 < limits.get("max_steps", -1) <= training["steps"]
     return is_tested(summary) and (reached or training.get("limits") == limits)
 
 
 def _longer(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """How a finished run is resumed for longer, in words."""
+    """Which option extends a finished run, as text."""
     most = limits_of(config).get("max_steps", -1)
     if not 0 < most <= summary["training"]["steps"]:
         return "epochs=N trains for longer"
-    return f"trainer.max_steps={most} is reached, a higher number, or -1 for none, trains for longer"
+    return f"trainer.max_steps={most} is reached; a higher value, or -1 for no limit, trains for longer"
 
 
 @cache
 def targets() -> frozenset[str]:
-    """The targets that kd's own configuration files name, and the ensemble."""
+    """The targets named by kd's configuration files, and the ensemble."""
     names = {target_of(Ensemble)}
     for path in Path(kd.CONFIG_DIR).rglob("*.yaml"):
         names |= set(_targets(yaml.safe_load(path.read_text())))
@@ -117,15 +119,15 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[str, Any]:
-    """A run's configuration with what the user types beside ``resume=``.
+    """A run's configuration with the options given with ``resume=``.
 
     Args:
-        config: the run's.
-        typed: dotted key to value.
-        run: as the user gave it, for messages.
+        config: the run's configuration.
+        typed: the options, dotted key to value.
+        run: the run folder as typed, for messages.
 
     Raises:
-        InputError: another experiment than the run's: the keys that differ are named.
+        InputError: options that make it a different experiment, with the keys that differ.
     """
     before, differing = config, []
     for key, value in typed.items():
@@ -136,10 +138,10 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
             if matches(name, (*INERT, *RESUMABLE)):
                 config = nested.replaced(config, name, new)
             else:
-                differing.append(f"{name} ({old} there, {new} here)")
+                differing.append(f"{name} ({old} in the run, {new} given)")
     if differing:
         raise InputError(
-            f"resume={run} is another experiment: {', '.join(differing)}; leave that out, or start a new run"
+            f"resume={run} is a different experiment: {', '.join(differing)}; omit that, or start a new run"
         )
     config = {**config, "callbacks": checked(before["callbacks"], config["callbacks"], run)}
     if typed.get("epochs") is not None and "trainer.max_epochs" not in typed:

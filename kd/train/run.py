@@ -1,4 +1,4 @@
-"""One run under way: what its steps, its end and its summary work with."""
+"""The state of one run, shared by training, testing and the summary."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kd.train.assemble import Config
 
 @dataclass
 class Run:
-    """A run's configuration with the objects made from it.
+    """A run's configuration with the objects built from it.
 
     Attributes:
-        config: resolved, as plain containers.
+        config: the resolved configuration, as plain containers.
         folder: the run folder.
-        objective: the name of the chosen objective, None where none has one.
-        checkpoint: from which the run is resumed.
+        objective: the name of the chosen objective, None if it has no name.
+        checkpoint: the checkpoint from which the run resumes, None for a new run.
     """
 
     config: Config

@@ -1,4 +1,4 @@
-"""Callbacks that shape the weights under training: a run that is resumed has the same ones."""
+"""Callbacks that affect the trained weights: a resumed run must have the same ones."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SHAPING = (
 
 
 def checked(before: Mapping[str, Any], after: Mapping[str, Any], run: str) -> dict[str, Any]:
-    """The callbacks of a resumed run, among them the shaping ones that it has had so far, with their options.
+    """The callbacks of a resumed run, after checking that those in :data:`SHAPING` are unchanged.
 
     Args:
         before: the run's callbacks, key to node.
-        after: those that it is resumed with.
-        run: as the user gave it, for messages.
+        after: the callbacks with which it resumes.
+        run: the run folder as typed, for messages.
 
     Raises:
-        InputError: one was added, removed or changed.
+        InputError: a callback in :data:`SHAPING` was added, removed or changed.
     """
     for key in (*before, *(key for key in after if key not in before)):
         old, new = before.get(key), after.get(key)
@@ -42,18 +42,18 @@ def checked(before: Mapping[str, Any], after: Mapping[str, Any], run: str) -> di
         done = "removed from" if not new else "added to" if not old else "changed in"
         name = (old or new)["_target_"].rpartition(".")[2]  # type: ignore[index]
         raise InputError(
-            f"resume={run}: callbacks.{key} cannot be {done} a run that has begun, as {name} shapes the weights that "
-            "are trained; leave it as it was, or start a new run"
+            f"resume={run}: callbacks.{key} cannot be {done} a run that has started, as {name} affects the trained "
+            "weights; leave it as it was, or start a new run"
         )
-    return {key: _followed(before.get(key), new) for key, new in after.items()}
+    return {key: _with_mode(before.get(key), new) for key, new in after.items()}
 
 
-def _followed(there: Any, here: Any) -> Any:
-    """A callback's node: where it monitors another metric than before, in the mode of that one."""
-    if not isinstance(there, Mapping) or not isinstance(here, Mapping) or there.get("mode") != here.get("mode"):
-        return here
-    old, new = mode_of(there.get("monitor")), mode_of(here.get("monitor"))
-    return {**here, "mode": new} if new and here.get("mode") == old else here
+def _with_mode(before: Any, after: Any) -> Any:
+    """A callback's node, with ``mode`` set by its metric if that has changed and ``mode`` has not."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping) or before.get("mode") != after.get("mode"):
+        return after
+    old, new = mode_of(before.get("monitor")), mode_of(after.get("monitor"))
+    return {**after, "mode": new} if new and after.get("mode") == old else after
 
 
 def _shapes(node: Any) -> bool:
@@ -63,5 +63,5 @@ def _shapes(node: Any) -> bool:
     try:
         callback = locate(":".join(target.rpartition(".")[::2]))
     except (ImportError, AttributeError, ValueError):
-        return False  # which is said where it is made
+        return False  # building it reports the error
     return isinstance(callback, type) and issubclass(callback, SHAPING)

@@ -1,4 +1,4 @@
-"""What a run's ``summary.json`` says; the schema is in docs/run-folder.md."""
+"""The content of a run's ``summary.json``; docs/run-folder.md has the schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from kd.train.assemble import Config
 def summarise(
     config: Config, distiller: Distiller, data: ImageData, record: History, accuracy: Mapping[str, float]
 ) -> dict[str, Any]:
-    """All of the summary that is known without timing and test; ``accuracy`` is what the gate measured."""
+    """The summary without timing and test scores.
+
+    ``accuracy`` has the teacher's validation accuracies as measured by the gate.
+    """
     shape = list(data.shape)
     student = _network(config["student"], distiller.student, shape, prepare)
     options = split(config["student"], "student", prepare)[1]
@@ -104,6 +107,6 @@ def _member(
 
 
 def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How long a run of a configuration is to be, by the trainer's keys that it gives."""
+    """The limits of a run's length: those of ``max_epochs``, ``max_steps`` and ``max_time`` that are set."""
     keys = ("max_epochs", "max_steps", "max_time")
     return {key: config["trainer"][key] for key in keys if config["trainer"].get(key) is not None}

@@ -1,4 +1,4 @@
-"""How a teacher without weights comes to them: the run that trains it, or that it is taken as it is."""
+"""Whether a teacher is trained first, and the configuration of the run that trains it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from kd.registry import current, models, split
 from kd.train import assemble
 
 Config = Mapping[str, Any]
-STAGE = ("init", "init_lr")  # of the pre-training of a student, which a teacher has not
+STAGE = ("init", "init_lr")  # options of a student's pre-training, which a teacher does not have
 
 
 def has_weights(member: MemberSpec, data: Any) -> bool:
-    """Whether a teacher is taken as it is: its network comes with weights, or ``train`` or ``epochs`` say so.
+    """Whether a teacher is used as it is: it has weights, or ``train=false`` or ``epochs=0`` is set.
 
-    A function of the user's own that gives a network in eval mode gives a trained one.
+    A network that a custom function returns in eval mode counts as trained.
 
     Args:
-        member: the teacher, or one of an ensemble.
-        data: that it is for.
+        member: the teacher, or a member of an ensemble.
+        data: the data module on which it would be trained.
 
     Raises:
-        InputError: options that contradict each other, or a teacher to be trained that knows other classes.
+        InputError: contradictory options, or a teacher without weights whose classes differ from the data's.
     """
     options, node, at = check(member), member.node, member.key
     if options.get("checkpoint"):
@@ -50,18 +50,22 @@ def has_weights(member: MemberSpec, data: Any) -> bool:
     if train and (options.get("classes") is not None or options.get("outputs") not in (None, data.classes)):
         key = "classes" if options.get("classes") is not None else "outputs"
         raise InputError(
-            f"{at}.{key} is for a teacher that knows other classes than the data; this one has no weights, so it is "
+            f"{at}.{key} is for a teacher with other classes than the data; this one has no weights, so it is "
             f"trained on the data's {data.classes} classes: give {at}.checkpoint, or leave {at}.{key} out"
         )
     return not train
 
 
 def check(member: MemberSpec) -> dict[str, Any]:
-    """A teacher's options; an InputError where those of its training contradict each other or are out of range."""
+    """A teacher's options.
+
+    Raises:
+        InputError: options of its training that contradict each other or are out of range.
+    """
     options, at = member.options(), member.key
     epochs, train = options.get("epochs"), options.get("train")
     if epochs is not None and epochs < 0:
-        raise InputError(f"{at}.epochs={epochs} must be a whole number of at least 0; 0 takes the teacher as it is")
+        raise InputError(f"{at}.epochs={epochs} must be a whole number of at least 0; 0 uses the teacher as it is")
     if train and epochs == 0:
         raise InputError(f"{at}.train=true and {at}.epochs=0 exclude each other")
     if train and options.get("checkpoint"):
@@ -72,8 +76,8 @@ def check(member: MemberSpec) -> dict[str, Any]:
 def recipe_of(config: Config) -> dict[str, Any]:
     """The configuration of the run that trains the teacher of ``config``.
 
-    Of the run's own options it takes those that say what a step is and on what machine it runs. How long it trains is
-    its own: ``teacher.epochs``, else the root ``epochs``, and ``teacher.trainer``; callbacks are kd's own.
+    It shares the trainer options that define a step and the machine. It has its own length, ``teacher.epochs``, by
+    default the root ``epochs``, its own ``teacher.trainer``, and kd's default callbacks.
     """
     network, options = split(config["teacher"], "teacher", prepare, TeacherOptions)
     network |= {key: options[key] for key in (*InputSpec._fields, "output") if key in options}
@@ -83,7 +87,7 @@ def recipe_of(config: Config) -> dict[str, Any]:
     trainer |= {"max_epochs": epochs, **(options.get("trainer") or {})}
     plain = {"T": 1.0, "alpha": 0.0, "epochs": epochs, "init_epochs": 1, "pair": {}, "cell": None, "cache": {}}
     return dict(config) | {
-        **plain,  # what a student is taught by has no part in it
+        **plain,  # nothing of the student's distillation affects the teacher
         "speed": {**(config.get("speed") or {}), "teacher_precision": "auto"},
         "task": "teacher",
         "student": network,
@@ -98,9 +102,9 @@ def recipe_of(config: Config) -> dict[str, Any]:
 
 
 def start_of(recipe: Config, data: Any) -> str | None:
-    """sha256 of the weights with which a network of the user's own begins, as its code may read them from anywhere.
+    """sha256 of a custom network's initial weights, which its code may load from anywhere.
 
-    None for networks that are registered with kd, which are known by their options.
+    None for networks registered with kd, which their options identify.
     """
     if models.is_registered(recipe["student"]["_target_"]):
         return None
@@ -109,7 +113,7 @@ def start_of(recipe: Config, data: Any) -> str | None:
 
 
 def _callbacks(config: Config) -> dict[str, Any]:
-    """kd's own as they come; those that only watch as the run has them."""
+    """kd's default callbacks; those that only monitor keep the run's options."""
     callbacks = config["callbacks"]
     return {
         key: callbacks.get(key) if node["_target_"] in WATCHING and _same(callbacks.get(key), node) else node
@@ -117,8 +121,10 @@ def _callbacks(config: Config) -> dict[str, Any]:
     }
 
 
-def _same(asked: Any, node: Config) -> bool:
-    return asked is None or (isinstance(asked, Mapping) and current(str(asked.get("_target_"))) == node["_target_"])
+def _same(configured: Any, node: Config) -> bool:
+    if configured is None:
+        return True
+    return isinstance(configured, Mapping) and current(str(configured.get("_target_"))) == node["_target_"]
 
 
 @cache

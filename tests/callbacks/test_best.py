@@ -132,7 +132,7 @@ def test_early_stopping_takes_its_mode_from_the_metric(tmp_path: Path) -> None:
 def test_unknown_metric_needs_a_mode(complain: Complain) -> None:
     own = "+callbacks.own._target_=test_best.Watch"
     line = complain(*SMALL, own, "callbacks.best.monitor=val/mine")
-    assert "callbacks.best.mode must be given: max or min" in line
+    assert "callbacks.best.mode must be given: max if a higher" in line
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,16 +62,11 @@ def small(*but: str) -> list[str]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder; code imported from it is forgotten afterwards."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     logging.getLogger().handlers.clear()  # an earlier run's, whose stream is gone
-    before, paths = set(sys.modules), list(sys.path)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
-    sys.path[:] = paths
+    return tmp_path
 
 
 def nothing_half_written(folder: Path) -> bool:
@@ -99,7 +94,7 @@ CONFIGURATION: dict[str, dict[str, str]] = {
         "trainer.deterministic=maybe": "trainer.deterministic=maybe must be true or false or null or warn",
         "data.shape=abc": "synthetic needs shape=[C,H,W]",
         "cache=3": "cache=3 must be a group of keys",
-        "+objective.x._target_=os.getcwd": "objective.x: a loss is an nn.Module, not a str",
+        "+objective.x._target_=os.getcwd": "objective.x: a loss must be an nn.Module, got a str",
     },
     "epochs-that-are-no-whole-number": {
         "trainer.max_epochs=three": "trainer.max_epochs=three must be a whole number of at least 1",
@@ -133,8 +128,8 @@ CONFIGURATION: dict[str, dict[str, str]] = {
         "objective=kd teacher=mlp objective.kd.T=0": "objective.kd: T must be",
     },
     "alpha-out-of-range": {
-        "alpha=-0.1": "alpha=-0.1 must lie in [0, 1]; the nearest that does is alpha=0",
-        "alpha=2": "alpha=2 must lie in [0, 1]; the nearest that does is alpha=1",
+        "alpha=-0.1": "alpha=-0.1 must lie in [0, 1]; the nearest allowed value is alpha=0",
+        "alpha=2": "alpha=2 must lie in [0, 1]; the nearest allowed value is alpha=1",
         "alpha=nan": "alpha=nan must lie in [0, 1]",
     },
     "length-out-of-range": {
@@ -152,7 +147,7 @@ CONFIGURATION: dict[str, dict[str, str]] = {
         "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0 must be a whole number of at least 1",
     },
     "negative-gradient-clipping": {
-        "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be a finite number from 0 up"
+        "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be a finite number of at least 0"
     },
     "seed-out-of-range": {
         "seed=-1": "seed=-1 must lie in [0, 2**32)",
@@ -300,7 +295,7 @@ def test_teacher_with_a_single_logit(complain: Complain, here: Path) -> None:
     (here / "one.py").write_text(
         "from torch import nn\n\ndef net(shape):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))\n"
     )
-    assert "the teacher must give logits [B, 4] for the data's 4 classes, gives [2, 1]" in complain(
+    assert "the teacher must return logits [B, 4] for the data's 4 classes, got [2, 1]" in complain(
         *given("teacher=import teacher.path=one:net objective=kd")
     )
     assert nothing_half_written(here / "run")
@@ -347,13 +342,13 @@ def test_library_weights_without_network(complain: Complain, here: Path, monkeyp
 # ---------------------------------------------------------------- resuming a run
 
 OTHERS = {
-    "T=2": "T (4.0 there, 2.0 here)",
-    "optim.lr=0.3": "optim.lr (0.05 there, 0.3 here)",
-    "optim=adamw": "optim._target_ (kd.optim.sgd there, kd.optim.adamw here)",
+    "T=2": "T (4.0 in the run, 2.0 given)",
+    "optim.lr=0.3": "optim.lr (0.05 in the run, 0.3 given)",
+    "optim=adamw": "optim._target_ (kd.optim.sgd in the run, kd.optim.adamw given)",
     "student=resnet8": "student._target_",
-    "data.batch_size=32": "data.batch_size (16 there, 32 here)",
+    "data.batch_size=32": "data.batch_size (16 in the run, 32 given)",
     "experiment=cifar100/resnet56_resnet20": "data._target_",
-    "seed=3": "seed (0 there, 3 here)",
+    "seed=3": "seed (0 in the run, 3 given)",
 }
 
 
@@ -361,7 +356,7 @@ OTHERS = {
 def test_resume_with_other_options_is_refused(copy: Path, complain: Complain, word: str) -> None:
     before = (copy / "run/config.yaml").read_text()
     line = complain("resume=run", word)
-    assert line.startswith("error: resume=run is another experiment: ")
+    assert line.startswith("error: resume=run is a different experiment: ")
     assert OTHERS[word] in line
     assert (copy / "run/config.yaml").read_text() == before
 
@@ -392,7 +387,7 @@ SPOILED = {
         _both_torn,
         "is damaged or truncated, and there is no other intact checkpoint beside it",
     ),
-    "no-configuration": (lambda run: (run / "config.yaml").unlink(), "no training has begun there"),
+    "no-configuration": (lambda run: (run / "config.yaml").unlink(), "no training has started there"),
     "half-a-configuration": (lambda run: (run / "config.yaml").write_text("T: 4\n"), "config.yaml is damaged"),
     "configuration-that-is-no-yaml": (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml is damaged"),
     "foreign-code": (
@@ -418,7 +413,7 @@ def test_resume_from_a_damaged_or_foreign_run_is_refused(copy: Path, complain: C
 
 @pytest.mark.parametrize("run", ["nowhere", "http://localhost/run", "mark"])
 def test_resume_of_something_that_is_no_run(copy: Path, complain: Complain, run: str) -> None:
-    assert complain(f"resume={run}").startswith(f"error: resume={run} is no run folder")
+    assert complain(f"resume={run}").startswith(f"error: resume={run} is not a run folder")
     assert not (copy / "nowhere").exists()
 
 
@@ -534,7 +529,7 @@ DATA = {
     "no-whole-batch": (
         "data=module data.kind=few",
         2,
-        "no step was trained: the training data gives no whole batch",
+        "no step was trained: the training data has no full batch",
     ),
     "pixels-that-are-not-finite": ("data=module data.kind=infinite", 3, "the loss term ce is nan at step 1"),
     "killed-worker": ("data=module data.kind=killed", 3, "a data worker "),

@@ -94,11 +94,11 @@ def test_the_command_that_a_stopped_run_suggests_resumes_it(tmp_path: Path, name
     held = re.search(r"resume it with (.+), or set another", again.stderr)
     assert held is not None
     finished = kd_train_in(tmp_path, [*words_of(held[1]), "trust=true"], {"PYTHONPATH": PYTHONPATH})
-    assert "finished already" in finished.stdout
+    assert "already finished" in finished.stdout
 
 
 @pytest.mark.parametrize("name", ["1e3", "true", "007"])
 def test_numeric_folder_name_may_be_typed_unquoted(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     on = kd_train_in(tmp_path, [f"resume={name}"], {})
-    assert f"resume={name}: no training has begun there" in on.stderr
+    assert f"resume={name}: no training has started there" in on.stderr

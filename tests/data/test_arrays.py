@@ -147,7 +147,7 @@ def test_repeated_or_too_few_names_are_refused() -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(InputError, match="the data has 1 class; there must be two at least"):
+    with pytest.raises(InputError, match="the data has 1 class, but classification needs at least 2"):
         Scores(Memory(given(labels=LABELS * 0, names=("ant",)), batch_size=4).classes, False)
 
 

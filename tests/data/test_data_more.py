@@ -299,7 +299,7 @@ class Nothing(Bars):
 
 
 def test_a_module_that_gives_no_loader_for_a_part_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="test_dataloader gives no loader: leave the method out"):
+    with pytest.raises(InputError, match="test_dataloader returns no loader: leave the method out"):
         trained(tmp_path, *FAST, "~data", f"+data._target_={__name__}.Nothing")
 
 

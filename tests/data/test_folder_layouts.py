@@ -553,7 +553,7 @@ def test_run_reports_parts_and_classes_and_saves_chosen_options(kd_train: Run, t
         "data: ant       16    4    20",
         "data: skipped: hidden files and folders (1), first Train/ant/.ipynb_checkpoints",
         "data: the val part is used as the test set",
-        "data: 8 validation images: val/acc has a standard error of 14.1 points where it is 80 %",
+        "data: 8 validation images: val/acc has a standard error of 14.1 points at 80 % accuracy",
     ):
         assert line in done.stdout
     kept = json.loads((tmp_path / "run/summary.json").read_text())["data"]

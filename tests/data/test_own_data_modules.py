@@ -392,12 +392,12 @@ BAD = {
     "high": "the data has the label 4, expected 0 to 3",
     "word": "the train labels are names, for example 'ant'",
     "several": "the train labels [B, 4] are multi-hot",
-    "unlabelled": "the training batches have no labels, and every term of the objective needs them",
+    "unlabelled": "the training batches have no labels, but every term of the objective needs them",
     "val unknown": "no validation image has a label",
     "loaders": "train_dataloader returns 2 loaders",
     "iterator": "train_dataloader returns an iterator, which can be read once",
-    "length": "the training data has no length, so that the schedule has no end: set trainer.max_steps=N",
-    "one class": "the data has 1 class; there must be two at least",
+    "length": "the training data has no length, so the schedule has no end: set trainer.max_steps=N",
+    "one class": "the data has 1 class, but classification needs at least 2",
     "twice": "names has 'a' twice",
     "names": "Module has 4 classes and 2 names",
     "last": "looks like [H, W, C]",
@@ -420,7 +420,7 @@ def test_unsupported_batch_structures_give_a_one_line_error(
 
 
 def test_terms_that_need_every_label_are_refused_when_one_is_unknown(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs the label of every sample, but some of the data have none"):
+    with pytest.raises(InputError, match="needs a label for every sample, but some samples have none"):
         module_run(tmp_path, Partly, "teacher=mlp", "objective=dkd", "teacher.min_accuracy=0", "epochs=1")
 
 

@@ -178,7 +178,7 @@ def test_terms_that_need_labels_refuse_to_start_without_them() -> None:
     for name, loss in (("dkd", DKD()), ("crd", CRDBatch()), ("own", Own())):
         objective = Objective({"ce": Term(CE()), name: Term(loss)})
         objective.check_labels(unlabelled=False, mixed=False)
-        with pytest.raises(InputError, match=rf"objective\.{name}: {type(loss).__name__} needs the label"):
+        with pytest.raises(InputError, match=rf"objective\.{name}: {type(loss).__name__} needs a label"):
             objective.check_labels(unlabelled=True, mixed=False)
         with pytest.raises(InputError, match=rf"objective\.{name}: {type(loss).__name__} needs class numbers"):
             objective.check_labels(unlabelled=False, mixed=True)
@@ -199,7 +199,7 @@ def test_soft_terms_use_unlabelled_samples() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["data.per_class=20", "data.unlabelled=true"], "objective.dkd: DKD needs the label of every sample"),
+        (["data.per_class=20", "data.unlabelled=true"], "objective.dkd: DKD needs a label for every sample"),
         (["data.mixup=0.2"], "objective.dkd: DKD needs class numbers as labels"),
     ],
 )

@@ -76,12 +76,15 @@ def test_top_classes_preserve_probabilities_and_the_remaining_mass(tmp_path: Pat
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "teacher": ({"key": {"teacher": "c" * 64}}, r"of another teacher: teacher is \"ccc"),
-    "data": ({"key": {"data": "c" * 64}}, "of another data: data is"),
-    "augmentation": ({"key": {"augmentation": {"pad": 2}}}, "of another augmentation: augmentation is"),
-    "precision": ({"key": {"precision": "bf16-mixed"}}, r"of another precision: precision is \"bf16-mixed\" here"),
-    "dtype": ({"dtype": "float16"}, r"of another dtype: dtype is \"float16\" here, \"float32\" there"),
-    "size": ({"samples": 7}, "of another samples: samples is 7 here, 6 there"),
+    "teacher": ({"key": {"teacher": "c" * 64}}, r"has another teacher: teacher is .* \"ccc"),
+    "data": ({"key": {"data": "c" * 64}}, "has another data: data is"),
+    "augmentation": ({"key": {"augmentation": {"pad": 2}}}, "has another augmentation: augmentation is"),
+    "precision": (
+        {"key": {"precision": "bf16-mixed"}},
+        r"has another precision: precision is .* \"bf16-mixed\" in this run",
+    ),
+    "dtype": ({"dtype": "float16"}, r"has another dtype: dtype is \"float32\" in the cache, \"float16\" in this run"),
+    "size": ({"samples": 7}, "has another samples: samples is 6 in the cache, 7 in this run"),
 }
 
 
@@ -99,9 +102,9 @@ def damage_values(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut": (damage_values, r"values\.bin is cut off or absent; delete .*, it will be rebuilt"),
-    "gone": (lambda folder: (folder / "met.bin").unlink(), r"met\.bin is cut off or absent"),
-    "key": (lambda folder: (folder / "key.json").write_text("{"), r"key\.json is damaged; delete"),
+    "cut": (damage_values, r"values\.bin is truncated or missing: delete .* to rebuild it"),
+    "gone": (lambda folder: (folder / "met.bin").unlink(), r"met\.bin is truncated or missing"),
+    "key": (lambda folder: (folder / "key.json").write_text("{"), r"key\.json is damaged: delete"),
 }
 
 
@@ -118,7 +121,7 @@ def test_full_disk_is_reported_and_partial_table_removed(tmp_path: Path) -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(InputError, match=r"the cache .* cannot be made: File too large"):
+        with pytest.raises(InputError, match=r"cannot create the cache .*: File too large"):
             table(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -178,7 +181,7 @@ def test_rows_of_another_teacher_are_detected(tmp_path: Path) -> None:
     batch = batches(data, 0, 0)[0]
     teacher(batch)
     teacher.table.parts["values"].copy_(teacher.table.parts["values"].roll(1, 1))
-    with pytest.raises(InputError, match="does not hold this teacher's answers"):
+    with pytest.raises(InputError, match="does not contain this teacher's logits"):
         teacher(batch)
 
 
@@ -202,7 +205,7 @@ def test_reason_for_not_caching_is_reported(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(InputError, match=r"teacher\.cache=.*: it would take"):
         cached(frozen, data, str(tmp_path / "x"), CacheOptions(max_gb=1e-6), *arguments)
     assert cached(frozen, object(), "auto", CacheOptions(), *arguments) is frozen
-    assert "cannot be counted (data.views=K" in caplog.text
+    assert "cannot be enumerated (data.views=K" in caplog.text
 
 
 FILL = """
@@ -319,5 +322,5 @@ def test_cache_of_another_teacher_is_refused(
     given = ("teacher=cnn", "student=mlp", "epochs=1", "teacher.min_accuracy=0", "trainer.enable_progress_bar=false")
     AnswerTable(tmp_path / "mine", KEY, 1296, 9, 10)
     line = complain(*given, "hydra.run.dir=run", "teacher.cache=mine")
-    assert line.startswith("error: the cache mine is of another augmentation and data and pixels and teacher: ")
+    assert line.startswith("error: the cache mine has another augmentation and data and pixels and teacher: ")
     assert not (tmp_path / "run/summary.json").exists()

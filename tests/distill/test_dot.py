@@ -183,7 +183,7 @@ def test_resumed_run_has_both_momenta(tmp_path: Path) -> None:
 
 
 def test_unsupported_options_are_refused() -> None:
-    with pytest.raises(InputError, match="no term is of the distillation"):
+    with pytest.raises(InputError, match="the objective has no distillation term"):
         distiller(objective=Objective({"ce": Term(CE())}))
     with pytest.raises(InputError, match="gradient_clip_val=null"):
         fit(distiller(), 1, gradient_clip_val=1.0)

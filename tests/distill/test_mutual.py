@@ -168,11 +168,11 @@ def test_training_without_any_labels(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["teacher=peers", "teacher.peers=[resnte8]"], "did you mean 'resnet8'"),
-        (["teacher=peers", "teacher.peers=[]"], "peers must name one network"),
+        (["teacher=peers", "teacher.peers=[]"], "peers must name at least one network"),
         (["teacher=peers", "objective=ce"], "try objective=dml"),
         (
             ["teacher=peers", "objective=at", "objective.at.student=[stage1]", "objective.at.teacher=[stage1]"],
-            "outputs only, but a term looks at layer",
+            "outputs only, but a term uses layer",
         ),
         (["teacher=ema", "teacher.decay=1"], "teacher: decay must lie in [0, 1), got 1"),
         (["teacher=ema", "optim=dot"], "a frozen teacher, not teacher=ema"),
@@ -180,7 +180,7 @@ def test_training_without_any_labels(tmp_path: Path) -> None:
         (["teacher=momentum", "objective=ressl", "teacher.dim=0"], "teacher: dim must be at least 1, got 0"),
         (["teacher=ema", "objective=srrl"], "objective.srrl copies layers of the teacher before the first step"),
         (["teacher=momentum", "objective=ressl", "data.mixup=0.2"], "without data.mixup"),
-        (["teacher=momentum", "objective=ressl", "data.repeats=2"], "and data.repeats"),
+        (["teacher=momentum", "objective=ressl", "data.repeats=2"], "or data.repeats"),
         (["teacher=momentum", "objective=ressl", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "+teacher.shuffle=true"], "shuffle"),
         (["teacher=peers", "objective=dml", "teacher.peers=[{width: 8}]"], "nodes with _target_, got {'width': 8}"),

@@ -100,7 +100,7 @@ def test_a_finished_network_or_a_function_of_keywords_alone_is_one_line(
     [
         ("+callbacks.best.train_time_interval=1", "=1 must be null or {_target_: datetime.timedelta, minutes: 10}"),
         ("callbacks.best.monitor=[val/acc]", "=['val/acc']: unknown metric \"['val/acc']\"; did you mean 'val/acc'?"),
-        ("callbacks.best.monitor=1", "=1 must be a word or null"),
+        ("callbacks.best.monitor=1", "=1 must be a string or null"),
         ("+callbacks.best.save_on_train_epoch_end=abc", "=abc must be true or false or null"),
         ("+callbacks.best.save_top_k=abc", "=abc must be a whole number"),
         ("callbacks.last.minutes=abc", "=abc must be a number or null"),

@@ -102,14 +102,17 @@ def test_losses_without_terms_have_weight_1(objective: Any) -> None:
 BAD = {
     "optimiser": (
         {"optim": torch.optim.SGD(network().parameters(), lr=0.1)},
-        r"optim is a SGD of parameters chosen already.* kd\.Optim\(functools\.partial\(torch\.optim\.SGD, lr=0\.1\)\)",
+        r"optim is a SGD with fixed parameters.* kd\.Optim\(functools\.partial\(torch\.optim\.SGD, lr=0\.1\)\)",
     ),
-    "rate": ({"optim": 0.1}, r"optim must be a function that makes an optimiser, for example kd\.Optim"),
+    "rate": ({"optim": 0.1}, r"optim must be a function that creates an optimiser, for example kd\.Optim"),
     "teacher": ({"teacher": "resnet56"}, r"teacher must be a network, kd\.Frozen\(network\) or None, got a str"),
     "list": ({"objective": [CE()]}, r"objective must be terms by name, for example kd\.Objective.*got a list"),
     "words": ({"objective": {"ce": "ce"}}, r"objective must be terms by name"),
-    "shape": ({"student": nn.Conv2d(1, 4, 8), "shape": (3, 32, 32)}, r"does not take images \[3, 32, 32\], the data's"),
-    "classes": ({"classes": 5}, r"the student must give logits \[B, 5\]"),
+    "shape": (
+        {"student": nn.Conv2d(1, 4, 8), "shape": (3, 32, 32)},
+        r"not accept the data's images \[3, 32, 32\]: ",
+    ),
+    "classes": ({"classes": 5}, r"the student must return logits \[B, 5\]"),
     "one class": (
         {"classes": 1, "student": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "teacher": None},
         "at least 2 classes",

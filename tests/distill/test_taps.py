@@ -101,5 +101,5 @@ def test_taps_hold_no_state_between_calls_and_copies_are_independent() -> None:
 def test_a_layer_that_gives_no_tensor_is_refused() -> None:
     network = nn.Sequential()
     network.add_module("rnn", nn.LSTM(4, 4))
-    with pytest.raises(InputError, match="'rnn' gives a tuple"):
+    with pytest.raises(InputError, match="'rnn' returns a tuple"):
         Taps(network, ["rnn"])(torch.rand(2, 3, 4))

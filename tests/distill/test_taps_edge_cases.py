@@ -139,11 +139,11 @@ class Inner(nn.Module):
 def test_a_layer_with_several_outputs_is_tapped_by_position_or_key(kind: type, part: str, choice: str | None) -> None:
     network, x = Several(kind), torch.randn(2, 4)
     torch.testing.assert_close(Taps(network, [f"inner:{part}"])(x)[f"inner:{part}"], 2 * x)
-    with pytest.raises(InputError, match=f"'inner' gives a {kind.__name__}; only tensors can be tapped") as refused:
+    with pytest.raises(InputError, match=f"'inner' returns a {kind.__name__}; only tensors can be tapped") as refused:
         Taps(Several(kind), ["inner"])(x)
-    assert choice is None or f"by {choice}" in str(refused.value)
+    assert choice is None or f"use {choice}" in str(refused.value)
     for wrong in ("7", "extra", "stat"):
-        with pytest.raises(InputError, match=f"layer 'inner:{wrong}' gives a"):
+        with pytest.raises(InputError, match=f"layer 'inner:{wrong}' returns a"):
             Taps(Several(kind), [f"inner:{wrong}"])(x)
 
 

@@ -54,7 +54,7 @@ def test_an_epoch_in_which_no_term_counts_is_refused_before_anything_is_trained(
     words: str, epoch: int, why: str, complain: Complain, tmp_path: Path
 ) -> None:
     said = complain(*QUICK, "epochs=3", *words.split())
-    assert said == f"error: no term of the objective counts in epoch {epoch}, counted from 0: {why}"
+    assert said == f"error: no term of the objective is active in epoch {epoch} (counted from 0): {why}"
     assert not (tmp_path / "runs/teachers").exists()
 
 
@@ -181,7 +181,7 @@ def test_warning_for_standardised_logits_of_two_classes(loss: nn.Module, caplog:
     for classes, expected in ((2, True), (3, False), (10, False)):
         caplog.clear()
         check_terms(Objective({"ce": Term(CE()), "kd": Term(loss)}), *logits(classes))
-        assert ("objective.kd teaches nothing: its gradient vanishes on 2 classes" in caplog.text) == expected
+        assert ("objective.kd has no effect: its gradient vanishes for 2 classes" in caplog.text) == expected
 
 
 @pytest.mark.parametrize("loss", [CE(), KL(), Entropy(), DIST()], ids=lambda loss: type(loss).__name__)
@@ -201,7 +201,7 @@ def test_lskd_on_two_classes_warns_in_a_run(kd_train: Run) -> None:
     words = [word for word in QUICK if "classes" not in word]
     done = kd_train(*words, "data.classes=2", "epochs=1", "objective=lskd", "teacher.min_accuracy=0")
     assert done.returncode == 0, done.stderr
-    assert "objective.kd teaches nothing: its gradient vanishes on 2 classes" in done.stdout + done.stderr
+    assert "objective.kd has no effect: its gradient vanishes for 2 classes" in done.stdout + done.stderr
 
 
 def test_a_term_that_gives_nothing_a_gradient_is_refused_by_name() -> None:

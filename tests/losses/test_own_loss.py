@@ -87,7 +87,7 @@ def test_term_keys_on_a_custom_objective(kd_train: Run, tmp_path: Path) -> None:
         ("objective.kd.student=5", "objective.kd: student must be the name of a layer or a list of names, got 5"),
         ("objective.kd.teacher=[fc,1]", "objective.kd: teacher must be the name of a layer or a list of names"),
         ("objective.kd.weight=inf", "objective.kd: weight must be finite, got inf"),
-        ("objective.kd.start=-1", "objective.kd: epochs count from 0"),
+        ("objective.kd.start=-1", "objective.kd: start and warmup must be at least 0"),
     ],
 )
 def test_wrong_term_key_or_value_gives_a_one_line_error(word: str, said: str, complain: Complain) -> None:
@@ -98,8 +98,8 @@ def test_mismatched_layer_shapes_error_names_term_layers_and_shapes(complain: Co
     own(tmp_path)
     words = ("+loss@objective.distance=distance", "objective.distance.student=fc:in", "logger=none")
     said = complain("--config-dir", "conf", *words, "student=resnet8", "teacher=resnet8")
-    assert said.startswith("error: objective.distance: Distance fails on student=fc:in [B, 64] and teacher=its output")
-    assert "teacher=its output [B, 10]: The size of tensor a (64)" in said
+    assert said.startswith("error: objective.distance: Distance fails on student=fc:in [B, 64] and teacher=output")
+    assert "teacher=output [B, 10]: The size of tensor a (64)" in said
     assert not (tmp_path / "runs/teachers").exists(), "before the teacher is trained"
 
 
@@ -110,4 +110,4 @@ def test_failed_build_gives_a_one_line_error(complain: Complain, tmp_path: Path)
     )
     words = ("+loss@objective.distance=distance", "objective.distance.student=fc:in", "logger=none")
     said = complain("--config-dir", "conf", *words, "student=resnet8", "teacher=resnet8")
-    assert said.startswith("error: objective.distance: Distance fails on student=fc:in [B, 64] and teacher=its output")
+    assert said.startswith("error: objective.distance: Distance fails on student=fc:in [B, 64] and teacher=output")

@@ -205,7 +205,7 @@ def test_selected_columns_of_a_teacher_with_more_classes(
     assert torch.equal(answer, everything[:, picks])
     monkeypatch.chdir(tmp_path)
     line = complain("teacher=cnn", "teacher.checkpoint=wide.safetensors", "teacher.classes=[1,2]")
-    assert "teacher.classes picks 2 columns, but the data has 10 classes" in line
+    assert "teacher.classes selects 2 columns, but the data has 10 classes" in line
 
 
 def test_weights_of_a_run_bring_its_normalisation(tmp_path: Path) -> None:

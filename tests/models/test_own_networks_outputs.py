@@ -113,7 +113,7 @@ def student(name: str, at: str = "student") -> list[str]:
 @pytest.mark.parametrize("name", ["DrawnAttribute", "DrawnBuffer", "Counting"])
 def test_network_with_state_outside_its_weights_is_refused(name: str, complain: Complain, tmp_path: Path) -> None:
     line = complain(*SMALL, *student(name), "teacher=cnn", "hydra.run.dir=run")
-    assert f"student: {name} gives other logits when it is made anew around the same weights" in line
+    assert f"student: {name} has other logits when it is rebuilt with the same weights" in line
     assert not (tmp_path / "runs").exists()
 
 

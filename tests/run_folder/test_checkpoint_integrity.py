@@ -97,7 +97,7 @@ def test_a_checkpoint_copied_from_a_run_that_differs_is_refused(copy: Path, comp
         run = Path(shutil.copytree(copy / "run", f"{name}-{key}"))
         shutil.copy(copy / f"other/checkpoints/{name}.ckpt", run / "checkpoints")
         line = complain(f"resume={run}")
-        assert f"{name}.ckpt is of another run: it was trained with {key}=" in line
+        assert f"{name}.ckpt is from another run: it was trained with {key}=" in line
         assert not (run / "summary.json").exists()
 
 
@@ -106,16 +106,16 @@ def test_configuration_edited_after_its_checkpoint_is_refused(copy: Path, compla
     config = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in (("T", 2.0), ("alpha", 0.3), ("seed", 5)):
         (run / "config.yaml").write_text(yaml.safe_dump({**config, key: value}))
-        assert f"was trained with {key}={config[key]}, here {value}" in complain(f"resume={run}")
+        assert f"was trained with {key}={config[key]} (now {value})" in complain(f"resume={run}")
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "optim": {**config["optim"], "momentum": 0.1}}))
-    assert "optim.momentum=0.9, here 0.1" in complain(f"resume={run}")
+    assert "optim.momentum=0.9 (now 0.1)" in complain(f"resume={run}")
 
 
 def test_best_checkpoint_replaced_during_training_is_not_tested(tmp_path: Path) -> None:
     run = trained(tmp_path, *TAUGHT, "student=cnn")
     config = yaml.safe_load((run / "config.yaml").read_text())
     files = AtomicCheckpointIO({**config, "T": 9.0})
-    with pytest.raises(InputError, match=r"best\.ckpt is of another run: it was trained with T=4\.0, here 9\.0"):
+    with pytest.raises(InputError, match=r"best\.ckpt is from another run: it was trained with T=4\.0 \(now 9\.0\)"):
         files.load_checkpoint(run / "checkpoints/best.ckpt")
     AtomicCheckpointIO(config).load_checkpoint(run / "checkpoints/best.ckpt")
 

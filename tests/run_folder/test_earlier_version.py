@@ -225,7 +225,7 @@ def test_the_states_of_callbacks_come_out_of_the_checkpoint(place: Path) -> None
 
 def test_a_finished_run_is_known_as_finished_and_goes_on_for_longer(place: Path) -> None:
     before = contents(place / "done")
-    assert "done is finished already" in kd(place, "train", "resume=done")
+    assert "done is already finished" in kd(place, "train", "resume=done")
     assert contents(place / "done") == before
     assert "resume: from step 20" in kd(place, "train", "resume=done", "epochs=5")
     rows = rows_of(place / "done/history.csv")

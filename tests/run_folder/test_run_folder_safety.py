@@ -38,7 +38,7 @@ def test_same_options_or_more_epochs_are_the_same_experiment(copy: Path) -> None
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 14
     again = launched(copy, "resume=run")
     assert again.returncode == 0
-    assert "run is finished already; epochs=N trains for longer" in again.stdout
+    assert "run is already finished; epochs=N trains for longer" in again.stdout
     longer = kd_train_in(copy, ["resume=run", "epochs=3"], {})
     assert longer.returncode == 0, longer.stderr
     assert json.loads((copy / "run/summary.json").read_text())["training"]["steps"] == 21

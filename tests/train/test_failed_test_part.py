@@ -157,7 +157,7 @@ def test_damaged_test_picture_does_not_lose_the_training(tmp_path: Path, complai
     assert on.returncode == 0, on.stderr
     assert "resumed anyway, as resume_data=changed is set" in on.stdout
     assert summary_of(tmp_path / "run")["metrics"]["test"]["acc"] >= 0
-    assert "is finished already" in kd_train_in(tmp_path, ["resume=run"], {}).stdout
+    assert "is already finished" in kd_train_in(tmp_path, ["resume=run"], {}).stdout
 
 
 def test_evaluation_on_repaired_data_reports_that_the_data_changed(tmp_path: Path) -> None:

@@ -106,13 +106,13 @@ def own(name: str) -> list[str]:
 
 
 CASES = {
-    "ExtraState": "student: ExtraState keeps '_extra_state', a dict, in its state dict, and only tensors can be",
-    "Forgets": "student: the weights of Forgets are others when written and read back",
+    "ExtraState": "student: ExtraState has '_extra_state', a dict, in its state dict, but only tensors can be",
+    "Forgets": "student: the weights of Forgets change when written and read back",
     "Refuses": "student: the weights of Refuses cannot be written and read back (ValueError: only my own loader may",
-    "Changing": "student: what was written of Changing does not fit Changing: 2 missing",
-    "NoGradient": "student: NoGradient has nothing to train: its logits depend on no parameter that trains",
+    "Changing": "student: the saved state dict of Changing does not fit Changing: 2 missing",
+    "NoGradient": "student: NoGradient has nothing to train: its logits depend on no trainable parameter",
     "InPlace": "student: InPlace cannot be trained (RuntimeError: one of the variables needed for gradient computation",
-    "BadInTraining": "the student, in training, must give logits [B, 4]",
+    "BadInTraining": "the student, in training, must return logits [B, 4]",
 }
 
 
@@ -142,7 +142,7 @@ def test_predictor_that_cannot_be_reloaded_is_refused(complain: Complain, monkey
     monkeypatch.setattr("kd.run_folder.predictor.load_into", spoiled)
     words = (*SMALL, "data.shape=[3,32,32]", "student=resnet8", "teacher=resnet14", "objective=simkd")
     line = complain(*words)
-    assert "what answers for the student cannot be written and read back (ValueError: damaged)" in line
+    assert "the predictor cannot be written and read back (ValueError: damaged)" in line
 
 
 class Module(pl.LightningDataModule):

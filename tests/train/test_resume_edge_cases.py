@@ -87,7 +87,7 @@ def test_finished_run_without_checkpoints_is_not_retrained(
     shutil.rmtree(copy / "run/checkpoints")
     before = (copy / "run/student.safetensors").read_bytes()
     if typed:
-        assert "run has been trained, but its checkpoints/last.ckpt is absent" in complain("resume=run", *typed)
+        assert "run has been trained, but its checkpoints/last.ckpt is missing" in complain("resume=run", *typed)
     else:
         assert resume(copy).returncode == 0
     assert (copy / "run/student.safetensors").read_bytes() == before
@@ -98,7 +98,7 @@ def test_untested_run_without_checkpoints_is_not_retrained(copy: Path, complain:
     summary["metrics"] |= {"test": None, "untested": "a damaged picture"}
     (copy / "run/summary.json").write_text(json.dumps(summary))
     shutil.rmtree(copy / "run/checkpoints")
-    assert "its checkpoints/last.ckpt is absent" in complain("resume=run")
+    assert "its checkpoints/last.ckpt is missing" in complain("resume=run")
 
 
 def test_run_killed_before_its_first_checkpoint_reports_a_restart(copy: Path) -> None:
@@ -106,13 +106,13 @@ def test_run_killed_before_its_first_checkpoint_reports_a_restart(copy: Path) ->
     (copy / "run/summary.json").unlink()
     on = resume(copy)
     assert on.returncode == 0, on.stderr
-    assert "no checkpoint was written in run yet" in on.stdout
+    assert "run has no checkpoint yet" in on.stdout
 
 
 @pytest.mark.parametrize("name", ["last", "previous"])
 def test_best_and_last_checkpoints_have_different_names(complain: Complain, name: str) -> None:
     words = ("data=digits", "teacher=none", "objective=ce", f"callbacks.best.filename={name}")
-    assert f"callbacks.best.filename={name} is the name of the checkpoint" in complain(*words)
+    assert f"callbacks.best.filename={name} is reserved for the checkpoint" in complain(*words)
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -150,7 +150,7 @@ def test_resumed_run_uses_a_best_checkpoint_in_a_subfolder(tmp_path: Path) -> No
     shutil.move(tmp_path / "first", tmp_path / "run")
     longer = resume(tmp_path, "epochs=3", "optim.lr=0.05")
     assert longer.returncode == 0, longer.stderr
-    assert "is absent" not in longer.stdout
+    assert "is missing" not in longer.stdout
     assert (tmp_path / "run/checkpoints/below/best.ckpt").is_file()
     assert summary_of(tmp_path / "run")["metrics"]["chosen"] == "at the best validation epoch"
 
@@ -171,7 +171,7 @@ def test_run_limited_in_steps_names_the_option_to_extend_it(copy: Path) -> None:
     by_steps = resume(copy, "epochs=9", "trainer.max_steps=16")
     assert by_steps.returncode == 0, by_steps.stderr
     again = resume(copy, "epochs=12")
-    assert "trainer.max_steps=16 is reached, a higher number" in again.stdout
+    assert "trainer.max_steps=16 is reached; a higher value" in again.stdout
 
 
 def test_trainer_length_and_epochs_combine_as_in_a_new_run(copy: Path) -> None:
@@ -210,4 +210,4 @@ def test_resume_with_moved_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["data.size=24", "data.rot=x", "optim.lr=1", "objective.ce.weight=2"])
 def test_resume_error_names_the_differing_option(copy: Path, complain: Complain, word: str) -> None:
-    assert f"another experiment: {word.partition('=')[0]} (" in complain("resume=run", word)
+    assert f"different experiment: {word.partition('=')[0]} (" in complain("resume=run", word)

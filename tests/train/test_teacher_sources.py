@@ -196,7 +196,7 @@ def test_untrained_ready_teacher_fails_the_accuracy_gate(complain: Complain) -> 
 
 
 REFUSED = {
-    ("teacher.outputs=1000", "teacher.classes=[0,1,2,3]"): "teacher.classes is for a teacher that knows other classes",
+    ("teacher.outputs=1000", "teacher.classes=[0,1,2,3]"): "teacher.classes is for a teacher with other classes",
     ("teacher.epochs=-1",): "teacher.epochs=-1 must be a whole number of at least 0",
     ("teacher.epochs=0", "teacher.train=true"): "teacher.train=true and teacher.epochs=0 exclude each other",
     ("teacher.train=true", "teacher.checkpoint=x.pth"): "teacher.train=true and teacher.checkpoint exclude each other",
@@ -419,7 +419,7 @@ def test_wrong_rows_of_partly_cached_batches_are_detected_in_every_epoch(tmp_pat
     assert any(known.any() for known in met)
     assert not any(known.all() for known in met)  # of 162 views, as a rule some are new
     teacher.table.parts["values"].add_(1.0)
-    with pytest.raises(InputError, match="does not hold this teacher's answers"):
+    with pytest.raises(InputError, match="does not contain this teacher's logits"):
         all(teacher(batch) for batch in later)
 
 
