@@ -150,7 +150,7 @@ def test_two_processes_report_bad_input_once(kd_train: Run, tmp_path: Path) -> N
     done = kd_train(*SMALL, *TWO, "teacher.min_accuracy=1", "teacher.epochs=1", "optim.lr=1e-9", "hydra.run.dir=run")
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = errors(done.stderr)
-    assert line.startswith("error: the teacher gets ")
+    assert line.startswith("error: the teacher has a validation accuracy of ")
     assert "less than teacher.min_accuracy=1" in line
     assert not left_alive(tmp_path)
 
