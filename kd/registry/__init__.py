@@ -23,6 +23,8 @@ from kd.registry.core import (
 from kd.registry.instantiate import build, check_maker, check_registered, parameters_of, shadowed, split, unnamed
 from kd.registry.schema import MISSING, dataclass_of, defaults_of, fields_of, node_of, parameters
 
+named_by = parameters_of  # its name in earlier versions
+
 __all__ = [
     "MISSING",
     "Registry",
@@ -41,6 +43,7 @@ __all__ = [
     "losses",
     "models",
     "modules",
+    "named_by",
     "nested",
     "node_of",
     "optimisers",

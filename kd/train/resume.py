@@ -14,7 +14,7 @@ import kd
 from kd.distill.ensemble import Ensemble
 from kd.distill.identity import INERT, RESUMABLE, matches
 from kd.errors import InputError, located, unknown
-from kd.registry import check_registered, nested, target_of
+from kd.registry import check_registered, current, nested, target_of, with_current
 from kd.run_folder.checkpoints import LAST, resumable
 from kd.run_folder.layout import CONFIG, SUMMARY
 from kd.run_folder.summary import is_tested, read_config, read_summary, require
@@ -131,6 +131,7 @@ def changed(config: dict[str, Any], typed: Mapping[str, Any], run: str) -> dict[
     """
     before, differing = config, []
     for key, value in typed.items():
+        value = current(value) if key.endswith("._target_") and isinstance(value, str) else with_current(value)
         for name, new in nested.flatten(value, key).items():
             old = nested.get(config, name)
             if new == old:

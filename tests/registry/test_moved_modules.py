@@ -14,9 +14,12 @@ from kd.callbacks.nan_guard import NaNGuard
 from kd.callbacks.teacher_gate import TeacherGate
 from kd.cli import compose
 from kd.cli.root import register
+from kd.errors import InputError
+from kd.models.names import name_of
 from kd.registry import build, losses, models, modules, optimisers, sources
 from kd.registry.core import target_of
 from kd.train import assemble
+from kd.train.resume import changed
 
 PATHS = (TESTS / "formats/dotted_paths.txt").read_text().split()
 
@@ -89,3 +92,35 @@ def test_function_takes_precedence_over_the_module_of_its_name() -> None:
     import kd.losses
 
     assert all(callable(getattr(kd.losses, name)) for name in ("at", "vid", "crd", "sp", "ofd"))
+
+
+def test_registry_exports_the_names_of_earlier_versions() -> None:
+    from kd.registry import named_by, parameters_of
+
+    assert named_by is parameters_of
+
+
+def test_a_run_is_resumed_with_its_options_under_earlier_paths() -> None:
+    config = {
+        "callbacks": {"average": {"_target_": "kd.callbacks.EMA", "decay": 0.9}},
+        "objective": {"ce": {"_target_": "kd.losses.CE", "weight": 1.0}},
+        "teacher": {"_target_": "kd.distill.MeanTeacher", "decay": 0.9},
+    }
+    typed = {
+        "callbacks": {"average": {"_target_": "kd.averaging.EMA", "decay": 0.9}},
+        "objective": {"ce": {"_target_": "kd.losses.hard.CE", "weight": 1.0}},
+        "teacher._target_": "kd.moving.Moving",
+    }
+    assert changed(config, typed, "run") == config
+
+
+def test_a_callback_under_its_earlier_path_cannot_be_added_to_a_run_that_has_begun() -> None:
+    typed = {"callbacks": {"average": {"_target_": "kd.averaging.EMA", "decay": 0.9}}}
+    with pytest.raises(InputError, match="cannot be added"):
+        changed({"callbacks": {}}, typed, "run")
+
+
+@pytest.mark.parametrize("path", ["kd.moving.Moving", "kd.distill.MeanTeacher", "kd.distill.mean_teacher.MeanTeacher"])
+def test_a_renamed_teacher_keeps_its_name_in_summaries(path: str) -> None:
+    # kd-report groups runs by it
+    assert name_of({"_target_": path, "decay": 0.9}) == "Moving"
