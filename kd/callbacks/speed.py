@@ -16,8 +16,6 @@ from kd.callbacks._lightning import bf16_on_cpu, drop_compiled
 from kd.callbacks.position import validation_batches
 from kd.data.batch import Batch
 from kd.data.datamodule import data_of
-from kd.distill.cached import Cached
-from kd.distill.ensemble import Ensemble
 from kd.distill.teacher import Frozen, FrozenTeacher, Teacher
 from kd.errors import InputError, unknown
 from kd.models.activation_checkpointing import recompute
@@ -106,7 +104,7 @@ class ApplySpeed(Callback):
             recompute(student)
         if self.speed.compile is True:
             student.compile(mode=mode if one else None)
-        for name, frozen in teachers(pl_module.teacher).items():
+        for name, frozen in _frozen(pl_module).items():
             self._speed_up(name, frozen, trainer, example)
             if self.speed.compile:
                 frozen.runner.compile(mode=mode)
@@ -159,7 +157,7 @@ class ApplySpeed(Callback):
 
     @torch.no_grad()
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        faster = {name: f for name, f in teachers(pl_module.teacher).items() if f.runner is not f.network}
+        faster = {name: f for name, f in _frozen(pl_module).items() if f.runner is not f.network}
         if not faster:
             return
         for frozen in faster.values():  # a search for the batch size has ended by now
@@ -212,7 +210,7 @@ class ApplySpeed(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         device, data = trainer.strategy.root_device, data_of(trainer)
-        for cached in teachers(pl_module.teacher, Cached).values():
+        for cached in _cached(pl_module).values():
             if device.type == "cuda" and pl_module.asks_teacher() and (plan := data.plan(trainer.current_epoch)):
                 cached.prefetch(*plan, device)
 
@@ -230,7 +228,7 @@ class ApplySpeed(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.speed.compile:
-            for network in (pl_module.student, *(f.runner for f in teachers(pl_module.teacher).values())):
+            for network in (pl_module.student, *(f.runner for f in _frozen(pl_module).values())):
                 drop_compiled(network)
             torch.compiler.set_stance("default")
 
@@ -239,9 +237,11 @@ class ApplySpeed(Callback):
         state.update({k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)})
 
 
-def teachers(teacher: Any, kind: type = Frozen) -> dict[str, Any]:
-    """The frozen members of a teacher, or the cached ones, by name; ``""`` is a single teacher."""
-    members = teacher.members if isinstance(teacher, Ensemble) else {"": teacher} if teacher is not None else {}
-    if kind is Frozen:
-        members = {name: member.frozen if isinstance(member, Cached) else member for name, member in members.items()}
-    return {name: member for name, member in members.items() if isinstance(member, kind)}
+def _frozen(module: Any) -> dict[str, Frozen]:
+    """The frozen members of a distiller's teacher by name."""
+    return {} if module.teacher is None else module.teacher.frozen_members()
+
+
+def _cached(module: Any) -> dict[str, Any]:
+    """The cached members of a distiller's teacher by name."""
+    return {} if module.teacher is None else module.teacher.cached_members()

@@ -96,6 +96,12 @@ class Cached(FrozenTeacher):
         """The network that computes the logits missing from the table."""
         return self.frozen.network
 
+    def frozen_members(self) -> dict[str, Frozen]:
+        return {"": self.frozen}
+
+    def cached_members(self) -> dict[str, Cached]:
+        return {"": self}
+
     def tap(self, layers: Iterable[str]) -> None:
         """Sets the layers to tap; if there are any, every batch runs through the network."""
         self.frozen.tap(layers)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.data.per_device import PerDevice
-from kd.distill.teacher import FrozenTeacher
+from kd.distill.teacher import Frozen, FrozenTeacher
 from kd.errors import InputError, unknown
 
 AVERAGES = ("probabilities", "logits")
@@ -59,6 +59,12 @@ class Ensemble(FrozenTeacher):
         self.average, self.confidence, self.T = average, confidence, T
         self.shares = [weight / sum(share) for weight in share]
         self.__dict__["log_shares"] = PerDevice(torch.tensor(self.shares).log())
+
+    def frozen_members(self) -> dict[str, Frozen]:
+        return {name: frozen for name, member in self.members.items() for frozen in member.frozen_members().values()}
+
+    def cached_members(self) -> dict[str, Any]:
+        return {name: cached for name, member in self.members.items() for cached in member.cached_members().values()}
 
     def owned_modules(self) -> list[nn.Module]:
         return [network for member in self.members.values() for network in member.owned_modules()]

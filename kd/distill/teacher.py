@@ -30,6 +30,18 @@ class Teacher(nn.Module, ABC):
         """sha256 of the networks' state."""
         return fingerprints(self.networks())
 
+    def frozen_members(self) -> dict[str, Frozen]:
+        """Its frozen members by name; the name of a single one is ``""``. Empty for an online teacher."""
+        return {}
+
+    def cached_members(self) -> dict[str, Any]:
+        """Its members that read their logits from a table, by name."""
+        return {}
+
+    def describe(self) -> str:
+        """How several members are combined; empty for a single one."""
+        return ""
+
     def on_epoch_end(self) -> None:
         """Called at the end of an epoch."""
 
@@ -100,6 +112,9 @@ class Frozen(FrozenTeacher):
         self.__dict__["columns"] = columns
         self.__dict__["picked"] = None if columns is None else (int(columns.max()), PerDevice(columns))
         self.tap(())
+
+    def frozen_members(self) -> dict[str, Frozen]:
+        return {"": self}
 
     def tap(self, layers: Iterable[str]) -> None:
         """Sets the layers to tap besides the output, replacing any set before."""

@@ -19,7 +19,6 @@ from torch import nn
 from kd.data.datamodule import ImageData
 from kd.data.memory import Memory
 from kd.distill.distiller import Distiller
-from kd.distill.ensemble import Ensemble
 from kd.distill.objective import Term
 from kd.distill.spec import TeacherSpec
 from kd.distill.teacher import FrozenTeacher
@@ -58,8 +57,8 @@ def print_start(
         for name, network in distiller.teacher.networks().items():
             note = ", frozen" if isinstance(distiller.teacher, FrozenTeacher) else ", changing with the student"
             _network(f"teacher {name}".strip(), name_of(nodes[name]), network, shape, note)
-        if isinstance(distiller.teacher, Ensemble):
-            log.info("teacher: %s", distiller.teacher.describe())
+        if line := distiller.teacher.describe():
+            log.info("teacher: %s", line)
     for line in _clashes(config, data):
         log.info("%s", line)
     for line in distiller.objective.describe():
