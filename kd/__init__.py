@@ -33,6 +33,7 @@ _PUBLIC = {
     "load": "kd.run_folder.load",
 }
 _PACKAGES = ("data", "losses", "models")
+_EARLIER = {"sweep": "kd.cli.sweep"}  # of paths that Hydra imports itself, without kd.registry.aliases
 
 __all__ = ["CONFIG_DIR", "__version__", *_PUBLIC, *_PACKAGES]
 
@@ -43,6 +44,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(module), attribute or name)
     if name in _PACKAGES:
         return import_module(f"kd.{name}")
+    if name in _EARLIER:
+        return import_module(_EARLIER[name])
     raise AttributeError(f"module 'kd' has no attribute {name!r}")
 
 

@@ -23,3 +23,6 @@ class SweepReport(Callback):
             write(folder, folder).print()
         except InputError as error:
             print(f"no report: {error}")
+
+
+Reported = SweepReport  # its name in earlier versions, for hydra.callbacks of users

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hydra.utils
 import pytest
 from paths import TESTS
 from pytorch_lightning.callbacks import Callback
@@ -14,6 +15,7 @@ from kd.callbacks.nan_guard import NaNGuard
 from kd.callbacks.teacher_gate import TeacherGate
 from kd.cli import compose
 from kd.cli.root import register
+from kd.cli.sweep import SweepReport
 from kd.errors import InputError
 from kd.models.names import name_of
 from kd.registry import build, losses, models, modules, optimisers, sources
@@ -124,3 +126,8 @@ def test_a_callback_under_its_earlier_path_cannot_be_added_to_a_run_that_has_beg
 def test_a_renamed_teacher_keeps_its_name_in_summaries(path: str) -> None:
     # kd-report groups runs by it
     assert name_of({"_target_": path, "decay": 0.9}) == "Moving"
+
+
+def test_hydra_finds_the_report_of_a_sweep_under_its_earlier_path() -> None:
+    # Hydra makes hydra.callbacks itself, so that kd.registry.aliases does not apply
+    assert hydra.utils.get_object("kd.sweep.Reported") is SweepReport
