@@ -217,7 +217,7 @@ def test_a_peer_with_the_student_s_own_weights_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = (*SMALL, "teacher=peers", "objective=dml", "logger=none", f"student.checkpoint={runs / 'ema/run'}")
-    assert "teacher: peers.cnn has the student's own weights" in complain(*words)
+    assert "teacher: peers.cnn has the same weights as the student" in complain(*words)
 
 
 def test_backbone_without_a_classifier_is_exported_but_not_evaluated(runs: Path, complain: Complain) -> None:
