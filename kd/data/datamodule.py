@@ -12,6 +12,7 @@ from torch import Tensor
 from kd.data.batch import Batch
 from kd.data.loader import Loader
 from kd.data.memory import Memory
+from kd.errors import InputError
 
 
 class ImageData(pl.LightningDataModule):
@@ -89,12 +90,20 @@ class ImageData(pl.LightningDataModule):
         return None
 
     def labels(self, part: str) -> Tensor:
-        """The class numbers [N] of a part."""
-        raise NotImplementedError
+        """The class numbers [N] of a part.
+
+        Raises:
+            InputError: a custom data module, whose samples only its loaders can give.
+        """
+        raise InputError(f"the labels of a {type(self).__name__} cannot be looked up")
 
     def image(self, part: str, position: int) -> Tensor:
-        """One image [C, H, W] of a part, without augmentation."""
-        raise NotImplementedError
+        """One image [C, H, W] of a part, without augmentation.
+
+        Raises:
+            InputError: a custom data module, whose samples only its loaders can give.
+        """
+        raise InputError(f"the images of a {type(self).__name__} cannot be looked up by position")
 
     @property
     def lightning(self) -> pl.LightningDataModule:
