@@ -19,7 +19,8 @@ from kd.data.datamodule import data_of
 from kd.distill.teacher import Frozen, FrozenTeacher, Teacher
 from kd.errors import InputError, unknown
 from kd.models.activation_checkpointing import recompute
-from kd.models.inference import CLOSE, for_inference, takes_channels_last
+from kd.models.check import CLOSE
+from kd.models.inference import for_inference, takes_channels_last
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from kd.data.labels import UNKNOWN
 from kd.errors import InputError, TrainingFailed
 from kd.losses.cross_entropy import class_of, labelled
 from kd.losses.divergences import kl, soft_cross_entropy
 
-UNKNOWN = -1
 HINT = "a lower optim.lr or a larger data.batch_size often helps; check the running statistics of its batch norms"
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.data.labels import UNKNOWN
 from kd.distill.distiller import Distiller
-from kd.distill.metrics import UNKNOWN, Accuracy
+from kd.distill.metrics import Accuracy
 from kd.distill.teacher import OnlineTeacher
 from kd.errors import InputError, with_key
 from kd.losses.cross_entropy import class_of

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kd.models.check import untouched
+from kd.models.check import CLOSE, untouched
+from kd.models.cost import CONVOLUTIONS
 from kd.models.normalized import Normalized, unwrap
 
 log = logging.getLogger(__name__)
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CAST = (*CONVOLUTIONS, nn.Linear)  # what autocast runs in lower precision and torch has as a module with weights
-CLOSE = 1e-3  # of the largest logit: rounding is far below
 
 
 def for_inference(

@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import StrategyRegistry
 from kd.callbacks.modes import mode_of
 from kd.data.datamodule import ImageData
 from kd.distill.cached import CacheOptions
+from kd.distill.identity import SHORT
 from kd.distill.metrics import Scores
 from kd.distill.mutual import nodes_of
 from kd.distill.ressl import MomentumTeacher
@@ -41,7 +42,6 @@ ALL = ("max_steps", "num_sanity_val_steps")  # -1 means all
 SHARES = ("limit_train_batches", "limit_val_batches", "val_check_interval")  # fractions if floats
 MACHINE = ("accelerator", "devices", "strategy", "precision")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "transformer-engine", "transformer-engine-float16")
-SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 OURS = ("kd.", "pytorch_lightning.")
 
 
